@@ -1,0 +1,36 @@
+# Two commands do everything on a fresh machine: `make demo` and `make test`. Each builds .venv on first use.
+PYTHON ?= python3
+VENV ?= .venv
+BIN := $(VENV)/bin
+ROOT ?= runs/demo
+
+.PHONY: demo test bench docs readme help
+
+help:
+	@echo "make demo              the whole road on a synthetic board, into $(ROOT)"
+	@echo "make test              everything CI checks"
+	@echo "make bench WHAT=name   a measured table, and runs/bench/name.json"
+	@echo "make docs              the docs site, into _docs"
+	@echo "make readme            README.md from nbs/index.ipynb"
+
+$(VENV)/.done: settings.ini setup.py pyproject.toml
+	@$(PYTHON) -c 'import sys; v=sys.version_info[:2]; sys.exit(0 if v>=(3,11) else f"pttface needs Python 3.11 or newer; $(PYTHON) is {v[0]}.{v[1]}. Name another: make PYTHON=python3.12")'
+	test -x $(BIN)/python || $(PYTHON) -m venv $(VENV)
+	$(BIN)/python -m pip install --quiet --upgrade pip
+	$(BIN)/python -m pip install --quiet --editable '.[dev]'
+	touch $@
+
+demo: $(VENV)/.done
+	$(BIN)/pttface demo --root $(ROOT) $(ARGS)
+
+test: $(VENV)/.done
+	$(BIN)/python tools/check.py $(ARGS)
+
+bench: $(VENV)/.done
+	$(BIN)/python tools/bench.py $(or $(WHAT),--help) $(ARGS)
+
+docs: $(VENV)/.done
+	$(BIN)/python tools/docs.py
+
+readme: $(VENV)/.done
+	$(BIN)/python tools/readme.py

@@ -1,0 +1,28 @@
+"One door to every measured figure: `python tools/bench.py NAME` prints a table and writes runs/bench/NAME.json."
+import argparse
+import sys
+from importlib import import_module
+from pathlib import Path
+
+here = Path(__file__).resolve().parent
+sys.path.insert(0, str(here))
+columns = ('what', 'value', 'unit', 'peer', 'peer_value', 'ratio', 'n', 'spread')
+
+
+def main():
+    from pttface.show import Table
+    from pttface.store import write_json
+    names = sorted(p.stem.removeprefix('bench_') for p in here.glob('bench_*.py'))
+    p = argparse.ArgumentParser(prog='make bench WHAT=name', description=__doc__)
+    p.add_argument('name', choices=names, help='what to measure')
+    p.add_argument('--smoke', action='store_true', help='the smallest run that shows that it works; its figures mean nothing and are not written')
+    args = p.parse_args()
+    rows = [{c: r.get(c) for c in columns} for r in import_module(f'bench_{args.name}').bench(**({'smoke': True} if args.smoke else {}))]
+    print(Table(rows))
+    if args.smoke: return
+    out = here.parent / 'runs/bench' / f'{args.name}.json'
+    write_json(out, rows)
+    print(f'written to {out.relative_to(here.parent)}')
+
+
+if __name__ == '__main__': main()
