@@ -18,7 +18,13 @@ from tabulate import tabulate
 # %% ../nbs/support/show.ipynb #8ea00923
 class Picture(Figure):
     "A Matplotlib figure that shows itself as a PNG, and that `pyplot` does not hold on to"
-    def __init__(self, *args, dpi=80, layout='constrained', **kw):
+    def __init__(self,
+        *args,
+        dpi:float=80,              # Pixels per inch
+        layout:str='constrained',  # Matplotlib's layout engine
+        **kw,
+    ):
+        "Any of Matplotlib's `Figure` arguments, `figsize` in inches first."
         super().__init__(*args, dpi=dpi, layout=layout, **kw)
         FigureCanvasAgg(self)
 

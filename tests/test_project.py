@@ -49,7 +49,7 @@ def test_nbdev_is_for_developers_only():
     (['crawl', 'Beauty', '--since', '2024-02-30', '--until', '2024-12-31', '--root', 'no/such/folder'], '2024-02-30'),
 ])
 def test_faults_end_in_one_sentence_and_status_2(argv, said, tmp_path):
-    r = subprocess.run([sys.executable, '-m', 'pttface.cli', *argv], cwd=tmp_path, text=True, capture_output=True, timeout=120)
+    r = subprocess.run([Path(sys.executable).parent / 'pttface', *argv], cwd=tmp_path, text=True, capture_output=True, timeout=120)
     assert r.returncode == 2, r.stderr
     assert said in r.stderr and r.stderr.count('\n') == 1 and 'Traceback' not in r.stderr
     assert list(tmp_path.iterdir()) == []

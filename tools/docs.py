@@ -1,4 +1,5 @@
 "The docs site, offline: nbdev turns the notebooks into pages, smalldocs turns the pages into a site in _docs."
+import os
 import re
 import shutil
 import subprocess
@@ -13,6 +14,9 @@ from nbdev.serve import proc_nbs
 top = Path(__file__).resolve().parent.parent
 site = top / '_docs'
 number = re.compile(r'(?<![\w.-])\d\d_(?=\w+\.(?:ipynb|html))')
+
+
+os.environ['PYTHONWARNINGS'] = 'ignore'  # pages are made in a process of their own
 
 
 def pages():
