@@ -6,7 +6,8 @@ Docs: https://pttface.github.io/pttface/support/store.html.md"""
 
 # %% auto #0
 __all__ = ['marker', 'BadInput', 'open_root', 'atomic_path', 'dumps', 'write_json', 'read_json', 'write_jsonl', 'read_jsonl',
-           'write_npz', 'read_npz', 'Ledger', 'write_tar', 'read_tar', 'same_settings', 'need', 'content_hash']
+           'write_npz', 'read_npz', 'Ledger', 'write_tar', 'read_tar', 'same_settings', 'need', 'read_optout',
+           'opted_out', 'content_hash']
 
 # %% ../nbs/support/store.ipynb #2c5054e3
 import hashlib,io,json,logging,os,tarfile,tempfile,threading
@@ -244,6 +245,22 @@ def need(
     p = open_root(root)/name
     if not p.exists(): raise BadInput(f'{p} is missing: run `pttface {stage}` first')
     return p
+
+# %% ../nbs/support/store.ipynb #17252bb8
+def read_optout(
+    root:str|os.PathLike,  # An artefact folder
+)->frozenset[str]: # Addresses and hashes, without blank lines and `#` comments
+    "What `optout.txt` in `root` says must not be used; empty when there is no such file."
+    p = Path(root)/'optout.txt'
+    if not p.exists(): return frozenset()
+    return frozenset(o for line in p.read_text(encoding='utf-8-sig').splitlines() if (o := line.split(' #')[0].strip()) and not o.startswith('#'))
+
+def opted_out(
+    row:dict,            # Any row with some of `url`, `article`, `sha256`
+    out:frozenset[str],  # From `read_optout`
+)->bool: # Must it not be used?
+    "Is this photo, or the article it came from, on the opt-out list?"
+    return bool(out) and any(row.get(k) in out for k in ('url','article','sha256'))
 
 # %% ../nbs/support/store.ipynb #316a44f0
 def content_hash(
