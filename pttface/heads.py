@@ -14,6 +14,8 @@ from dataclasses import dataclass,field
 
 import cv2
 import numpy as np
+from fastcore.basics import patch
+from threadpoolctl import ThreadpoolController
 from tqdm.auto import tqdm
 
 from .store import BadInput
@@ -41,7 +43,7 @@ def quadric(
     rows = []
     for B in (A, A @ A):
         x,y,z = -2*B @ c
-        row = [c @ B @ c, y, z, B[0,0], B[1,1], B[2,2], 2*B[1,2]]
+        row = [c @ B @ c + 1e-4*np.trace(B), y, z, B[0,0], B[1,1], B[2,2], 2*B[1,2]]
         side = [x, 2*B[0,1], 2*B[0,2]]
         rows.append(row + ([0,0,0] + side if pair else side + [0,0,0]))
     return np.array(rows)
@@ -50,48 +52,96 @@ def monomials(
     p,  # Points, (3,N)
 )->np.ndarray: # (13,N)
     "What a quadric is a weighted sum of; the last three hold |x|, for what comes in pairs."
-    x,y,z = p
-    a = np.abs(x)
-    return np.stack([np.ones_like(x), y, z, x*x, y*y, z*z, y*z, x, x*y, x*z, a, a*y, a*z])
+    m = np.empty((13,p.shape[1]), np.float32)
+    m[0],m[1:3],m[7] = 1,p[1:],p[0]
+    np.multiply(p, p, out=m[3:6])
+    np.multiply(p[1], p[2], out=m[6])
+    np.multiply(p[1:], p[0], out=m[8:10])
+    np.abs(p[0], out=m[10])
+    np.multiply(p[1:], m[10], out=m[11:])
+    return m
 
 # %% ../nbs/support/heads.ipynb #bc16b0f5
 class Solid:
     "Ellipsoids joined into named groups"
     def __init__(self,
-        parts,  # Rows of `(group, op, k, quadric)`: `op` is '+' join, '-' carve, '&' keep the common part, rounded by `k`
+        parts,  # Rows of `(group, op, k, quadric)`: `op` is '+' join, '-' carve, rounded by `k`
     ):
-        self.groups = list(dict.fromkeys(o[0] for o in parts))
-        self.parts = {g:[o[1:3] for o in parts if o[0] == g] for g in self.groups}
-        q = {g:np.stack([o[3] for o in parts if o[0] == g], 1).reshape(-1, 13) for g in self.groups}
-        self.q = {g:o.astype(np.float32) for g,o in q.items()}
+        groups = list(dict.fromkeys(o[0] for o in parts))
+        self.parts = [o for g in groups for o in parts if o[0] == g]
+        self.groups = {g:slice(k[0], k[-1]+1) for g in groups if (k := [i for i,o in enumerate(self.parts) if o[0] == g])}
+        self.q = np.stack([o[3] for o in self.parts], 1).astype(np.float32)
+        self.buf = np.empty(0, np.float32)
+
+    def _each(self, p, i):
+        "Distances to each ellipsoid of slice `i`, (M,N)"
+        q,n = self.q[:,i],p.shape[1]
+        m = q.shape[1]
+        if len(self.buf) < 2*m*n: self.buf = np.empty(2*m*n, np.float32)
+        k0,k1 = K = np.matmul(q, monomials(p), out=self.buf[:2*m*n].reshape(2, m, n))
+        np.sqrt(K, out=K)
+        np.divide(k0, k1, out=k1)
+        k0 -= 1
+        k0 *= k1
+        return k0
+
+    def _fold(self, D, i):
+        "Join and carve the rows of `D`, which is overwritten"
+        d,h = D[0],np.empty_like(D[0])
+        for (_,op,k,_),e in zip(self.parts[i][1:], D[1:]):
+            if op == '-': np.negative(e, out=e)
+            np.subtract(d, e, out=h)
+            np.abs(h, out=h)
+            np.subtract(k, h, out=h)
+            np.maximum(h, 0, out=h)
+            h *= h
+            h *= .25/k
+            if op == '+': np.minimum(d, e, out=d); d -= h
+            else: np.maximum(d, e, out=d); d += h
+        return d
 
     def dist(self,
-        p,     # Points, (3,N) float32
-        g,     # Group
-        f=None,  # Its `monomials`
+        p,  # Points, (3,N) float32
+        g,  # Group
     )->np.ndarray: # (N,)
         "Distance to the surface of group `g`, negative inside."
-        k0,k1 = np.sqrt(np.maximum(self.q[g] @ (monomials(p) if f is None else f), 1e-8)).reshape(2, len(self.parts[g]), -1)
-        D = k0*(k0 - 1)/k1
-        d = D[0]
-        for (op,k),e in zip(self.parts[g][1:], D[1:]):
-            if op == '+': h = np.maximum(k - np.abs(d-e), 0); d = np.minimum(d, e) - h*h*(.25/k)
-            else:
-                if op == '-': e = -e
-                h = np.maximum(k - np.abs(d-e), 0); d = np.maximum(d, e) + h*h*(.25/k)
-        return d
+        i = self.groups[g]
+        return self._fold(self._each(p, i), i).copy()
 
     def all(self, p):
         "Distances to every group, (G,N)"
-        f = monomials(p)
-        return np.stack([self.dist(p, g, f) for g in self.groups])
+        D = self._each(p, slice(None))
+        return np.stack([self._fold(D[i], i) for i in self.groups.values()])
 
     def __call__(self, p):
         "Distance to the nearest group"
-        f = monomials(p)
-        d = self.dist(p, self.groups[0], f)
-        for g in self.groups[1:]: np.minimum(d, self.dist(p, g, f), out=d)
-        return d
+        D = self._each(p, slice(None))
+        d,*rest = (self._fold(D[i], i) for i in self.groups.values())
+        for o in rest: np.minimum(d, o, out=d)
+        return d.copy()
+
+# %% ../nbs/support/heads.ipynb #930d6107
+@patch
+def near(self:Solid,
+    p,           # Points, (3,N)
+    margin=.1,   # How far from them we may ask
+)->Solid: # With the parts that matter there
+    "The same solid around `p`, without the parts that are too far to be felt."
+    D = self._each(p, slice(None))
+    E,keep = D.copy(),[]
+    top = np.stack([self._fold(D[i], i) for i in self.groups.values()]).min(0)
+    for i in self.groups.values():
+        d,mine = E[i][0].copy(),[]
+        for j,(_,op,k,_) in enumerate(self.parts[i]):
+            e = E[i][j] if op == '+' else -E[i][j]
+            if j == 0: felt = True
+            else:
+                felt = ((e-d if op == '+' else d-e) < k+margin).any()
+                h = np.maximum(k-np.abs(d-e), 0)
+                d = np.minimum(d, e)-h*h*.25/k if op == '+' else np.maximum(d, e)+h*h*.25/k
+            if felt: mine.append(self.parts[i][j])
+        if (d-top < margin).any(): keep += mine
+    return Solid(keep)
 
 # %% ../nbs/support/heads.ipynb #c6dfa84d
 def random_look(
@@ -110,9 +160,9 @@ def random_look(
     style = pick(['short','bob','long','bun','tail','crop'], [2,4,6,2.2,1.6,2])
     return dict(skin=skin.round(1).tolist(), hair=list(hairs[hname]), style=style, fringe=pick(['none','full','part','curtain'], [3,2.5,2.5,2]),
         side=pick([-1,1]), wave=pick([0.,u(.02,.05),u(.05,.1)], [3,2,1]), length=u(.75,1.25), volume=u(.02,.12),
-        face_w=u(.9,1.1), jaw_w=u(.82,1.16), chin=u(-.07,.07), cheek=u(.8,1.2),
+        face_w=u(.9,1.1), jaw_w=u(.82,1.16), chin=u(-.05,.06), cheek=u(.8,1.2),
         eye=u(.92,1.14), open=u(.8,1.15), gap=u(.285,.325), slant=u(-.06,.14), iris=list(pick([(70,44,28),(48,30,22),(104,68,36),(88,104,74),(78,108,138)], [6,6,2,.8,.8])),
-        nose_l=u(.9,1.1), nose_w=u(.8,1.2), mouth_w=u(.22,.3), lips=u(.7,1.3), smile=u(-.1,.5), teeth=pick([0.,1.], [3,1]), 
+        nose_l=u(.9,1.1), nose_w=u(.8,1.2), mouth_w=u(.19,.245), lips=u(.7,1.3), smile=u(-.1,.5), teeth=pick([0.,1.], [2,1]),
         lip=list(pick([(206,110,104),(196,84,88),(186,52,62),(216,128,116),(170,74,76)], [4,3,1.5,3,2])), gloss=u(.2,1),
         brow_h=u(.17,.22), brow_t=u(.6,1.3), brow_a=u(.2,1.), blush=u(.1,.6), freckles=pick([0.,u(.3,1)], [5,1]), shadow=u(0,.8), lash=u(.5,1.2),
         cloth=[int(255*o) for o in _hsv(u(0,1), u(.08,.7), u(.25,.95))], neck=pick(['round','v','high','wide']), shoulders=u(.92,1.12), earring=pick([0,1], [3,1]))
@@ -126,69 +176,70 @@ def _hsv(h, s, v):
 def _skin(L):
     "The parts of a head's skin"
     w,j,e,g = L['face_w'],L['jaw_w'],L['eye'],L['gap']
-    cy = -.97 + L['chin']
-    nl,nw,mw = L['nose_l'],L['nose_w'],L['mouth_w']
-    ny = -.06 - .36*nl
+    cy,ck = -.93 + L['chin'],L['cheek']
+    nl,nw,mw,lf = L['nose_l'],L['nose_w'],L['mouth_w'],L['lips']
+    ny = -.06 - .34*nl
     return [('skin',*o) for o in [
-        ('+', .1, quadric((0,.2,-.12), (.75*w,.82,.88))),
-        ('+', .3, quadric((0,-.28,.16), (.6*w,.72,.62))),
-        ('+', .25, quadric((0,-.66+L['chin']*.5,.26), (.42*j,.36,.42))),
-        ('+', .25, quadric((.38*j*w,-.55,.0), (.2,.26,.3), pair=True)),
-        ('+', .2, quadric((0,cy,.5), (.17*j,.13,.16))),
-        ('+', .2, quadric((.36*w,-.31,.46), (.2,.16*L['cheek'],.19*L['cheek']), pair=True)),
+        ('+', .1, quadric((0,.2,-.12), (.74*w,.82,.88))),
+        ('+', .3, quadric((0,-.26,.16), (.57*w,.70,.62))),
+        ('+', .25, quadric((0,-.62+L['chin']*.5,.27), (.36*j,.36,.42))),
+        ('+', .28, quadric((.34*j*w,-.5,.05), (.18,.26,.3), pair=True)),
+        ('+', .28, quadric((0,cy,.50), (.17*j,.12,.16))),
+        ('+', .22, quadric((.35*w,-.30,.46), (.2,.16*ck,.19*ck), pair=True)),
         ('+', .16, quadric((.25,.12,.62), (.26,.08,.14), pair=True)),
-        ('-', .16, quadric((g+.01,-.05,.94), (.19*e,.12*e,.15), pair=True)),
-        ('+', .05, quadric((g,-.06,.575), (.17*e,.165*e,.165), pair=True)),
-        ('+', .12, quadric((0,-.14,.74), (.062,.26*nl,.09), rot=(0,18,0))),
-        ('+', .10, quadric((0,ny,.89), (.085*nw,.08,.095))),
-        ('+', .05, quadric((.085*nw,ny-.025,.82), (.062*nw,.055,.08), pair=True)),
-        ('-', .03, quadric((.048*nw,ny-.085,.86), (.03,.022,.045), pair=True)),
-        ('+', .15, quadric((0,-.67,.56), (.27,.2,.2))),
-        ('+', .05, quadric((.06,-.625,.735), (mw*.55,.042*L['lips'],.06), rot=(0,0,8), pair=True)),
-        ('+', .05, quadric((0,-.725,.72), (mw*.6,.055*L['lips'],.075))),
-        ('-', .03, quadric((0,-.67,.84), (mw*.9,.012,.07))),
-        ('+', .04, quadric((.755*w,-.14,-.08), (.05,.19,.12), rot=(-20,0,-8), pair=True)),
-        ('-', .03, quadric((.81*w,-.11,-.03), (.03,.11,.06), rot=(-20,0,-8), pair=True))]]
+        ('-', .16, quadric((g+.01,-.05,.94), (.2*e,.13*e,.15), pair=True)),
+        ('+', .05, quadric((g,-.06,.575), (.18*e,.17*e,.165), pair=True)),
+        ('+', .12, quadric((0,-.13,.73), (.058,.26*nl,.09), rot=(0,18,0))),
+        ('+', .10, quadric((0,ny,.88), (.08*nw,.07,.09))),
+        ('+', .05, quadric((.08*nw,ny-.02,.81), (.055*nw,.048,.075), pair=True)),
+        ('-', .03, quadric((.045*nw,ny-.078,.85), (.028,.02,.04), pair=True)),
+        ('+', .15, quadric((0,-.63,.56), (.25,.19,.2))),
+        ('+', .05, quadric((.05,-.585,.735), (mw*.55,.044*lf,.055), rot=(0,0,8), pair=True)),
+        ('+', .05, quadric((0,-.685,.72), (mw*.62,.058*lf,.075))),
+        ('-', .03, quadric((0,-.63,.84), (mw*.9,.012,.07))),
+        ('+', .04, quadric((.745*w,-.14,-.08), (.05,.19,.12), rot=(-20,0,-8), pair=True)),
+        ('-', .03, quadric((.80*w,-.11,-.03), (.03,.11,.06), rot=(-20,0,-8), pair=True))]]
 
 def _body(L, R, e, Rb):
     "Neck, shoulders and clothes, for a head turned by `R` over a body turned by `Rb`"
     s = L['shoulders']
     top = np.array([0,-.5,-.2])
-    q = R @ (top - e)
-    b = q + Rb @ np.array([0,-.95,-.12])
+    b = R @ (top - e) + Rb @ np.array([0,-.85,-.1])
     H = R.T @ Rb
     at = lambda v: R.T @ (b + Rb @ np.array(v)) + e
-    base = R.T @ b + e
-    axis = (base - top)/np.linalg.norm(base - top)
-    x = np.cross(axis, [0,0,1]); x /= np.linalg.norm(x)
+    axis = at((0,0,0)) - top
+    mid = top + axis/2
+    axis /= np.linalg.norm(axis)
+    x = np.cross(axis, [0,0,1])
+    x /= np.linalg.norm(x)
     N = np.stack([x, axis, np.cross(x, axis)], 1)
-    torso = [((0,-.42,-.02), (1.28*s,.36,.42)), ((0,-1.3,.02), (1.0*s,1.15,.55)), ((0,-5.5,0), (1.3*s,4.8,.7))]
-    out = [('skin','+',.18,quadric((top+base)/2, (.34*s,.8,.33), rot=N))]
-    out += [('skin','+',.4 if i == 0 else .3,quadric(at(c), r, rot=H)) for i,(c,r) in enumerate(torso)]
-    out += [('cloth','+',.3,quadric(at(c), np.array(r)+.035, rot=H)) for c,r in torso]
-    if L['neck'] == 'high': out += [('cloth','+',.2,quadric((top+base)/2, (.37*s,.62,.36), rot=N))]
-    hole = dict(round=((0,-.05,.25),(.55,.38,.6)), v=((0,-.3,.5),(.32,.75,.4)), wide=((0,.05,.1),(.95,.36,.7)), high=((0,.55,0),(.6,.3,.6)))[L['neck']]
+    torso = [((0,-.48,-.04), (1.3*s,.25,.34), 0), ((.5*s,-.3,-.1), (.62*s,.2,.26), 20), ((-.5*s,-.3,-.1), (.62*s,.2,.26), -20),
+             ((1.3*s,-1.4,-.05), (.27,1.1,.32), -5), ((-1.3*s,-1.4,-.05), (.27,1.1,.32), 5), ((0,-1.25,.04), (.98*s,1.,.5), 0), ((0,-5.5,0), (1.2*s,4.7,.65), 0)]
+    out = []
+    for g,grow in (('skin',0),('cloth',.04)): out += [(g,'+',.18,quadric(mid, (.31*s+grow,.8,.31+grow), rot=N))] + [(g,'+',.3,quadric(at(c), np.array(r)+grow, rot=H @ turn(0,0,a))) for c,r,a in torso]
+    hole = dict(round=((0,.35,.1),(.5,.82,.72)), v=((0,.2,.4),(.36,1.2,.6)), wide=((0,.4,.05),(.98,.76,.75)), high=((0,.97,0),(.8,.62,.8)))[L['neck']]
     return out + [('cloth','-',.04,quadric(at(hole[0]), hole[1], rot=H))]
 
 # %% ../nbs/support/heads.ipynb #c2a45110
 def _hair(L):
     "The parts of a head's hair"
-    v,n,side,st = .06 + L['volume'],L['length'],L['side'],L['style']
-    w = L['face_w']
-    out = [('+', .1, quadric((0,.24,-.16), (.75*w+v,.80+v,.87+v)))]
+    v,n,side,st = .04 + L['volume'],L['length'],L['side'],L['style']
+    w,fr = L['face_w'],L['fringe']
+    thin = 0 if fr == 'full' else .06
+    out = [('+', .1, quadric((0,.26,-.18-thin), (.74*w+v,.80+v,.87+v)))]
     if st in ('bob','long'):
-        l = 1. if st == 'bob' else 1.75*n
-        out += [('+',.2, quadric((.60*w,.05-.5*l,-.1), (.24+v*.5,.55*l+.2,.45), pair=True)), ('+',.2, quadric((0,.05-.5*l,-.45), (.66,.55*l+.2,.42)))]
-    if st == 'short': out += [('+',.2, quadric((.56*w,-.08,-.15), (.24+v,.45,.45), pair=True))]
-    if st == 'bun': out += [('+',.1, quadric((0,1.08+v,-.42), (.34,.3,.34)))]
-    if st == 'tail': out += [('+',.1, quadric((side*.1,.5,-1.12), (.2,.2,.24))), ('+',.15, quadric((side*.5,-.3,-1.12), (.24,.95,.22), rot=(0,0,side*-14)))]
-    fr = L['fringe']
-    if st in ('crop',): out += [('-',.06, quadric((0,-.98,-.5), (1.2,.75,.8))), ('-',.06, quadric((0,-.5,.95), (.9,1.02,.92)))]
+        l = .9 if st == 'bob' else 1.75*n
+        out += [('+',.25, quadric((.58*w,.05-.5*l,-.12), (.2+v,.55*l+.2,.42), pair=True)), ('+',.25, quadric((0,.05-.5*l,-.45), (.62,.55*l+.2,.42)))]
+    if st == 'short': out += [('+',.2, quadric((.56*w,-.05,-.2), (.2+v,.42,.42), pair=True))]
+    if st == 'bun': out += [('+',.1, quadric((0,1.1+v,-.42), (.34,.3,.34)))]
+    if st == 'tail': out += [('+',.1, quadric((side*.1,.5,-1.12), (.2,.2,.24))), ('+',.15, quadric((side*.55,-.3,-1.12), (.26,.95,.24), rot=(0,0,side*-16)))]
+    if st == 'crop': out += [('-',.06, quadric((0,-.98,-.5), (1.2,.75,.8))), ('-',.1, quadric((0,-.5,.95), (.86,1.06,.92)))]
     else:
         if st in ('bun','tail'): out += [('-',.06, quadric((0,-1.08,-.6), (1.2,.7,.8)))]
-        if fr == 'curtain': out += [('-',.05, quadric((.2,-.36,.98), (.46,.92,.86), rot=(0,0,-14), pair=True))]
-        elif fr == 'part': out += [('-',.05, quadric((side*.14,-.34,.98), (.62,.9,.86), rot=(0,0,side*-16)))]
-        else: out += [('-',.05, quadric((0,-.38,.98), (.64,.94 if fr == 'none' else .56,.86)))]
+        if fr == 'curtain': out += [('-',.16, quadric((.2,-.36,.98), (.44,.94,.86), rot=(0,0,-14), pair=True))]
+        elif fr == 'part': out += [('-',.16, quadric((side*.14,-.34,.98), (.60,.92,.86), rot=(0,0,side*-16)))]
+        elif fr == 'full': out += [('-',.05, quadric((0,-.45,.98), (.6,.62,.86))), ('-',.05, quadric((0,-.04,1.), (.56,.2,.8)))]
+        else: out += [('-',.18, quadric((0,-.38,.98), (.62,.96,.86)))]
     return [('hair',*o) for o in out]
 
 # %% ../nbs/support/heads.ipynb #8c2a4734
@@ -211,23 +262,27 @@ class Head:
 # %% ../nbs/support/heads.ipynb #a8298a73
 dist_cam = 9.   # Camera to eyes, in head units (a head is about two units tall)
 
-def _march(f, o, d, t, cone, tmax=14., steps=24, eps=.3):
-    "Walk rays `o + t*d` until they are within `eps` cone widths; gives t, and the closest miss in cone widths"
-    t,best,tb = t.copy(),np.full(len(t), 1e9, np.float32),t.copy()
-    live = np.arange(len(t))
+def _march(f, o, d, t, cone, tmax=13., steps=9, eps=.3):
+    "Walk rays `o + t*d` to within `eps` cone widths of a surface; gives t, and the closest miss in cone widths"
+    best,tb = np.full(len(t), 1e9, np.float32),t.copy()
+    live,s0,t0 = np.arange(len(t)),None,None
     for _ in range(steps):
-        tl = t[live]
-        s = f(o[:,None] + tl*d[:,live])
-        c = s/(cone*tl)
+        s = f(o + t*d)
+        c = np.abs(s)/(cone*t)
         k = c < best[live]
-        best[live[k]],tb[live[k]] = c[k],tl[k]
-        t[live] = tl + s*.93
-        live = live[(c > eps) & (t[live] < tmax)]
+        best[live[k]],tb[live[k]] = c[k],t[k]
+        slope = np.float32(.93) if s0 is None else np.clip((s0-s)/np.where(np.abs(t-t0) < 1e-6, 1, t-t0), .45, 1.07)
+        go = (c > eps) & (t < tmax)
+        s0,t0,t = s[go],t[go],(t + s/slope)[go]
+        live,d = live[go],d[:,go]
         if not len(live): break
-    return tb,best
+    return tb,best,live,t
 
-def _chunks(f, n, size=16384):
-    for i in range(0, n, size): f(slice(i, min(i+size, n)))
+def _tiles(idx, W, side=64):
+    "Split pixel numbers into square tiles"
+    key = idx//W//side*1000 + idx%W//side
+    order = np.argsort(key, kind='stable')
+    return np.split(order, np.flatnonzero(np.diff(key[order]))+1) if len(idx) else []
 
 # %% ../nbs/support/heads.ipynb #85540ec4
 @dataclass
@@ -244,7 +299,7 @@ class Shot:
         "Pixels to a ray's start (3,) and directions (3,N), in head coordinates"
         d = np.stack([(u-self.c[0])/self.f, (self.c[1]-v)/self.f, -np.ones_like(u)])
         d = self.R.T @ (d/np.linalg.norm(d, axis=0))
-        return (self.R.T @ np.array([0,0,dist_cam]) + self.e).astype(np.float32), d.astype(np.float32)
+        return (self.R.T @ np.array([0,0,dist_cam]) + self.e).astype(np.float32)[:,None],d.astype(np.float32)
 
 def _cast(solid, x, y):
     "Where rays from the front meet the skin: (3,N)"
@@ -266,8 +321,8 @@ def place(
     nl = L['nose_l']
     g,m = L['gap'],L['mouth_w']
     head = Solid(_skin(L))
-    lm = _cast(head, np.array([-g,g,0,-m,m]), np.array([-.06,-.06,-.06-.36*nl,-.67+.1*m*L['smile'],-.67+.1*m*L['smile']]))
-    a,b = np.meshgrid(np.linspace(-.72, .72, 13)*L['face_w'], np.linspace(-1.07+L['chin'], .5, 13))
+    lm = _cast(head, np.array([-g,g,0,-m,m]), np.array([-.06,-.06,-.06-.34*nl,-.63+.1*m*L['smile'],-.63+.1*m*L['smile']]))
+    a,b = np.meshgrid(np.linspace(-.72, .72, 13)*L['face_w'], np.linspace(-1.03+L['chin'], .5, 13))
     edge = _cast(head, a.ravel(), b.ravel())
     edge = edge[:, edge[2] > -.05]
     s = Shot(L, solid, R, e, 1., np.zeros(2), lm, size)
@@ -299,26 +354,27 @@ def _paint_skin(L, p, px, col, rng):
     g,e = L['gap'],L['eye']
     mix(front*L['blush']*.45*np.exp(-((a-.4)/.17)**2 - ((y+.33)/.13)**2), _lin(L['skin'])*np.float32([1.05,.62,.6])[:])
     mix(front*.25*np.exp(-(a/.12)**2 - ((y+.42)/.1)**2), _lin(L['skin'])*np.float32([1.02,.7,.66]))
-    ny = -.06-.36*L['nose_l']
+    ny = -.06-.34*L['nose_l']
     mix((z > .6)*.8*_step(.03, .012, np.hypot((a-.05*L['nose_w'])/1.3, y-(ny-.075))), _lin(L['skin'])*.12)
     # lips
-    mw,my,lf = L['mouth_w'],-.67,L['lips']
+    mw,my,lf = L['mouth_w'],-.63,L['lips']
+    smile = max(L['smile'], .35*L['teeth'])
     u = a/mw
-    line = my + .1*mw*L['smile']*u*u*np.minimum(u, 1.3)*1.6 - .006*np.exp(-(u/.2)**2)
+    line = my + .1*mw*smile*u*u*3 - .006*np.exp(-(u/.2)**2)
     r = np.sqrt(np.clip(1-u*u, 0, 1))
     up = line + .075*lf*r*(.75 + .35*np.exp(-((u-.27)/.2)**2) - .12*np.exp(-(u/.12)**2))
     lo = line - .098*lf*r**.9
     lip = (z > .4)*(u < 1.02)*_step(-px, px, up-y+.004)*_step(-px, px, y-lo+.004)
     mix(lip*.85, _lin(L['lip'])[:,None]*(.8+.2*_step(0, .08, line-y)))
     if L['teeth']:
-        o = .05*np.clip(1-(u/.86)**2, 0, 1)
+        o = .042*np.clip(1-(u/.9)**2, 0, 1)
         m = (z > .4)*_step(-px, px, o-np.abs(y-line))*(u < .86)
-        mix(m, np.where(y > line-.028, _lin((240,232,224))[:,None]*(.55+.45*_step(.9, .4, u)), _lin((110,40,44))[:,None]))
-        mix((z > .4)*.5*np.exp(-(np.abs(np.abs(y-line)-o)/(.008+px*.5))**2)*(u < .95), _lin(L['lip'])*.3)
+        mix(m, np.where(y > line-.022, _lin((240,232,224))[:,None]*(.55+.45*_step(.9, .4, u)), _lin((110,40,44))[:,None]))
+        mix((z > .4)*.45*np.exp(-((np.abs(y-line)-o)/(.006+px*.5))**2)*_step(1.05, .9, u), _lin(L['lip'])*.3)
     else: mix((z > .4)*.85*np.exp(-((y-line)/(.008+px*.5))**2)*_step(1.08, .95, u), _lin(L['lip'])*.18)
     # eyes
     s = np.sign(x)
-    ew,eh,ey = .155*e,.088*e*L['open'],-.06
+    ew,eh,ey = .168*e,.092*e*L['open'],-.06
     u = (a-g)/ew
     yy = y-ey-L['slant']*(a-g)
     uc = np.clip(u, -1, 1)
@@ -328,9 +384,9 @@ def _paint_skin(L, p, px, col, rng):
     mix(front*L['shadow']*.5*_step(.2, 0, yy-top)*(yy > bot)*_step(1.5, .7, np.abs(u)), lidc)
     mix(front*.55*np.exp(-((yy-top-.035*e)/(.007+px*.4))**2)*_step(1.1, .8, np.abs(u)), lidc*.7)
     mix(front*.3*np.exp(-((yy-bot+.008)/(.012+px*.3))**2)*_step(1.05, .8, np.abs(u)), lidc)
-    white = _lin((242,236,232))[:,None]*(.55+.45*_step(0, .06, top-yy))*(.75+.25*_step(1, .3, np.abs(u)))
+    white = _lin((242,236,232))[:,None]*(.45+.5*_step(-.01, .07, top-yy))*(.7+.3*_step(1, .3, np.abs(u)))
     mix(eye, white)
-    ri = .082*e
+    ri = .09*e
     gx,gy = .0,.008
     q = np.hypot(a-g-gx*s, y-ey-gy)/ri
     th = np.arctan2(y-ey-gy, x-s*g-gx)
@@ -339,8 +395,8 @@ def _paint_skin(L, p, px, col, rng):
     irc = irc*(1-.8*_step(.78, 1., q))
     irc = irc*(1-_step(.46+w, .40-w, q))*(.35+.65*_step(-.01, .07, top-yy))
     mix(eye*_step(1+w, 1-w, q), irc)
-    mix(eye*_step(.24+w, .17-w, np.hypot(x-s*g+.33*ri, y-ey-gy-.36*ri)/ri), (1.,1.,1.))
-    mix(eye*.5*_step(.16+w, .06, np.hypot(x-s*g-.35*ri, y-ey-gy+.4*ri)/ri), (1.,1.,1.))
+    mix(eye*_step(.22+w, .15-w, np.hypot(x-s*g+.33*ri, y-ey-gy-.36*ri)/ri), (1.,1.,1.))
+    mix(eye*.35*_step(.13+w, .05, np.hypot(x-s*g-.35*ri, y-ey-gy+.4*ri)/ri), (1.,1.,1.))
     lash = (.012+.012*L['lash']*(1+uc))*e
     wing = np.where(u > 1, .35*(a-g-ew), 0)
     mix(front*.95*_step(lash+px, lash*.4-px*.5, np.abs(yy-top-lash*.4-wing))*_step(1.22, 1.02, u)*_step(-1.08, -.9, u), (.012,.009,.009))
@@ -348,9 +404,9 @@ def _paint_skin(L, p, px, col, rng):
     b = (a-.1)/(.37)
     by = ey + L['brow_h'] + .05*L['brow_a']*np.sin(np.clip(b, 0, 1.2)*2.4) - .035*b*b
     th = .034*L['brow_t']*(1-.65*np.clip(b, 0, 1)**2)*_step(-.03, .12, b)
-    n = .5+.5*np.sin((x*60+s*(y-by)*90)+3*np.sin(x*31))
-    bm = front*_step(th+px+.008, th*.35, np.abs(y-by))*_step(1.04, .85, b)*(b > -.05)
-    mix(bm*(.55+.35*n), _lin(L['hair'])*.6+.008)
+    n = np.sin(a*170 + (y-by)*120 + 2*np.sin(a*43))
+    bm = front*_step(th*1.15+px, th*.35-px, np.abs(y-by) + .004*n)*_step(1.05, .8, b)*(b > -.05)
+    mix(bm*(.72+.12*n), np.minimum(_lin(L['hair']), .14)*.55+.006)
     if L['freckles']:
         c = rng.uniform([-.5,-.5],[.5,-.15],(70,2)).astype(np.float32)
         k = front & (np.abs(y+.32) < .2) & (a < .55) & (eye < .1)
@@ -360,74 +416,89 @@ def _paint_skin(L, p, px, col, rng):
     return lip*L['gloss'],eye
 
 # %% ../nbs/support/heads.ipynb #fd6bae1e
-def _render(s, rng, light):
-    "Ray-march one shot: colour (H,W,3) linear float32, alpha (H,W), depth (H,W)"
+def _cones(s, B=4):
+    "March one fat ray a block of BxB pixels, to where the block may first meet a surface: distances (H/B,W/B), inf where it meets none"
     H,W = s.size
-    px = np.float32(1/s.f)
-    B = 4
-    v,u = np.mgrid[B/2:H:B, B/2:W:B].astype(np.float32)
-    o,d = s.rays(u.ravel()-.5, v.ravel()-.5)
-    r = px*B*.8
-    t = np.full(u.size, dist_cam-3.5, np.float32)
-    live = np.arange(u.size); hit = np.zeros(u.size, bool)
-    for _ in range(40):
-        q = s.solid(o[:,None] + t[live]*d[:,live])
-        c = r*t[live]
-        t[live] += np.maximum(q-c, 0)*.95
-        done = q < c*1.3
-        hit[live[done]] = True
-        live = live[~done & (t[live] < 14)]
+    v,u = np.mgrid[B/2-.5:H:B, B/2-.5:W:B].astype(np.float32)
+    o,d = s.rays(u.ravel(), v.ravel())
+    cone = np.float32(.8*B/s.f)
+    out,t = np.full(u.size, np.inf, np.float32),np.full(u.size, dist_cam-3., np.float32)
+    live = np.arange(u.size)
+    for _ in range(50):
+        q = s.solid(o + t*d)
+        c = cone*t
+        done = q < 1.3*c
+        out[live[done]] = t[done]
+        t += np.maximum(q-c, 0)*.95
+        go = ~done & (t < 13)
+        live,t,d = live[go],t[go],d[:,go]
         if not len(live): break
-    hit = hit.reshape(u.shape)
-    t = t.reshape(u.shape)
-    up = lambda m: np.repeat(np.repeat(m, B, 0), B, 1)[:H,:W]
-    idx = np.flatnonzero(up(hit))
-    t0 = up(t).ravel()[idx]
-    o,d = s.rays((idx % W).astype(np.float32), (idx // W).astype(np.float32))
-    tb,best = np.empty_like(t0),np.empty_like(t0)
-    def go(k): tb[k],best[k] = _march(s.solid, o, d[:,k], t0[k], px, steps=48)
-    _chunks(go, len(idx))
-    keep = best < 1
-    idx,d,tb,best = idx[keep],d[:,keep],tb[keep],best[keep]
-    alpha = 1-np.clip((best-.3)/.7, 0, 1)
-    p = o[:,None] + tb*d
-    col,depth = np.empty_like(p),tb
-    # shadow and occlusion at half resolution
-    y,x = idx//W,idx % W
-    half = np.flatnonzero((y % 2 == 0) & (x % 2 == 0))
-    Lk = (s.R.T @ light['key']).astype(np.float32)
-    nrm = np.empty_like(p); D = np.empty((len(s.solid.groups), len(tb)), np.float32)
-    h = np.float32(.004)
-    def normals(k):
-        D[:,k] = s.solid.all(p[:,k])
-        g = np.argmin(D[:,k], 0)
-        for i,name in enumerate(s.solid.groups):
-            j = np.flatnonzero(g == i)
-            if not len(j): continue
-            q = p[:,k][:,j]; d0 = D[i,k][j]
-            nrm[:,np.arange(k.start,k.stop)[j]] = [s.solid.dist(q + h*np.eye(3, dtype=np.float32)[:,[a]], name) - d0 for a in range(3)]
-    _chunks(normals, len(tb))
-    nrm = _unit(nrm)
-    sh,ao = np.ones(len(half), np.float32),np.ones(len(half), np.float32)
-    def shade(k):
-        q,n = p[:,half[k]],nrm[:,half[k]]
-        for l,w in ((.08,.35),(.25,.4),(.6,.25)): ao[k] -= w*np.clip(1-s.solid(q+n*l)/l, 0, 1)
-        res,tt = sh[k],np.full(q.shape[1], .05, np.float32)
-        for _ in range(8):
-            dd = s.solid(q + n*.02 + Lk[:,None]*tt)
-            res = np.minimum(res, np.clip(.5+5*dd/tt, 0, 1)); tt = tt + np.clip(dd, .05, .5)
-        sh[k] = res
-    _chunks(shade, len(half))
-    H2,W2 = (H+1)//2,(W+1)//2
-    low = np.zeros((H2,W2,3), np.float32)
-    low[y[half]//2, x[half]//2] = np.stack([sh,ao,np.ones_like(ao)], 1)
-    low = cv2.GaussianBlur(low, (0,0), 1.)
-    low = cv2.resize(low, (W2*2,H2*2), interpolation=cv2.INTER_LINEAR)[y,x]
-    sh,ao = low[:,0]/np.maximum(low[:,2], 1e-3),low[:,1]/np.maximum(low[:,2], 1e-3)
-    col = _shade(s, p, d, nrm, D, sh, ao, px*dist_cam, light, Lk, rng)
-    C,A,Z = np.zeros((H*W,3), np.float32),np.zeros(H*W, np.float32),np.full(H*W, 15, np.float32)
-    C[idx],A[idx],Z[idx] = col.T,alpha,depth
-    return C.reshape(H,W,3),A.reshape(H,W),Z.reshape(H,W)
+    out[live] = t
+    return out.reshape(u.shape)
+
+def _surface(s):
+    "March every pixel: index, ray, distance, coverage, normal, group distances"
+    (H,W),B = s.size,4
+    t4 = _cones(s, B)
+    idx = np.flatnonzero(np.repeat(np.repeat(np.isfinite(t4), B, 0), B, 1)[:H,:W])
+    t = t4[idx//W//B, idx%W//B]
+    o,d = s.rays((idx%W).astype(np.float32), (idx//W).astype(np.float32))
+    px = np.float32(1/s.f)
+    n,D,miss = np.empty_like(d),np.empty((len(s.solid.groups),len(t)), np.float32),np.empty_like(t)
+    D[:] = 9
+    h = np.float32(.5*px*dist_cam)
+    tiles,slow = _tiles(idx, W),[]
+    for k in tiles:
+        near = s.solid.near(o + t[k]*d[:,k], 12*B*px*2)
+        t[k],miss[k],j,on = _march(near, o, d[:,k], t[k], px)
+        slow.append((k[j],on))
+    slow,on = map(np.concatenate, zip(*slow))
+    t[slow],miss[slow],*_ = _march(s.solid, o, d[:,slow], on, px, steps=40)
+    for k in tiles:
+        near = s.solid.near(o + t[k]*d[:,k], 4*px)
+        p = o + t[k]*d[:,k]
+        rows = [list(s.solid.groups).index(g) for g in near.groups]
+        D[np.ix_(rows, k)] = A = near.all(p)
+        who = A.argmin(0)
+        for i,g in enumerate(near.groups):
+            j = np.flatnonzero(who == i)
+            if len(j): n[:,k[j]] = [near.dist(p[:,j] + h*e[:,None], g) - A[i,j] for e in np.eye(3, dtype=np.float32)]
+    keep = miss < 1
+    return idx[keep],o,d[:,keep],t[keep],1-np.clip((miss[keep]-.3)/.7, 0, 1),_unit(n[:,keep]),D[:,keep]
+
+def _shadows(s, idx, p, n, key, step=2):
+    "Soft shadow and ambient occlusion, (2,N) in [0,1], found at every second pixel both ways and smoothed over"
+    H,W = s.size
+    y,x = idx//W,idx%W
+    some = np.flatnonzero((y % step == 0) & (x % step == 0))
+    q,m = p[:,some],n[:,some]
+    rough = Solid([o for o in s.solid.parts if o[2] > .05])
+    sh,ao = np.clip((m*key[:,None]).sum(0)*6+1, 0, 1),np.ones(len(some), np.float32)
+    for k in (slice(i, i+4096) for i in range(0, len(some), 4096)):
+        for l,w in ((.1,.4),(.3,.4)): ao[k] -= w*np.clip(1-rough(q[:,k] + m[:,k]*np.float32(l))/l, 0, 1)
+        j = np.arange(len(some))[k][sh[k] > 0]
+        t,lit = np.full(len(j), .06, np.float32),np.ones(len(j), np.float32)
+        for _ in range(7):
+            e = rough(q[:,j] + m[:,j]*np.float32(.02) + key[:,None]*t)
+            lit = np.minimum(lit, np.clip(.5+5*e/t, 0, 1))
+            t += np.clip(e, .06, .5)
+        sh[j] *= lit
+    low = np.zeros((-(-H//step),-(-W//step),3), np.float32)
+    low[y[some]//step, x[some]//step] = np.stack([sh,ao,np.ones_like(ao)], 1)
+    low = cv2.GaussianBlur(low, (0,0), 1.2)
+    low = cv2.resize(low, (low.shape[1]*step,low.shape[0]*step))[y,x].T
+    return low[:2]/np.maximum(low[2], 1e-3)
+
+def _render(s, rng, light):
+    "One shot: colour (H,W,3) linear, coverage (H,W)"
+    idx,o,d,t,alpha,n,D = _surface(s)
+    p = o + t*d
+    key = (s.R.T @ light['key']).astype(np.float32)
+    sh,ao = _shadows(s, idx, p, n, key)
+    H,W = s.size
+    C,A = np.zeros((H*W,3), np.float32),np.zeros(H*W, np.float32)
+    C[idx],A[idx] = _shade(s, p, d, n, D, sh, ao, np.float32(dist_cam/s.f), light, key, rng).T,alpha
+    return C.reshape(H,W,3),A.reshape(H,W)
 
 # %% ../nbs/support/heads.ipynb #08745b5c
 def _shade(s, p, d, n, D, sh, ao, px, light, Lk, rng):
@@ -437,8 +508,8 @@ def _shade(s, p, d, n, D, sh, ao, px, light, Lk, rng):
     strip = _grid_noise(rng)
     x,y,z = p
     phi = np.arctan2(x - .1*L['side'], z+.25) + L['wave']*np.sin(y*9+np.abs(x)*3)
-    k = (phi/(2*np.pi)*4096) % 4096
-    strand = strip[k.astype(np.int32) % 4096]
+    kk = (phi/(2*np.pi)*4096) % 4096
+    strand = strip[kk.astype(np.int32) % 4096]
     hair = _step(.012, -.012, G['hair'] - G['skin'] + .022*strand - .005)*(G['hair'] < G['cloth'])
     cloth = _step(.006, -.006, G['cloth'] - G['skin'])*(1-hair)
     skin = 1-hair-cloth
@@ -500,8 +571,10 @@ def _background(rng, size, kind=None):
     t = _step(0, 1.3, np.hypot(x-rng.uniform(.1,.7), y-rng.uniform(0,.5)))[...,None]
     im = (a*(1-t) + b*t).astype(np.float32)
     def dot(c, r, col, al, soft):
-        m = _step(r+soft, r-soft, np.hypot(x-c[0], y-c[1]))[...,None]*al
-        im[:] = im*(1-m) + np.float32(col)*m
+        (i0,j0),(i1,j1) = (np.clip([(c[1]+k*(r+soft))*H, (c[0]+k*(r+soft))*H], 0, [H,W]).astype(int) for k in (-1,1))
+        k = np.s_[i0:i1+1,j0:j1+1]
+        m = _step(r+soft, r-soft, np.hypot(x[k]-c[0], y[k]-c[1]))[...,None]*np.float32(al)
+        im[k] += m*(np.float32(col)-im[k])
     if kind == 'bokeh':
         im *= .55
         for _ in range(28): dot(rng.uniform([0,0],[W/H,1]), rng.uniform(.02,.08), _hsv(h+rng.uniform(-.1,.2), rng.uniform(.1,.6), 1), rng.uniform(.1,.5), .008)
@@ -582,7 +655,7 @@ def draw_group(
         hs = h.get('seed', seed+i)
         spec = _spec(hs, *(h.get(k) for k in ('yaw','pitch','roll','scale','centre')))
         s = place(h.get('look') or random_look(np.random.default_rng([hs,1])), spec['yaw'], spec['pitch'], spec['roll'], size, spec['scale'], spec['centre'])
-        C,A,Z = _render(s, np.random.default_rng([hs,4]), light)
+        C,A = _render(s, np.random.default_rng([hs,4]), light)
         im = im*(1-A[...,None]) + C*A[...,None]
         out.append((s, spec, hs))
     im = _finish(im, rng, blur)
@@ -610,6 +683,11 @@ def draw_scene(
 
 def _draw(kw): return draw_head(**kw)
 
+def _one_thread():
+    "For a process of a pool: matrix products this small are slower on many threads"
+    cv2.setNumThreads(1)
+    ThreadpoolController().limit(limits=1)
+
 def draw_heads(
     heads,               # How many, or a list of dicts of `draw_head`'s arguments
     seed:int=0,          # Seed of the first; the others follow
@@ -619,7 +697,6 @@ def draw_heads(
     "Draw many heads, in a pool of processes."
     kws = [dict(seed=seed+i) for i in range(heads)] if isinstance(heads, int) else [dict(dict(seed=seed+i), **o) for i,o in enumerate(heads)]
     workers = min(len(kws), os.cpu_count() if workers is None else workers)
-    if workers < 2: return [_draw(o) for o in tqdm(kws, disable=not progress)]
+    if workers < 2:
+        with ThreadpoolController().limit(limits=1): return [_draw(o) for o in tqdm(kws, disable=not progress)]
     with mp.get_context('fork').Pool(workers, _one_thread) as pool: return list(tqdm(pool.imap(_draw, kws, chunksize=4), total=len(kws), disable=not progress))
-
-def _one_thread(): cv2.setNumThreads(1)
