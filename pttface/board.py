@@ -7,13 +7,14 @@ Docs: https://pttface.github.io/pttface/support/board.html.md"""
 # %% auto #0
 __all__ = ['fates', 'hosts', 'exts', 'forms', 'tags', 'topics', 'talk', 'cheers', 'styles', 'not_files', 'quirks', 'taipei',
            'over18_script', 'deleted_titles', 'kinds', 'mimes', 'not_found', 'over18_page', 'Fate', 'pick', 'token',
-           'untoken', 'Photo', 'address', 'style_for', 'email', 'Article', 'thumbnail', 'push', 'write_links',
-           'head_html', 'foot_html', 'long_body', 'page_html', 'article_html', 'row_html', 'index_html', 'shares_of',
-           'Board', 'make_board', 'expect', 'encode', 'draw_photo', 'PhotoStore', 'drawing_code', 'photo_key',
-           'photo_bytes', 'render', 'Reply', 'removed_png', 'answer', 'Server', 'Handler', 'serve']
+           'untoken', 'Photo', 'address', 'encode', 'draw_photo', 'PhotoStore', 'drawing_code', 'style_for', 'email',
+           'Article', 'thumbnail', 'push', 'write_links', 'head_html', 'foot_html', 'long_body', 'page_html',
+           'article_html', 'row_html', 'index_html', 'shares_of', 'Board', 'make_board', 'expect', 'photo_truth',
+           'truth', 'photo_key', 'photo_bytes', 'drawn', 'render', 'Reply', 'removed_png', 'answer', 'Server',
+           'Handler', 'serve']
 
 # %% ../nbs/support/board.ipynb #0917e336
-import hashlib,html,inspect,io,json,os,random,re,sqlite3,threading,time
+import hashlib,html,inspect,io,json,os,random,re,signal,sqlite3,sys,threading,time
 from collections import Counter
 from concurrent.futures import ProcessPoolExecutor
 from contextlib import contextmanager
@@ -21,6 +22,7 @@ from dataclasses import dataclass,field
 from datetime import datetime,timedelta,timezone
 from functools import lru_cache
 from http.server import BaseHTTPRequestHandler,ThreadingHTTPServer
+from multiprocessing import get_context
 from pathlib import Path
 from urllib.parse import quote,unquote
 
@@ -29,6 +31,8 @@ import numpy as np
 from PIL import Image
 from tqdm.auto import tqdm
 
+from . import heads
+from .heads import draw_group,draw_head,draw_scene
 from .store import BadInput,content_hash
 
 # %% ../nbs/support/board.ipynb #61ae0e96
@@ -106,6 +110,92 @@ def address(
     if host == 'i.ibb.co': return f'https://{host}/{name}/image.{ext}'
     if host == 'd.img.vision': return f'https://{host}/beauty/{name}.{ext}'
     return f'https://{host}/{name}.{ext}'
+
+# %% ../nbs/support/board.ipynb #648f2bea
+def encode(
+    im:np.ndarray,  # (H,W,3) uint8 RGB
+    form:str,       # One of the names in `forms`
+    seed:int=0,     # Of the quality
+)->bytes: # The file
+    "Encode a picture the way boards hold them."
+    r,buf,pil = random.Random(seed),io.BytesIO(),Image.fromarray(im)
+    q,h,w = r.randint(86, 95),*im.shape[:2]
+    if form == 'exif':
+        turn,tag = r.choice([(Image.Transpose.ROTATE_90, 6), (Image.Transpose.ROTATE_270, 8), (Image.Transpose.ROTATE_180, 3)])
+        exif = Image.Exif()
+        exif[0x0112] = tag
+        pil.transpose(turn).save(buf, 'JPEG', quality=q, exif=exif)
+    elif form == 'cmyk': pil.convert('CMYK').save(buf, 'JPEG', quality=q)
+    elif form == 'jpeg': pil.save(buf, 'JPEG', quality=q, progressive=r.random() < .3)
+    elif form == 'palette': pil.quantize(256).save(buf, 'PNG')
+    elif form == 'alpha':
+        y,x = np.mgrid[-1:1:h*1j, -1:1:w*1j]
+        Image.fromarray(np.dstack([im, (255*(np.abs(x)**8 + np.abs(y)**8 < 1)).astype(np.uint8)])).save(buf, 'PNG')
+    elif form == 'png16': buf.write(cv2.imencode('.png', im[..., ::-1].astype(np.uint16)*257)[1].tobytes())
+    elif form == 'gif_anim': pil.save(buf, 'GIF', save_all=True, append_images=[Image.fromarray(255 - im), Image.fromarray(im//2)], duration=200, loop=0)
+    elif form == 'webp': pil.save(buf, 'WEBP', quality=q)
+    else: pil.save(buf, form.upper())
+    return buf.getvalue()
+
+# %% ../nbs/support/board.ipynb #68a20bfb
+def draw_photo(
+    p:Photo,         # The plan
+)->tuple[bytes,dict]: # The file, and what is true of its pixels: eyes (2,2), bbox (4,), size H,W
+    "Draw and encode one photo."
+    rng,facts = np.random.default_rng([p.seed, p.k if p.kind == 'near_dup' else 0]),{}
+    (h,w),turn = p.size,dict(yaw=p.yaw, pitch=p.pitch, roll=p.roll)
+    if p.kind == 'none': im = draw_scene(p.seed, p.size)
+    elif p.kind == 'tiny': im = draw_head(p.seed, p.size, scale=.04, centre=rng.uniform([.2,.5], .8), background=draw_scene(p.seed, p.size), **turn).im
+    elif p.kind == 'two':
+        back = dict(seed=p.seed+1, scale=.24, centre=(.75, .56), yaw=-20.)
+        im,(_,a) = draw_group([back, dict(seed=p.seed, scale=.34, centre=(.31, .46), **turn)], p.seed, p.size)
+        facts = dict(eyes=a.eyes, bbox=a.bbox)
+    else:
+        a = draw_head(p.seed, size=p.size, scale=p.scale, blur=p.blur, **turn)
+        im,facts = a.im,dict(eyes=a.eyes, bbox=a.bbox)
+    if p.kind == 'near_dup':
+        cut,grow = rng.integers(4, 12, 2),rng.uniform(.8, .95)
+        im = cv2.resize(im[cut[0]:, cut[1]:], None, fx=grow, fy=grow, interpolation=cv2.INTER_AREA)
+        facts = {k:(np.reshape(v, (-1,2)) - cut[::-1])*grow for k,v in facts.items()}
+    grain = rng.normal(0, .5 if p.kind == 'blurred' else 2.5, im.shape[:2])[..., None]
+    im = np.clip(im + grain, 0, 255).round().astype(np.uint8)
+    return encode(im, p.form, p.seed + p.k), dict(size=im.shape[:2]) | {k:np.ravel(v).round(2).tolist() for k,v in facts.items()}
+
+# %% ../nbs/support/board.ipynb #3dc44805
+class PhotoStore:
+    "Photos drawn so far: bytes and facts by key, in one file, or in memory when there is none"
+    def __init__(self,
+        path:str|os.PathLike|None=None,  # The file, or a folder for `photos.sqlite`
+    ):
+        if path is not None:
+            path = Path(path)
+            if path.is_dir() or not path.suffix: path = path/'photos.sqlite'
+            path.parent.mkdir(parents=True, exist_ok=True)
+        self.path,self.lock = path,threading.Lock()
+        try:
+            self.db = sqlite3.connect(path or ':memory:', check_same_thread=False, isolation_level=None, timeout=60)
+            self.db.execute('create table if not exists photos (key text primary key, body blob, facts text)')
+        except sqlite3.DatabaseError as e: raise BadInput(f'{path} is not a file of photos ({e}): delete it, or give another') from e
+
+    def __contains__(self, key): return bool(self._one('select 1 from photos where key=?', key))
+    def __len__(self): return self._one('select count(*) from photos where key<>?', '')[0]
+    def __getitem__(self, key):
+        if not (row := self._one('select body,facts from photos where key=?', key)): raise KeyError(key)
+        return row[0],json.loads(row[1])
+    def __setitem__(self, key, drawn):
+        with self.lock: self.db.execute('insert or replace into photos values (?,?,?)', (key, drawn[0], json.dumps(drawn[1])))
+    def _one(self, sql, key):
+        with self.lock: return self.db.execute(sql, (key,)).fetchone()
+
+# %% ../nbs/support/board.ipynb #7a4fe471
+@lru_cache(1)
+def drawing_code()->str: # Hash
+    "A hash of the code that draws; what older code drew is not mistaken for it."
+    return content_hash(inspect.getsource(heads), inspect.getsource(draw_photo), inspect.getsource(encode))
+
+def _quiet():
+    signal.signal(signal.SIGINT, signal.SIG_IGN)
+    cv2.setNumThreads(1)
 
 # %% ../nbs/support/board.ipynb #cc87f3c6
 tags = {'正妹':.7, '神人':.08, '帥哥':.06, '廣告':.03, '新聞':.03, '閒聊':.1}
@@ -255,7 +345,7 @@ def long_body(
 )->str: # HTML of the first 100 KiB and the last 50
     "A body of far more than 150 KiB, cut the way the board cuts it."
     prose = lambda n: [''.join(r.choices(talk, k=6)) for _ in range(n)]
-    lines = [*body[:len(body)//2], *prose(1100), *map(_a, unseen), *prose(600), *body[len(body)//2:]]
+    lines = [*body[:len(body)//2], *prose(1800), *map(_a, unseen), *prose(1000), *body[len(body)//2:]]
     sizes = np.cumsum([len(o.encode('big5', 'replace')) + 1 for o in lines])
     first,last = sizes <= 100*1024,sizes > sizes[-1] - 50*1024
     return '\n'.join(o for o,k in zip(lines, first) if k) + '\n' + '\n'.join(o for o,k in zip(lines, last) if k)
@@ -354,7 +444,7 @@ class Board:
         self.times,self.kind,self.start,self.photo_kind = times,kind,start,photo_kind
         self.seed,self.size,self.workers = seed,size,workers
         self.store,self.rows = PhotoStore(cache),np.arange(len(times))
-        self.article,self.photo,self._page = lru_cache(20_000)(self._article),lru_cache(200_000)(self._photo),lru_cache(1000)(self._make_page)
+        self.article,self.photo,self._page = lru_cache(20_000)(self._article),lru_cache(200_000)(self._photo),lru_cache(1000)(lambda *a: self._make_page(*a))
         self.usual = np.flatnonzero(photo_kind == 'head')
 
         old = np.flatnonzero(kind == 'announcement')[-3:]
@@ -455,7 +545,7 @@ def expect(self:Board,
     first,urls,articles = {},{},[]
     for i in range(lo, hi):
         a = self.article(i)
-        row = dict(id=a.id, url=a.url, time=a.time.isoformat(), date=f'{a.time:%m%d}', title=a.title, author=a.author, kind=a.kind, quirk=a.quirk,
+        row = dict(i=a.i, id=a.id, url=a.url, time=a.time.isoformat(), date=f'{a.time:%m%d}', title=a.title, author=a.author, kind=a.kind, quirk=a.quirk,
                    links=[dict(l) for l in a.links], unseen=a.unseen)
         articles.append(row)
         for l in row['links']:
@@ -474,99 +564,20 @@ def expect(self:Board,
                   gone=sum(a['kind'] == 'gone' for a in articles), urls=len(urls), **Counter(u['want'] for u in urls.values()))
     return dict(articles=articles, urls=urls, counts=counts)
 
-Board.expect = expect
+def photo_truth(self:Board, k:int)->dict:
+    "What is true of photo `k`: its plan, the pixels if it has been drawn, and what the face stage must say"
+    p,drawn = self.photo(k),self.drawn(k)
+    want = 'kept' if fates[p.kind].want == 'kept' else None
+    return dict(kind=p.kind, url=p.url, yaw=p.yaw, pitch=p.pitch, roll=p.roll, blur=p.blur, of=p.of, eyes=drawn.get('eyes'), bbox=drawn.get('bbox'),
+                size=drawn.get('size'), want_face=want, pose='frontal' if abs(p.yaw) < 20 else 'left' if p.yaw < 0 else 'right')
 
-# %% ../nbs/support/board.ipynb #648f2bea
-def encode(
-    im:np.ndarray,  # (H,W,3) uint8 RGB
-    form:str,       # One of the names in `forms`
-    seed:int=0,     # Of the quality
-)->bytes: # The file
-    "Encode a picture the way boards hold them."
-    r,buf,pil = random.Random(seed),io.BytesIO(),Image.fromarray(im)
-    q,h,w = r.randint(86, 95),*im.shape[:2]
-    if form == 'exif':
-        turn,tag = r.choice([(Image.Transpose.ROTATE_90, 6), (Image.Transpose.ROTATE_270, 8), (Image.Transpose.ROTATE_180, 3)])
-        exif = Image.Exif()
-        exif[0x0112] = tag
-        pil.transpose(turn).save(buf, 'JPEG', quality=q, exif=exif)
-    elif form == 'cmyk': pil.convert('CMYK').save(buf, 'JPEG', quality=q)
-    elif form == 'jpeg': pil.save(buf, 'JPEG', quality=q, progressive=r.random() < .3)
-    elif form == 'palette': pil.quantize(256).save(buf, 'PNG')
-    elif form == 'alpha':
-        y,x = np.mgrid[-1:1:h*1j, -1:1:w*1j]
-        Image.fromarray(np.dstack([im, (255*(np.abs(x)**8 + np.abs(y)**8 < 1)).astype(np.uint8)])).save(buf, 'PNG')
-    elif form == 'png16': buf.write(cv2.imencode('.png', im[..., ::-1].astype(np.uint16)*257)[1].tobytes())
-    elif form == 'gif_anim': pil.save(buf, 'GIF', save_all=True, append_images=[Image.fromarray(255 - im), Image.fromarray(im//2)], duration=200, loop=0)
-    elif form == 'webp': pil.save(buf, 'WEBP', quality=q)
-    else: pil.save(buf, form.upper())
-    return buf.getvalue()
+def truth(self:Board)->dict:
+    "All that is true of the board: `articles` and `photos`"
+    return dict(articles=self.expect()['articles'], photos={k:self.photo_truth(k) for k in range(self.n_photos)})
 
-# %% ../nbs/support/board.ipynb #68a20bfb
-def draw_photo(
-    p:Photo,         # The plan
-)->tuple[bytes,dict]: # The file, and what is true of its pixels: eyes (2,2), bbox (4,), size H,W
-    "Draw and encode one photo."
-    from pttface.heads import draw_head,draw_scene
-    rng,facts = np.random.default_rng([p.seed, p.k if p.kind == 'near_dup' else 0]),{}
-    (h,w),turn = p.size,dict(yaw=p.yaw, pitch=p.pitch, roll=p.roll)
-    if p.kind == 'none': im = draw_scene(p.seed, p.size)
-    elif p.kind == 'tiny':
-        im,small = draw_scene(p.seed, p.size),draw_head(p.seed, size=(56,48), scale=.6, **turn)
-        y,x = rng.integers(h//2, h-56),rng.integers(0, w-48)
-        im[y:y+56, x:x+48] = small.im
-    elif p.kind == 'two':
-        a,b = draw_head(p.seed, size=(h, w*3//5), scale=p.scale, **turn),draw_head(p.seed+1, size=(h, w - w*3//5), scale=.3)
-        im,facts = np.hstack([a.im, b.im]),dict(eyes=a.eyes, bbox=a.bbox)
-    else:
-        a = draw_head(p.seed, size=p.size, scale=p.scale, blur=p.blur, **turn)
-        im,facts = a.im,dict(eyes=a.eyes, bbox=a.bbox)
-    if p.kind == 'near_dup':
-        cut,grow = rng.integers(4, 12, 2),rng.uniform(.8, .95)
-        im = cv2.resize(im[cut[0]:, cut[1]:], None, fx=grow, fy=grow, interpolation=cv2.INTER_AREA)
-        facts = {k:(np.reshape(v, (-1,2)) - cut[::-1])*grow for k,v in facts.items()}
-    grain = rng.normal(0, .5 if p.kind == 'blurred' else 3.5, im.shape[:2])[..., None]
-    im = np.clip(im + grain, 0, 255).round().astype(np.uint8)
-    return encode(im, p.form, p.seed + p.k), dict(size=im.shape[:2]) | {k:np.ravel(v).round(2).tolist() for k,v in facts.items()}
+Board.expect,Board.photo_truth,Board.truth = expect,photo_truth,property(truth)
 
-# %% ../nbs/support/board.ipynb #3dc44805
-class PhotoStore:
-    "Photos drawn so far: bytes and facts by key, in one file, or in memory when there is none"
-    def __init__(self,
-        path:str|os.PathLike|None=None,  # The file, or a folder for `photos.sqlite`
-    ):
-        if path is not None:
-            path = Path(path)
-            if path.is_dir() or not path.suffix: path = path/'photos.sqlite'
-            path.parent.mkdir(parents=True, exist_ok=True)
-        self.path,self.lock = path,threading.Lock()
-        try:
-            self.db = sqlite3.connect(path or ':memory:', check_same_thread=False, isolation_level=None, timeout=60)
-            self.db.execute('create table if not exists photos (key text primary key, body blob, facts text)')
-        except sqlite3.DatabaseError as e: raise BadInput(f'{path} is not a file of photos ({e}): delete it, or give another') from e
-
-    def __contains__(self, key): return bool(self._one('select 1 from photos where key=?', key))
-    def __len__(self): return self._one('select count(*) from photos where key<>?', '')[0]
-    def __getitem__(self, key):
-        if not (row := self._one('select body,facts from photos where key=?', key)): raise KeyError(key)
-        return row[0],json.loads(row[1])
-    def __setitem__(self, key, drawn):
-        with self.lock: self.db.execute('insert or replace into photos values (?,?,?)', (key, drawn[0], json.dumps(drawn[1])))
-    def _one(self, sql, key):
-        with self.lock: return self.db.execute(sql, (key,)).fetchone()
-
-# %% ../nbs/support/board.ipynb #7a4fe471
-@lru_cache(1)
-def drawing_code()->str: # Hash
-    "A hash of the code that draws; what older code drew is not mistaken for it."
-    from pttface import heads
-    return content_hash(inspect.getsource(heads), inspect.getsource(draw_photo), inspect.getsource(encode))
-
-def _quiet():
-    import signal
-    signal.signal(signal.SIGINT, signal.SIG_IGN)
-    cv2.setNumThreads(1)
-
+# %% ../nbs/support/board.ipynb #c07adcb5
 def photo_key(self:Board, k:int)->str:
     "Where photo `k` is kept"
     return content_hash(drawing_code(), {f:v for f,v in vars(self.photo(k)).items() if f not in ('url','host','of')})
@@ -578,6 +589,12 @@ def photo_bytes(self:Board, k:int)->tuple[bytes,dict]:
     if (key := self.photo_key(k)) not in self.store: self.store[key] = draw_photo(p)
     return self.store[key]
 
+def drawn(self:Board, k:int)->dict:
+    "The facts about the pixels of photo `k`: none, if it has not been drawn"
+    p = self.photo(k)
+    key = self.photo_key(p.of if p.kind in ('duplicate','repeat') else k)
+    return self.store[key][1] if key in self.store else {}
+
 def render(self:Board,
     progress:bool=True,  # Show a bar?
 )->int: # How many were drawn
@@ -585,14 +602,15 @@ def render(self:Board,
     drawn = [k for k in range(self.n_photos) if fates[str(self.photo_kind[k])].want in ('kept','rejected')]
     todo = [(key, self.photo(k)) for k in drawn if (key := self.photo_key(k)) not in self.store]
     if not todo: return 0
-    pool = ProcessPoolExecutor(self.workers or os.cpu_count(), initializer=_quiet)
+    context = get_context('fork') if sys.platform == 'linux' else None
+    pool = ProcessPoolExecutor(self.workers or os.cpu_count(), context, _quiet)
     try:
-        for (key,_),done in zip(todo, tqdm(pool.map(draw_photo, [p for _,p in todo], chunksize=4), total=len(todo), desc='drawing photos', disable=not progress)):
+        for (key,_),done in zip(todo, tqdm(pool.map(draw_photo, [p for _,p in todo], chunksize=2), total=len(todo), desc='drawing photos', disable=not progress)):
             self.store[key] = done
     finally: pool.shutdown(wait=True, cancel_futures=True)
     return len(todo)
 
-Board.photo_key,Board.photo_bytes,Board.render = photo_key,photo_bytes,render
+Board.photo_key,Board.photo_bytes,Board.drawn,Board.render = photo_key,photo_bytes,drawn,render
 
 # %% ../nbs/support/board.ipynb #7764bd01
 @dataclass
