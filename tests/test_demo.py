@@ -1,0 +1,47 @@
+"The demo, stopped by Ctrl-C in every stage and started again, ends as if nothing had happened and redoes nothing that was finished."
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+from pttface.store import read_json, read_jsonl
+
+bin = Path(sys.executable).parent / 'pttface'
+small = ['--photos', '60', '--samples', '12', '--budget', '6s', '--no-progress']
+
+# What tells that a stage is at work, and what is finished by then
+moments = [
+    ('links/pages.jsonl', []),
+    ('photos/ledger_*.jsonl', ['links/image_links.jsonl', 'links/crawl.json']),
+    ('faces', ['links/image_links.jsonl', 'photos/download.json', 'photos/images_*.tar']),
+    ('runs/*/log.jsonl', ['photos/images_*.tar', 'faces/faces.jsonl', 'dataset/faces.npz', 'dataset/card.json']),
+    ('runs/*/samples.npz', ['dataset/faces.npz', 'runs/*/recipe.json', 'runs/*/checkpoint*']),
+]
+
+
+def start(root): return subprocess.Popen([bin, 'demo', '--root', root, *small], stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True)
+
+
+def stamps(root, patterns): return {p: p.stat().st_mtime_ns for o in patterns for p in root.glob(o)}
+
+
+def test_ctrl_c_in_every_stage(tmp_path):
+    root, finished, stopped = tmp_path / 'demo', [], 0
+    for sign, done in moments:
+        p, end = start(root), time.time() + 120
+        while p.poll() is None and not list(root.glob(sign)) and time.time() < end: time.sleep(.02)
+        p.send_signal(signal.SIGINT) if p.poll() is None else None
+        said = p.communicate(timeout=60)[0]
+        assert p.returncode in (0, 130) and 'Traceback' not in said, said
+        stopped += p.returncode == 130
+        finished.append((stamps(root, done), done))
+    assert stopped >= 3, 'the demo was too quick to be stopped'
+    p = start(root)
+    said = p.communicate(timeout=240)[0]
+    assert p.returncode == 0, said
+    for was, done in finished: assert stamps(root, done) == was, f'{done} was made again'
+    assert (root / 'report.png').stat().st_size > 10_000 and 'articles in range' in said
+    assert {'crawl', 'download', 'faces', 'dataset', 'train', 'sample', 'fid'} <= set(read_json(root / 'demo.json')['seconds'])
+    links = read_jsonl(root / 'links/image_links.jsonl')
+    assert len({r['id'] for r in links}) == len(links) > 5
