@@ -11,9 +11,9 @@ __all__ = ['SAMPLERS', 'RECIPES', 'linear_sigmas', 'to_float', 'to_uint8', 'Deno
            'measure', 'report', 'train', 'sample']
 
 # %% ../nbs/05_diffusion.ipynb #d45fa6b7
-import io,hashlib,json,logging,math,os,re,shutil,signal,threading,time
+import hashlib,json,logging,math,os,re,shutil,signal,threading,time
 from collections import deque
-from contextlib import contextmanager,nullcontext
+from contextlib import contextmanager
 from dataclasses import dataclass,field,fields,replace
 from pathlib import Path
 
@@ -21,10 +21,11 @@ import numpy as np
 import torch
 from accelerate import Accelerator
 from accelerate.state import AcceleratorState,PartialState
+from accelerate.utils import broadcast
 from torch import nn
 from tqdm.auto import tqdm
 
-from .show import Picture,Table,montage,show_images
+from .show import Picture,montage
 from .store import BadInput,atomic_path,content_hash,dumps,open_root,read_json,read_jsonl,write_json,write_jsonl
 from .unet import StrongerUNet,UNet,n_params
 
@@ -354,7 +355,7 @@ def gamma_of(
     width:float,  # σ_rel: standard deviation of the average's profile, as a share of the training so far; under 0.28
 )->float: # γ
     "The exponent of a power-function average of a given width: Karras et al. 2024, appendix C.2."
-    return np.roots([1, 7, 16 - width**-2, 12 - width**-2]).real.max()
+    return float(np.roots([1, 7, 16 - width**-2, 12 - width**-2]).real.max())
 
 def ema_beta(
     kind:str,      # 'decay', 'half' or 'power'
@@ -500,11 +501,10 @@ def _precision(asked, device):
     if device.type == 'cuda': return 'bf16' if torch.cuda.get_device_capability(device) >= (8,0) else 'fp16'
     return 'bf16' if device.type == 'cpu' and getattr(torch.cpu, '_is_avx512_bf16_supported', lambda: False)() else 'no'
 
-def _accelerator(asked, device):
-    "An `Accelerator` of this precision; the settings of an earlier one in the same process do not stick"
-    if AcceleratorState._shared_state and not torch.distributed.is_initialized(): AcceleratorState._reset_state(True)
-    cpu = device is not None and torch.device(device).type == 'cpu'
-    return Accelerator(cpu=cpu, mixed_precision=_precision(asked, PartialState(cpu=cpu).device))
+def _state(device):
+    "The processes of this training; what an earlier one in this process asked for does not stick"
+    if not torch.distributed.is_initialized(): AcceleratorState._reset_state(True)
+    return PartialState(cpu=device is not None and torch.device(device).type == 'cpu')
 
 @contextmanager
 def _patient():
@@ -526,7 +526,8 @@ class Trainer:
     ):
         self.run,self.recipe,self.data,self.budget = run,run.recipe,data,budget
         r = self.recipe
-        self.accel = _accelerator(r.precision, device)
+        state = _state(device)
+        self.accel = Accelerator(cpu=state.device.type == 'cpu', mixed_precision=_precision(r.precision, state.device))
         d = Denoiser(make_net(r), r.kind, run.record['sigma_data'])
         adam = torch.optim.AdamW(d.parameters(), lr=r.lr, betas=(.9, r.beta2), weight_decay=r.decay)
         d.to(self.accel.device)
@@ -534,10 +535,11 @@ class Trainer:
         self.model,self.opt = self.accel.prepare(d, adam)
         self.denoiser = self.accel.unwrap_model(self.model)
         self.step = self.images = 0
-        self.seconds,self.losses,self.best,self._avg = 0.,[],None,None
+        self.seconds,self.clock,self.losses,self.best,self._avg = 0.,time.monotonic(),[],None,None
+        self.n_train,self.heldout = len(data.train),data.heldout[:256]
 
     @property
-    def progress(self): return self.budget.spent(self.images, self.seconds, len(self.data.train))
+    def progress(self): return self.budget.spent(self.images, self.seconds, self.n_train)
 
     def state(self):
         "All that the next step depends on"
@@ -554,6 +556,12 @@ class Trainer:
             for p,q in zip(track, saved): p.copy_(q)
         if self.accel.scaler and s['scaler']: self.accel.scaler.load_state_dict(s['scaler'])
 
+    def tick(self):
+        "Add the time since the last tick; all processes go by the first one's clock"
+        now = time.monotonic()
+        self.seconds,self.clock = self.seconds + now - self.clock,now
+        if self.accel.num_processes > 1: self.seconds = broadcast(torch.tensor(self.seconds, dtype=torch.float64, device=self.accel.device)).item()
+
     def averaged(self)->Denoiser:
         "A denoiser with the averaged weights of the first track"
         if self._avg is None:
@@ -567,10 +575,9 @@ class Trainer:
         "One step of training; raises `FloatingPointError` when the loss is not a number."
         r,a,n = self.recipe,self.accel,len(x0)
         torch.manual_seed(r.seed*1_000_003 + self.step)
-        sigma = draw_sigmas(n, r.kind, r.mean, r.std, r.spread)
-        noise = torch.randn(x0.shape)
-        mine = slice(a.process_index, None, a.num_processes)
-        x0,sigma,noise = (o[mine].to(a.device) for o in (x0, sigma, noise))
+        sigma = draw_sigmas(n, r.kind, r.mean, r.std, r.spread, a.device)
+        noise = torch.randn(x0.shape, device=a.device)
+        x0,sigma,noise = (o[a.process_index::a.num_processes] for o in (x0.to(a.device), sigma, noise))
         lr = lr_at(r, self.progress, self.images, self._epoch_share())
         for g in self.opt.param_groups: g['lr'] = lr
         loss = losses(self.model, x0, sigma, noise, self.denoiser.weight).mean()
@@ -619,13 +626,13 @@ def report(
 )->dict: # One row of the log
     "Measure the averaged weights, write a sheet of samples if asked, and begin counting anew."
     r,avg = t.recipe,t.averaged()
-    seen,held = torch.cat(list(recent)).cpu()[:256],to_float(t.data.heldout[:256])
+    seen,held = torch.cat(list(recent)).cpu()[:256],to_float(t.heldout)
     with t.accel.autocast():
         sig,train_loss = measure(avg, seen, r)
         held_loss = measure(avg, held, r)[1] if len(held) else train_loss*np.nan
         ims = to_uint8(draw(avg, range(36), (3,r.size,r.size), 'dpm2m', 12, seed=r.seed)) if grid else None
     if grid and t.accel.is_main_process: _sheet(ims, t.run.path/'grids'/f'{t.images:09d}.png')
-    out = dict(step=t.step, images=t.images, seconds=round(t.seconds, 2), epoch=t.images/len(t.data.train), loss=float(np.mean(t.losses)),
+    out = dict(step=t.step, images=t.images, seconds=round(t.seconds, 2), epoch=t.images/t.n_train, loss=float(np.mean(t.losses)),
                ema_loss=float(train_loss.mean()), heldout_loss=float(held_loss.mean()) if len(held) else None, grad_norm=row['grad_norm'], lr=row['lr'],
                images_per_s=round(t.images/max(t.seconds, 1e-9), 2), by_sigma=dict(sigma=sig, train=train_loss, heldout=held_loss if len(held) else None))
     if torch.cuda.is_available(): out['memory'] = torch.cuda.max_memory_allocated()
@@ -673,7 +680,7 @@ def train(
     "Train until the budget is spent, from where it stopped; raises `BadInput` before long work, `FloatingPointError` on divergence."
     recipe,plan = find_recipe(recipe),Budget.parse(budget or find_recipe(recipe).budget)
     for o in (recipe.report, recipe.grid, recipe.save): Budget.parse(o)
-    run = _begin(root, data, recipe, name, force)
+    with _state(device).main_process_first(): run = _begin(root, data, recipe, name, force)
     devices = range(torch.cuda.device_count()) if torch.cuda.is_available() else []
     with torch.random.fork_rng(devices=devices), _patient() as pressed:
         t = Trainer(run, data.at(recipe.size), plan, device)
@@ -684,28 +691,31 @@ def train(
 # %% ../nbs/05_diffusion.ipynb #02b999a1
 def _every(t, text, before):
     "Has this amount of training been completed since the counts `before`?"
-    b,n = Budget.parse(text),len(t.data.train)
+    b,n = Budget.parse(text),t.n_train
     return math.floor(b.spent(t.images, t.seconds, n) + 1e-9) > math.floor(b.spent(*before, n) + 1e-9)
 
 def _save(t):
-    t.run.checkpoints.save(t.state(), t.step, t.best)
+    try: t.run.checkpoints.save(t.state(), t.step, t.best)
+    except OSError as e:
+        last = (t.run.checkpoints.rows or [dict(file='none')])[-1]['file']
+        raise OSError(e.errno, f'checkpoint {t.step} could not be written ({e.strerror}); the last good one is {last}', str(t.run.path)) from e
     return t.step
 
 def _loop(t, pressed, progress, callback):
     r,run,main = t.recipe,t.run,t.accel.is_main_process
     rows = [o for o in run.log if o['step'] <= t.step]
     if main: write_jsonl(run.path/'log.jsonl', rows)
-    batches = t.data.batches(r.batch, r.seed, flip=r.flip, start=t.step)
-    recent,clock,saved = deque(maxlen=3),time.monotonic(),t.step
+    batches = t.data.batches(r.batch, r.seed, flip=r.flip, start=t.step, device=t.accel.device)
+    recent,saved,t.clock = deque(maxlen=3),t.step,time.monotonic()
     with tqdm(total=100, initial=min(100, round(100*t.progress)), disable=not (progress and main), unit='%', desc=run.path.name) as bar:
         try:
             while t.progress < 1:
                 if pressed: raise KeyboardInterrupt
                 before,x0 = (t.images, t.seconds),next(batches)
                 recent.append(x0)
-                row = t.take(x0.cpu())
-                t.seconds += (now := time.monotonic()) - clock
-                clock,done = now,t.progress >= 1
+                row = t.take(x0)
+                t.tick()
+                done = t.progress >= 1
                 if _every(t, r.report, before) or done:
                     rows.append(report(t, row, recent, grid=_every(t, r.grid, before) or done))
                     if main: write_jsonl(run.path/'log.jsonl', rows)
@@ -717,6 +727,7 @@ def _loop(t, pressed, progress, callback):
             if main and saved < t.step: _save(t)
             raise
     if main: run.curves().savefig(run.path/'loss.png')
+    t.accel.wait_for_everyone()
 
 # %% ../nbs/05_diffusion.ipynb #444b8b11
 def sample(
