@@ -7,7 +7,8 @@ Docs: https://pttface.github.io/pttface/crawl.html.md"""
 # %% auto #0
 __all__ = ['taipei', 'ids', 'bare', 'image_path', 'videos', 'tail', 'asctime', 'CRAWL_PRESETS', 'announcement', 'school',
            'posted', 'day', 'Index', 'parse_index', 'first_page', 'split_urls', 'canonical', 'Page', 'parse_article',
-           'CrawlSettings', 'left_out', 'Pages', 'pack', 'unpack', 'gated', 'board_client', 'Range', 'Links', 'crawl']
+           'CrawlSettings', 'young', 'left_out', 'Pages', 'pack', 'unpack', 'gated', 'board_client', 'Range', 'Links',
+           'crawl']
 
 # %% ../nbs/00_crawl.ipynb #bcd3a693
 import base64,logging,re,shutil,threading,time,zlib
@@ -24,7 +25,7 @@ from tqdm.auto import tqdm
 
 from .fetch import Answer,Blocked,Client,agent
 from .show import Table
-from .store import BadInput,Ledger,marker,open_root,read_json,read_jsonl,same_settings,write_json,write_jsonl
+from .store import BadInput,Ledger,marker,open_root,read_json,read_jsonl,read_optout,same_settings,write_json,write_jsonl
 
 # %% ../nbs/00_crawl.ipynb #b59829ba
 log = logging.getLogger(__name__)
@@ -221,7 +222,14 @@ class CrawlSettings:
 CRAWL_PRESETS = {'default':CrawlSettings(), 'original':CrawlSettings(additions=False, min_age=0)}
 
 announcement = re.compile(r'\s*(?:Fw|轉錄|轉)?\s*:?\s*\[公告\]', re.I)
-school = re.compile(r'國小|小學|國中|高中|高職|中學|女中|[^提升增拔最]高[一二三](?!\S*[元樓])|國[一二三]|JK|小學生|小[一二三四五六]生')
+school = re.compile(r'國小|小學|國中|高中|高職|中學|女中|五專|[高國][一二三](?!樓|元|點)|小[一二三四五六]生|JK|幼稚園', re.I)
+
+def young(
+    title:str,       # Of an article
+    age:int=20,      # Years
+)->bool:
+    "Does `title` name an age under `age`, or a school below university?"
+    return bool(school.search(title)) or any(int(n) < age for n in re.findall(r'(?<!\d)(\d{1,2})\s*(?:歲|岁|y(?![a-z]))', title, re.I))
 
 def left_out(
     title:str,              # Title on the index page
@@ -229,8 +237,7 @@ def left_out(
 )->str: # announcement, young, or ''
     "Why an article with this title is not read; empty when it is."
     if not settings.announcements and announcement.match(title): return 'announcement'
-    ages = [int(n) for n in re.findall(r'(?<!\d)(\d{1,2})\s*[歲岁]', title)]
-    return 'young' if settings.min_age and (any(n < settings.min_age for n in ages) or school.search(title)) else ''
+    return 'young' if settings.min_age and young(title, settings.min_age) else ''
 
 # %% ../nbs/00_crawl.ipynb #3bd60c40
 class Pages:
@@ -350,7 +357,7 @@ def _walk_back(self:Range):
 # %% ../nbs/00_crawl.ipynb #b38b1ebb
 def _harvest(rng:Range, settings, optout, workers, progress):
     "Read the range: rows by ID, deleted rows, and each article's page"
-    rows,parsed,gone,todo = {},{},{},set()
+    rows,parsed,gone,todo,n = {},{},{},set(),0
     pool = ThreadPoolExecutor(workers)
     bar = tqdm(total=rng.hi - rng.lo + 1, desc=f'crawling {rng.board}', unit='page', disable=None if progress else True)
     def fetch(id):
@@ -358,7 +365,7 @@ def _harvest(rng:Range, settings, optout, workers, progress):
         return id,parse_article(a.body) if a.ok else Page(a.reason)
     def take(page):
         for i,r in enumerate(page.rows):
-            if r['id'] is None: gone[page.number,i] = r['date'],page
+            if r['id'] is None: gone[page.number,i] = r['date']
             elif rng.start <= int(ids.fullmatch(r['id'])[1]) <= rng.end and r['id'] not in rows:
                 rows[r['id']] = {**r, 'left_out': 'opt_out' if f'https://www.ptt.cc/bbs/{rng.board}/{r["id"]}.html' in optout else left_out(r['title'], settings)}
                 if not rows[r['id']]['left_out']: todo.add(pool.submit(fetch, r['id'])); bar.total += 1
@@ -368,9 +375,9 @@ def _harvest(rng:Range, settings, optout, workers, progress):
             done,todo = wait(todo, return_when=FIRST_COMPLETED)
             for o in (f.result() for f in done):
                 if isinstance(o, Index): take(o)
-                else: parsed[o[0]] = o[1]
+                else: parsed[o[0]],n = o[1],n + len(o[1].links)
             bar.update(len(done))
-            bar.set_postfix(articles=len(parsed), images=sum(len(p.links) for p in parsed.values()), refresh=False)
+            bar.set_postfix(articles=len(parsed), links=n, refresh=False)
             if not todo and not rng.moved and not _held(rng):
                 gone.clear()
                 for page in _walk_back(rng): take(page)
@@ -381,9 +388,9 @@ def _harvest(rng:Range, settings, optout, workers, progress):
     return rows,parsed,gone
 
 # %% ../nbs/00_crawl.ipynb #c513e8ef
-def _near(date, page):
-    "Unix time of a deleted row's `M/DD`, in the year that its page speaks for"
-    t = datetime.fromtimestamp(page.span[0] if page.span else 0, taipei)
+def _near(date, n, spans):
+    "Unix time of a deleted row's `M/DD` on page `n`, in the year that the nearest page with an article speaks for"
+    t = datetime.fromtimestamp(spans[min((k for k,s in spans.items() if s), key=lambda k: abs(k - n))][0], taipei)
     found = []
     for y in (t.year-1, t.year, t.year+1):
         try: found.append(datetime.strptime(f'{y}/{date.strip()}', '%Y/%m/%d').replace(tzinfo=taipei))
@@ -411,7 +418,7 @@ def _audit(rng, rows, parsed, gone, links):
     order = [t(r) for n in range(rng.lo, rng.hi+1) if n in rng.index for r in rng.index[n].rows if r['id']]
     failed = [dict(url=f'https://www.ptt.cc/bbs/{rng.board}/{i}.html', reason=p.reason) for i,p in sorted(parsed.items()) if p.reason]
     every = Counter(u for r in links for u in r['images'])
-    counts = dict(pages=rng.hi - rng.lo + 1, deleted=sum(rng.start <= _near(d, p) <= rng.end for d,p in gone.values()), rows=0,
+    counts = dict(pages=rng.hi - rng.lo + 1, deleted=sum(rng.start <= _near(d, n, rng.spans) <= rng.end for (n,_),d in gone.items()), rows=0,
         **{k:sum(r['left_out'] == k for r in rows.values()) for k in ('announcement','young','opt_out')},
         articles=len(links), removed=sum(f['reason'] == '404' for f in failed), failed=sum(f['reason'] != '404' for f in failed),
         without_links=sum(not r['images'] for r in links), links=sum(every.values()), distinct=len(every), repeats=sum(every.values()) - len(every))
@@ -480,8 +487,7 @@ def crawl(
         if client: _ask_robots(client, base_url, board)
         rng = Range(pages, board, start, end)
         rng.find()
-        optout = set((folder.parent/'optout.txt').read_text().split()) if (folder.parent/'optout.txt').exists() else set()
-        rows,parsed,gone = _harvest(rng, settings, optout, workers, progress)
+        rows,parsed,gone = _harvest(rng, settings, read_optout(root), workers, progress)
         if not rows:
             spans = [s for s in rng.spans.values() if s]
             raise BadInput(f'{board} has 0 articles from {since} to {until}: the pages read reach from '
