@@ -8,7 +8,7 @@ Docs: https://pttface.github.io/pttface/support/fetch.html.md"""
 __all__ = ['again', 'agent', 'Blocked', 'Refused', 'Stopped', 'Answer', 'fault', 'Pace', 'public', 'Client', 'get']
 
 # %% ../nbs/support/fetch.ipynb #904695a8
-import http.client,ipaddress,logging,random,socket,threading,time
+import http.client,ipaddress,logging,random,re,socket,threading,time
 from contextlib import contextmanager
 from dataclasses import dataclass,field
 from email.utils import parsedate_to_datetime
@@ -280,7 +280,7 @@ def _once(self:Client, url):
         except Refused as e: return Answer(url, reason=str(e), final=at)
         if a.reason or not 300 <= a.status < 400 or 'location' not in a.headers: break
         where = a.headers['location']
-        if self.gateway and where.startswith(self.gateway + '/'): where = 'https://' + where[len(self.gateway)+1:]
+        if self.gateway: where = re.sub(r'^(?:' + re.escape(self.gateway) + r')?/(?=[\w-]+(?:\.[\w-]+)+/)', 'https://', where)
         at = urljoin(at, where)
     else: a.reason = 'redirects'
     a.url,a.final,a.wait = url,at,_wait(a)
