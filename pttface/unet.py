@@ -245,7 +245,7 @@ class UNet(nn.Module):
             return ResBlock(i, o, emb, dropout, resize, heads=max(1, o//head_ch) if attend else 0)
         widths,last = [ch*m for m in mults],len(mults)-1
         self.stem = nn.Conv2d(in_ch, ch, 3, padding=1)
-        self.down,self.up,c,skips = nn.ModuleList(),nn.ModuleList(),ch,[ch]
+        self.down,c,skips = nn.ModuleList(),ch,[ch]
         for level,w in enumerate(widths):
             for i in range(blocks + (level > 0)):
                 down = level > 0 and i == 0
@@ -253,6 +253,7 @@ class UNet(nn.Module):
                 c = c if down else w
                 skips.append(c)
         self.mid = nn.ModuleList([block(c, c, last, attend=True), block(c, c, last, attend=False)])
+        self.up = nn.ModuleList()
         for level,w in reversed(list(enumerate(widths))):
             for _ in range(blocks+1):
                 self.up.append(block(c+skips.pop(), w, level))
