@@ -1,12 +1,23 @@
 "One door to every measured figure: `python tools/bench.py NAME` prints a table and writes runs/bench/NAME.json."
 import argparse
+import os
+import platform
 import sys
+from datetime import date
 from importlib import import_module
 from pathlib import Path
+
+import torch
 
 here = Path(__file__).resolve().parent
 sys.path.insert(0, str(here))
 columns = ('what', 'value', 'unit', 'peer', 'peer_value', 'ratio', 'n', 'spread')
+
+
+def machine():
+    "The machine in a few words."
+    gpu = torch.cuda.get_device_name() if torch.cuda.is_available() else 'no GPU'
+    return f'{os.cpu_count()} cores, {gpu}, Python {platform.python_version()}, torch {torch.__version__.partition("+")[0]}'
 
 
 def main():
@@ -16,6 +27,7 @@ def main():
     p = argparse.ArgumentParser(prog='make bench WHAT=name', description=__doc__)
     p.add_argument('name', choices=names, help='what to measure')
     p.add_argument('--smoke', action='store_true', help='the smallest run that shows that it works; its figures mean nothing and are not written')
+    p.add_argument('--keep', action='store_true', help='keep the figures for the benchmarks page too')
     args = p.parse_args()
     rows = [{c: r.get(c) for c in columns} for r in import_module(f'bench_{args.name}').bench(**({'smoke': True} if args.smoke else {}))]
     print(Table(rows))
@@ -23,6 +35,7 @@ def main():
     out = here.parent / 'runs/bench' / f'{args.name}.json'
     write_json(out, rows)
     print(f'written to {out.relative_to(here.parent)}')
+    if args.keep: write_json(here.parent / f'nbs/benchmarks/{args.name}.json', dict(date=f'{date.today()}', machine=machine(), rows=rows))
 
 
 if __name__ == '__main__': main()
