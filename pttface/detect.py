@@ -83,7 +83,7 @@ def kps_shape(
     return beside(nose),below(nose)/np.maximum(below(mouth), .2),beside(mouth),np.degrees(np.arctan2(line[...,1], line[...,0]))
 
 # %% ../nbs/support/detect.ipynb #74305b68
-YAW,PITCH = (193.8,-119.5,-63.1,-126.4),(30.1,-47.9,-18.9,128.7,-112.4)
+YAW,PITCH = (193.3,-173.,-47.8,-97.6),(35.5,-57.9,-20.3,151.1,-105.4)
 
 def pose_terms(
     kps:np.ndarray,  # Landmarks, (…,5,2) px
