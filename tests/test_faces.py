@@ -1,0 +1,181 @@
+"Faults a page would illustrate badly: processes that die, shards cut short, poisoned photos, a run that is interrupted."
+import json,os,signal,subprocess,sys,time
+from pathlib import Path
+
+import cv2
+import numpy as np
+import psutil
+import pytest
+
+from pttface import faces as F
+from pttface.detect import Face
+from pttface.heads import draw_heads
+from pttface.store import BadInput,dumps,open_root,read_jsonl,read_npz,write_json,write_tar
+
+
+def jpeg(im): return cv2.imencode('.jpg', im[...,::-1])[1].tobytes()
+
+@pytest.fixture(scope='module')
+def photos(): return [jpeg(h.im) for h in draw_heads([dict(seed=i, size=(250,200), scale=.5) for i in range(6)], workers=1, progress=False)]
+
+@pytest.fixture
+def root(tmp_path, photos):
+    root = open_root(tmp_path/'run', create=True)
+    for m in ('01','02','03'):
+        write_tar(root/f'photos/images_{m}_part_1.tar', [(f'{m}{i:05d}', {'jpg':b, 'json':dumps(dict(url=f'https://i.imgur.com/{m}{i}.jpg')).encode()}) for i,b in enumerate(photos)])
+    write_json(root/'photos/download.json', {})
+    return root
+
+def artefacts(root): return {p.name:p.read_bytes() for p in sorted((root/'faces').glob('*')) if p.is_file()}
+
+def test_pool_gives_the_same_bytes(root, tmp_path):
+    F.extract_faces(root, workers=1)
+    alone = artefacts(root)
+    assert {'faces.json','faces.jsonl','faces_01.npz','faces_02.npz','faces_03.npz'} == set(alone)
+    for p in (root/'faces').glob('*'): p.unlink()
+    F.extract_faces(root, workers=2)
+    together = artefacts(root)
+    rows = [json.loads(o) for o in alone['faces.jsonl'].splitlines()]
+    assert len(rows) == 18 and sum(r['status'] == 'kept' for r in rows) == 18
+    assert together['faces.jsonl'] == alone['faces.jsonl']
+    for m in ('01','02','03'):
+        z = read_npz(root/f'faces/faces_{m}.npz')
+        assert z['im60'].shape == (6,60,60,3) and z['im64'].shape == (6,64,64,3)
+
+def test_a_torn_shard_is_reported_and_the_others_finish(root):
+    p = root/'photos/images_02_part_1.tar'
+    whole = p.read_bytes()
+    p.write_bytes(whole[:len(whole)*2//3])
+    found = F.extract_faces(root, workers=1)
+    assert list(found.failed) == ['images_02_part_1'] and 'damaged after 02' in found.failed['images_02_part_1']
+    assert {r['month'] for r in found.kept} == {'01','03'} and len(found.kept) == 12
+    assert 'shard not read' in str(found)
+    p.write_bytes(whole)
+    found = F.extract_faces(root, workers=1)
+    assert not found.failed and len(found.kept) == 18
+    assert [r['key'] for r in found.rows] == sorted(r['key'] for r in found.rows)
+
+def test_poisoned_photos_drop_their_row(root, photos):
+    bad = [b'', b'<html>not found</html>', photos[0][:800], b'\x89PNG\r\n\x1a\n' + b'\0'*50, cv2.imencode('.png', np.zeros((1,1,3), np.uint8))[1].tobytes(), photos[1]]
+    write_tar(root/'photos/images_01_part_1.tar', [(f'01{i:05d}', {'jpg':b, 'json':b'{"url": '} if i else {'jpg':b}) for i,b in enumerate(bad)])
+    rows = [r for r in F.extract_faces(root, workers=1).rows if r['month'] == '01']
+    assert [r['status'] for r in rows] == ['dropped']*5 + ['kept']
+    assert {r['reason'] for r in rows[:5]} <= {'unreadable','blurred','no_face'} and rows[0]['reason'] == rows[1]['reason'] == 'unreadable'
+
+class Fake:
+    "A detector that says what it is told"
+    def __init__(self, *faces): self.faces = list(faces)
+    def __call__(self, im, min_face=None): return self.faces
+    def again(self, im, box): return None
+
+@pytest.fixture(scope='module')
+def noise(): return np.random.default_rng(0).integers(0, 255, (200,200,3), dtype=np.uint8)
+
+KPS = np.array([[80,90],[120,90],[100,110],[85,130],[115,130]], np.float32)
+
+@pytest.mark.parametrize('face,reason', [
+    (Face(np.array([60,60,140,160.]), np.full((5,2), np.nan), .9), 'no_landmarks'),
+    (Face(np.array([60,60,140,160.]), None, .9), 'no_landmarks'),
+    (Face(np.array([60,60,75,75.]), KPS, .9), 'face_too_small_before'),
+    (Face(np.array([60,60,140,160.]), KPS, .9, age=17.), 'too_young'),
+    (Face(np.array([60,60,140,160.]), KPS, .9, age=20.), None),
+    (Face(np.array([-50,-60,260,240.]), KPS, .9), None),
+])
+def test_reasons(noise, face, reason):
+    row,crops = F.face_row(cv2.imencode('.png', noise)[1].tobytes(), Fake(face))
+    assert row['reason'] == reason and (crops is None) == (reason is not None)
+    json.loads(dumps(row))
+    assert 'NaN' not in dumps(row)
+
+def test_too_small_after(noise):
+    class Shrunk(Fake):
+        def again(self, im, box): return Face(np.array([90,90,100,100.]), KPS*.96, .9, yaw=0., pitch=0., roll=0.)
+    o = F.find_face(noise, Shrunk(Face(np.array([60,60,140,160.]), KPS, .9)))
+    assert o.reason == 'face_too_small_after'
+
+def test_a_detector_that_raises_drops_the_row(noise):
+    class Broken:
+        def __call__(self, im, min_face=None): raise ValueError('ONNX says no')
+    row,_ = F.face_row(cv2.imencode('.png', noise)[1].tobytes(), Broken())
+    assert row['reason'] == 'unreadable' and 'ONNX says no' in row['error']
+
+def test_original_preset_falls_back_to_the_untouched_photo(noise):
+    class Once(Fake):
+        def __call__(self, im, min_face=None): return self.faces if im.shape == noise.shape else []
+    f = Face(np.array([60,60,140,160.]), KPS + [[0,0],[0,14],[0,0],[0,0],[0,0]], .9)
+    o = F.find_face(noise, Once(f), F.FACE_PRESETS['original'])
+    assert o.view.shape == (240,240,3) and o.second is None and o.angle == 0
+    np.testing.assert_allclose(o.M, np.eye(2,3))
+    assert tuple(o.centre) == (100,110) and o.side == 150
+
+def test_gender_folders(root):
+    found = F.extract_faces(root, workers=1, png=True)
+    pngs = sorted(p.relative_to(root/'faces/png').as_posix() for p in (root/'faces/png').rglob('*.png'))
+    assert len(pngs) == len(found.kept) and all(p.startswith('Female/') for p in pngs)
+    assert all(r['gender'] is None for r in found.kept)
+
+def test_bad_input(root, tmp_path):
+    with pytest.raises(BadInput, match="no preset 'best'"): F.extract_faces(root, settings='best')
+    with pytest.raises(BadInput, match='no detector'): F.extract_faces(root, detector='haar', workers=1)
+    for p in (root/'photos').glob('*.tar'): p.unlink()
+    with pytest.raises(BadInput, match='0 shards'): F.extract_faces(root, workers=1)
+    with pytest.raises(BadInput, match='not a pttface folder'): F.extract_faces(tmp_path, workers=1)
+    assert not (root/'faces').exists()
+
+def test_an_empty_shard(root):
+    write_tar(root/'photos/images_02_part_1.tar', [])
+    found = F.extract_faces(root, workers=1)
+    assert {r['month'] for r in found.rows} == {'01','03'} and not found.failed
+    before = {p.name:p.stat().st_mtime_ns for p in (root/'faces').glob('*')}
+    F.extract_faces(root, workers=1)
+    assert {p.name:p.stat().st_mtime_ns for p in (root/'faces').glob('*')} == before
+
+def test_new_shards_are_added(root, photos):
+    F.extract_faces(root, workers=1)
+    first = read_npz(root/'faces/faces_01.npz')
+    stamps = (root/'faces/faces_02.npz').stat().st_mtime_ns
+    write_tar(root/'photos/images_01_part_2.tar', [('0100009', {'jpg':photos[0], 'json':b'{}'})])
+    found = F.extract_faces(root, workers=1)
+    both = read_npz(root/'faces/faces_01.npz')
+    assert both['key'].tolist() == first['key'].tolist() + ['0100009'] and (both['im64'][:6] == first['im64']).all()
+    assert (root/'faces/faces_02.npz').stat().st_mtime_ns == stamps
+    assert len(found.kept) == 19 and [r['row'] for r in found.kept if r['month'] == '01'] == list(range(7))
+
+RUN = '''
+import sys
+from pttface.faces import extract_faces
+if __name__ == '__main__': print(len(extract_faces(sys.argv[1], workers=2)))
+'''
+
+def children(pid): return [p.pid for p in psutil.Process(pid).children() if any('spawn_main' in o for o in p.cmdline())]
+
+def start(root, tmp_path):
+    script = tmp_path/'go.py'
+    script.write_text(RUN)
+    return subprocess.Popen([sys.executable,str(script),str(root)], stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, env=os.environ | dict(OMP_NUM_THREADS='1', TQDM_DISABLE='1'))
+
+def test_a_killed_worker_changes_nothing_but_time(root, tmp_path):
+    F.extract_faces(root, workers=1)
+    want = read_jsonl(root/'faces/faces.jsonl')
+    for p in (root/'faces').glob('*'): p.unlink()
+    job = start(root, tmp_path)
+    end = time.time() + 15
+    while not (kids := children(job.pid)) and time.time() < end: time.sleep(.02)
+    assert kids
+    os.kill(kids[0], signal.SIGKILL)
+    out,err = job.communicate(timeout=60)
+    assert job.returncode == 0, err
+    assert out.strip() == '18' and read_jsonl(root/'faces/faces.jsonl') == want
+
+def test_interrupted_and_run_again(root, tmp_path):
+    F.extract_faces(root, workers=1)
+    want = read_jsonl(root/'faces/faces.jsonl')
+    for p in (root/'faces').glob('*'): p.unlink()
+    job = start(root, tmp_path)
+    end = time.time() + 20
+    while not list((root/'faces/parts').glob('images*')) and job.poll() is None and time.time() < end: time.sleep(.005)
+    job.send_signal(signal.SIGINT)
+    job.communicate(timeout=30)
+    assert not list(Path(root).rglob('*.tmp'))
+    F.extract_faces(root, workers=1)
+    assert read_jsonl(root/'faces/faces.jsonl') == want and not (root/'faces/parts').exists()
