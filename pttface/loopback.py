@@ -15,6 +15,8 @@ from dataclasses import dataclass,field,replace
 from fnmatch import fnmatchcase
 from http.server import BaseHTTPRequestHandler,ThreadingHTTPServer
 
+from fastcore.basics import patch
+
 from .store import BadInput
 
 # %% ../nbs/support/loopback.ipynb #d6a44869
@@ -58,10 +60,14 @@ def fault(
     return _f
 
 # %% ../nbs/support/loopback.ipynb #a2e5b7b7
-def bare(status, **headers): "A reply of nothing but a status"; return Reply(status, f'<h1>{status}</h1>'.encode(), {k.replace('_', '-'):v for k,v in headers.items()})
+def bare(status, **headers):
+    "A reply of nothing but a status"
+    return Reply(status, f'<h1>{status}</h1>'.encode(), {k.replace('_', '-'):v for k,v in headers.items()})
 def to(url): "A redirect"; return Reply(302, headers=dict(Location=url))
 
-for code,about in {403:'Forbidden', 404:'Not Found', 429:'Too Many Requests, without a hint when to come back', 500:'Server Too Busy', 502:'Bad Gateway', 503:'Service Unavailable'}.items():
+codes = {403:'Forbidden', 404:'Not Found', 429:'Too Many Requests, without a hint when to come back', 500:'Server Too Busy', 502:'Bad Gateway',
+         503:'Service Unavailable'}
+for code,about in codes.items():
     faults[str(code)] = ((lambda h,r,f,code=code: bare(code)), about)
 faults['429_wait'] = ((lambda h,r,f: bare(429, Retry_After=f'{f.seconds:g}' if f.seconds % 1 else f'{f.seconds:.0f}')), 'Too Many Requests, with Retry-After')
 
@@ -101,23 +107,23 @@ def gzip_lie(h, r, f): return replace(r, headers={**r.headers, 'Content-Encoding
 @fault('a pause before the answer')
 def delay(h, r, f): h.app.pause(f.seconds); return r
 @fault('the body a byte at a time')
-def drip(h, r, f): h.write(h.head(r)); h.drip(r.body, f.seconds)
+def drip(h, r, f): h.write(h.head(r)); h.drops(r.body, f.seconds)
 @fault('the header a byte at a time')
-def slow_headers(h, r, f): h.drip(h.head(r), f.seconds); h.write(r.body)
+def slow_headers(h, r, f): h.drops(h.head(r), f.seconds); h.write(r.body)
 @fault('half the body, then the connection is reset')
-def reset(h, r, f): h.write(h.head(r) + r.body[:len(r.body)//2]); h.app.pause(.05); h.hang_up(reset=True)
+def reset(h, r, f): h.write(h.head(r) + r.body[:len(r.body)//2]); h.app.pause(.05); h.end(reset=True)
 @fault('the connection is closed without a word')
-def hang_up(h, r, f): h.hang_up()
+def hang_up(h, r, f): h.end()
 @fault('a Content-Length of more than there is')
-def length_over(h, r, f): h.write(h.head(r, {'Content-Length':len(r.body) + 1000}) + r.body); h.hang_up()
+def length_over(h, r, f): h.write(h.head(r, {'Content-Length':len(r.body) + 1000}) + r.body); h.end()
 @fault('a Content-Length of less than there is')
-def length_under(h, r, f): h.write(h.head(r, {'Content-Length':len(r.body)//2}) + r.body); h.hang_up()
+def length_under(h, r, f): h.write(h.head(r, {'Content-Length':len(r.body)//2}) + r.body); h.end()
 @fault('a body of 200 MB, announced')
 def huge(h, r, f): h.write(h.head(r, {'Content-Length':f.size})); h.flood(r.body, f.size)
 @fault('a body of 200 MB, without a length')
-def endless(h, r, f): h.write(h.head(r, {'Content-Length':None, 'Connection':'close'})); h.flood(r.body, f.size); h.hang_up()
+def endless(h, r, f): h.write(h.head(r, {'Content-Length':None, 'Connection':'close'})); h.flood(r.body, f.size); h.end()
 @fault('something that is not HTTP')
-def gibberish(h, r, f): h.write(b'\x16\x03\x01\x02\x00 SSH-2.0 hello\r\n\r\n'); h.hang_up()
+def gibberish(h, r, f): h.write(b'\x16\x03\x01\x02\x00 SSH-2.0 hello\r\n\r\n'); h.end()
 
 # %% ../nbs/support/loopback.ipynb #4caf5135
 class Server:
@@ -171,23 +177,32 @@ class Handler(BaseHTTPRequestHandler):
 
     def send(self, r): self.write(self.head(r) + (b'' if self.command == 'HEAD' else r.body))
     def write(self, data): self.wfile.write(data)
-    def drip(self, data, seconds):
-        "Send `data` a byte at a time"
-        for b in data:
-            self.write(bytes([b]))
-            if self.app.stopped.wait(seconds): break
-    def flood(self, data, size):
-        "Send `data` and then zeros, `size` bytes in all"
-        self.write(data[:size])
-        for i in range(len(data), size, 1 << 16):
-            if self.app.stopped.is_set(): break
-            self.write(bytes(min(1 << 16, size - i)))
-    def hang_up(self, reset=False):
-        "Close the connection when the answer is over, politely or not"
-        self.close_connection,self.rude = True,reset
-        if reset: self.connection.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, struct.pack('ii', 1, 0)); self.server.rude.add(self.connection)
 
 # %% ../nbs/support/loopback.ipynb #dfb45203
+@patch
+def drops(self:Handler, data, seconds):
+    "Send `data` a byte at a time"
+    for b in data:
+        self.write(bytes([b]))
+        if self.app.stopped.wait(seconds): break
+
+@patch
+def flood(self:Handler, data, size):
+    "Send `data` and then zeros, `size` bytes in all"
+    self.write(data[:size])
+    for i in range(len(data), size, 1 << 16):
+        if self.app.stopped.is_set(): break
+        self.write(bytes(min(1 << 16, size - i)))
+
+@patch
+def end(self:Handler, reset=False):
+    "Close the connection when the answer is over, politely or not"
+    self.close_connection = True
+    if reset:
+        self.connection.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, struct.pack('ii', 1, 0))
+        self.server.rude.add(self.connection)
+
+# %% ../nbs/support/loopback.ipynb #7176699c
 class _HTTP(ThreadingHTTPServer):
     daemon_threads,block_on_close,request_queue_size = True,False,256
     def __init__(self, app, host='127.0.0.1', port=0, trap=False):
@@ -195,13 +210,17 @@ class _HTTP(ThreadingHTTPServer):
         self.address_family = socket.AF_INET6 if ':' in host else socket.AF_INET
         super().__init__((host, port), Handler)
         threading.Thread(target=self.serve_forever, kwargs=dict(poll_interval=.02), daemon=True).start()
-    def server_bind(self): self.socket.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1); self.socket.bind(self.server_address); self.server_address = self.socket.getsockname()
+    def server_bind(self):
+        self.socket.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+        self.socket.bind(self.server_address)
+        self.server_address = self.socket.getsockname()
     def handle_error(self, request, client_address): pass
     def shutdown_request(self, request):
         if request in self.rude: self.rude.discard(request); self.close_request(request)
         else: super().shutdown_request(request)
     def stop(self): self.shutdown(); self.server_close()
 
+# %% ../nbs/support/loopback.ipynb #7157d0e2
 @contextmanager
 def serving(
     answer,         # Callable `(path, headers) -> Reply`
@@ -221,6 +240,7 @@ def serving(
         stack.callback(app.stopped.set)
         yield app
 
+# %% ../nbs/support/loopback.ipynb #fe109303
 @contextmanager
 def _traps(app):
     "The places where the faults send their victims"

@@ -26,7 +26,9 @@ cheers = '推 可以 讚 給推 眼睛漂亮 好看 普普 右邊那位 求更�
 
 def user(r): "A user's name"; return ''.join(r.choices('abcdefghijklmnopqrstuvwxyz', k=r.randint(4, 9))) + r.choice(['','','7','0204'])
 def ip(r): "An address from the ranges kept for documentation"; return f'{r.choice(["203.0.113","198.51.100","192.0.2"])}.{r.randint(1, 254)}'
-def anchor(url, rel='noreferrer noopener nofollow'): "A link the way the board makes one"; return f'<a href="{html.escape(url)}" target="_blank" rel="{rel}">{html.escape(url)}</a>'
+def anchor(url, rel='noreferrer noopener nofollow'):
+    "A link the way the board makes one"
+    return f'<a href="{html.escape(url)}" target="_blank" rel="{rel}">{html.escape(url)}</a>'
 
 # %% ../nbs/support/pages.ipynb #3726b56a
 styles = dict(
@@ -55,8 +57,8 @@ def style_for(
     "How the author of an article writes the address of `p`."
     if p.host == 'pbs.twimg.com': return r.choice(['large','plain'])
     if r.random() > odd: return 'plain'
-    names = [s for s in styles if s not in ('large','plain') and (p.host == 'i.imgur.com' and p.url.endswith('.jpg') or s not in ('page','mobile'))]
-    return r.choice(names)
+    names = [s for s in styles if s not in ('large','plain','page','mobile')]
+    return r.choice(names + ['page','mobile']*4 if p.host == 'i.imgur.com' and p.url.endswith('.jpg') else names)
 
 # %% ../nbs/support/pages.ipynb #a159a8d4
 not_files = {'https://imgur.com/a/{}':'album', 'https://imgur.com/gallery/{}':'album', 'https://imgur.com/a/{}.gif':'album',
@@ -242,7 +244,8 @@ def index_html(
     rows = '\n'.join([*(row_html(a, new, seed) for a in rows), *sep])
     return page_html('看板 Beauty 文章列表', '<div id="main-container"><div id="action-bar-container"><div class="action-bar"><div class="btn-group btn-group-dir">'
         '<a class="btn selected" href="/bbs/Beauty/index.html">看板</a><a class="btn" href="/man/Beauty/index.html">精華區</a></div>'
-        f'<div class="btn-group btn-group-paging">{paging}</div></div></div>\n<div class="r-list-container action-bar-margin bbs-screen">\n{rows}\n</div></div>', script)
+        f'<div class="btn-group btn-group-paging">{paging}</div></div></div>\n'
+        f'<div class="r-list-container action-bar-margin bbs-screen">\n{rows}\n</div></div>', script)
 
 # %% ../nbs/support/pages.ipynb #e6646413
 not_found = page_html('404', '<div class="bbs-screen bbs-content">404 - Not Found.</div>')
