@@ -1,0 +1,183 @@
+"What a notebook would illustrate badly: every fault a host can have, a download that is killed, and what running again does."
+import io,json,multiprocessing,random,shutil,time
+from collections import Counter
+
+import cv2
+import numpy as np
+import pytest
+from PIL import Image
+from skimage import data
+
+from pttface.download import DownloadSettings,Photos,download
+from pttface.loopback import Fault,Reply,faults,serving
+from pttface.store import BadInput,open_root,read_jsonl,read_tar,write_jsonl
+
+portrait = data.astronaut()[:256, 96:352].copy()
+scene = cv2.resize(data.coffee(), (256,256))
+
+def jpeg(im, seed):
+    r = np.random.default_rng(seed)
+    buf = io.BytesIO()
+    Image.fromarray(np.clip(im.astype(int) + r.integers(-6, 7, im.shape), 0, 255).astype(np.uint8)).save(buf, 'JPEG', quality=90)
+    return buf.getvalue()
+
+def name(i): return f'https://i.imgur.com/pic{i:04d}.jpg'
+def kind(i): return 'none' if i % 5 == 3 else 'blurred' if i % 7 == 5 else 'gone' if i % 11 == 7 else 'face'
+def made(n):
+    files = {}
+    for i in range(n):
+        k = kind(i)
+        if k == 'gone': continue
+        same = i - 10 if i % 13 == 12 and kind(i-10) == 'face' and k == 'face' else i
+        files[f'/i.imgur.com/pic{i:04d}.jpg'] = jpeg(portrait, same) if k == 'face' else jpeg(scene, i) if k == 'none' else cv2.imencode('.jpg', cv2.GaussianBlur(portrait, (0,0), 5+i/100))[1].tobytes()
+    return files
+
+@pytest.fixture(scope='module')
+def files(): return made(60)
+
+def answer(files): return lambda path,headers: Reply(200, files[path], mime='image/jpeg') if path in files else Reply(404, b'gone')
+
+def listed(root, urls, months=2):
+    "A crawl's lists, `urls` dealt out over so many months"
+    open_root(root, create=True)
+    per = -(-len(urls)//months)
+    for m in range(months):
+        rows = [dict(date=f'{m+1:02d}{d+1:02d}', title='[正妹] 元旦', url=f'https://www.ptt.cc/bbs/Beauty/M.{1704040318+m*2_600_000+d}.A.E87.html', images=part)
+                for d,part in enumerate(np.array_split(urls[m*per:(m+1)*per], 4))]
+        write_jsonl(root/f'links/monthly_jsonl/image_links_{m+1:02d}.jsonl', [r | dict(images=list(map(str, r['images']))) for r in rows])
+    return root
+
+def state(root): return {f.name:f.read_bytes() for f in sorted((root/'photos').iterdir())}
+def get(root, server, **kw): return download(root, gateway=server.url, progress=False, **kw)
+
+def test_one_row_a_link_and_sums(files, tmp_path):
+    urls = [name(i) for i in range(60)] + [name(3), name(0)]
+    with serving(answer(files)) as server:
+        photos = get(listed(tmp_path, urls), server)
+        assert max(Counter(server.requests).values()) == 1
+        was = state(tmp_path)
+        again = get(tmp_path, server)
+        assert len(server.requests) == 60
+    assert state(tmp_path) == was and again.rows == photos.rows
+    assert [r['url'] for r in photos.rows] == urls[:60]
+    assert sum(photos.record['counts'][k] for k in ('kept','rejected','duplicate','failed')) == photos.record['counts']['links'] == 60
+    for i,r in enumerate(photos.rows):
+        if r['status'] == 'duplicate': assert r['of'] == photos.rows[i-10]['key']
+        else: assert (r['status'],r['reason']) == dict(none=('rejected','no_face'), blurred=('rejected','blurred'), gone=('failed','404'), face=('kept',''))[kind(i)]
+    assert any(r['status'] == 'duplicate' for r in photos.rows)
+    kept = [(k,p) for f in sorted((tmp_path/'photos').glob('*.tar')) for k,p in read_tar(f)]
+    assert [k for k,_ in kept] == [r['key'] for r in photos.kept]
+    assert all(p['jpg'] == files['/i.imgur.com/' + json.loads(p['json'])['url'].rsplit('/', 1)[1]] for _,p in kept)
+
+def test_months_apart_equal_months_together(files, tmp_path):
+    urls = [name(i) for i in range(60)]
+    with serving(answer(files)) as server:
+        get(listed(tmp_path/'a', urls, 3), server)
+        for m in ('03','01','02'): get(listed(tmp_path/'b', urls, 3), server, months=m)
+    assert state(tmp_path/'a') == state(tmp_path/'b')
+
+def test_shards_are_webdatasets(files, tmp_path):
+    import webdataset
+    with serving(answer(files)) as server: photos = get(listed(tmp_path, [name(i) for i in range(60)]), server, settings=DownloadSettings(shard=10))
+    tars = sorted(map(str, (tmp_path/'photos').glob('*.tar')))
+    assert len(tars) > 2
+    keys = [s['__key__'] for s in webdataset.WebDataset(tars, shardshuffle=False).decode('rgb8')]
+    assert keys == [r['key'] for r in photos.kept]
+
+def test_what_is_missing_is_made_anew(files, tmp_path):
+    with serving(answer(files)) as server:
+        get(listed(tmp_path, [name(i) for i in range(60)]), server)
+        was = state(tmp_path)
+        (tmp_path/'photos/images_01_part_1.tar').unlink()
+        server.clear()
+        get(tmp_path, server)
+        lost = len(server.requests)
+        assert state(tmp_path) == was and 0 < lost < 30
+        (tmp_path/'photos/ledger_02.jsonl').unlink()
+        get(tmp_path, server)
+    assert state(tmp_path) == was
+
+def test_opting_out_later(files, tmp_path):
+    with serving(answer(files)) as server:
+        photos = get(listed(tmp_path, [name(i) for i in range(60)]), server)
+        article,url,sha = photos.rows[0]['article'],photos.kept[20]['url'],photos.kept[30]['sha256']
+        (tmp_path/'optout.txt').write_text(f'{article}\n{url}\n{sha}\n')
+        server.clear()
+        after = get(tmp_path, server)
+        asked = len(server.requests)
+    out = [r for r in after.rows if r['reason'] == 'opt_out']
+    assert {r['url'] for r in out} == {r['url'] for r in photos.rows if r['article'] == article or r['url'] == url or r.get('sha256') == sha}
+    assert not {r['key'] for r in out} & {k for f in (tmp_path/'photos').glob('*.tar') for k,_ in read_tar(f)}
+    assert asked <= 2
+
+def test_failed_links_are_tried_when_it_makes_sense(files, tmp_path):
+    urls = [name(i) for i in range(12)]
+    with serving(answer(files), faults={'*pic0000*':Fault('503'), '*pic0001*':Fault('403')}) as server:
+        first = get(listed(tmp_path, urls), server)
+        assert [r['reason'] for r in first.rows[:2]] == ['503','403']
+    with serving(answer(files)) as server:
+        second = get(tmp_path, server)
+        assert [r['status'] for r in second.rows[:2]] == ['kept','failed'] and len(server.requests) == 1
+        third = get(tmp_path, server, retry_failed=True)
+        assert third.rows[1]['status'] == 'kept'
+
+want = {'403':'failed 403', '404':'failed 404', '429':'failed 429', '429_wait':'failed 429', '500':'failed 500', '502':'failed 502', '503':'failed 503', 'loop':'failed redirects',
+    'to_loopback':'refused private_address', 'to_private_name':'refused private_address', 'to_file':'refused scheme', 'refused':'refused private_address', 'ipv6':'refused private_address',
+    'placeholder':'failed removed', 'html':'failed not_image', 'over18':'failed not_image', 'empty':'failed empty', 'truncated':'failed truncated', 'bomb':'failed too_many_pixels',
+    'zipped':'failed not_image', 'gzip_lie':'failed bad_encoding', 'delay':'kept ', 'drip':'failed too_slow', 'slow_headers':'failed too_slow', 'reset':'failed reset',
+    'hang_up':'failed reset', 'length_over':'failed truncated', 'length_under':'failed truncated', 'huge':'failed too_large', 'endless':'failed too_large', 'gibberish':'failed reset'}
+
+def test_every_fault_leaves_its_row(files, tmp_path, monkeypatch):
+    import pttface.download as module
+    assert set(want) == set(faults)
+    quick = module.Client
+    monkeypatch.setattr(module, 'Client', lambda *a,**kw: quick(*a, **kw | dict(backoff=.01, retries=1, total=1.5, timeout=1.)))
+    names = {k:f'https://i.imgur.com/{k}.jpg' for k in want}
+    pool = {f'/i.imgur.com/{k}.jpg':files['/i.imgur.com/pic0000.jpg'] for k in want} | {'/i.imgur.com/removed.png':b'\x89PNG'}
+    with serving(answer(pool), faults={f'*/{k}.jpg':Fault(k, seconds=.04, size=40_000_000) for k in want}) as server:
+        start = time.monotonic()
+        photos = get(listed(tmp_path, list(names.values()), 1), server, streams=8)
+        assert time.monotonic() - start < 30
+        assert not getattr(server, 'trapped', None)
+    got = {k:f'{r["status"]} {r["reason"]}' for k,r in zip(names, photos.rows)}
+    assert got == want
+
+def test_bad_input(files, tmp_path):
+    listed(tmp_path, [name(0)])
+    with pytest.raises(BadInput, match="no month '13'"): download(tmp_path, months='13')
+    with pytest.raises(BadInput, match="no settings called 'best'"): download(tmp_path, settings='best')
+    with pytest.raises(BadInput, match='workers=0'): download(tmp_path, workers=0)
+    with pytest.raises(BadInput, match='pttface crawl'): download(open_root(tmp_path/'new', create=True))
+    assert not (tmp_path/'photos').exists()
+    with serving(answer(files)) as server:
+        get(tmp_path, server)
+        with pytest.raises(BadInput, match='sharpness=60.0 .now 80.0.'): get(tmp_path, server, settings=DownloadSettings(sharpness=80.))
+
+def _get(root, url): download(root, gateway=url, progress=False)
+
+def test_killed_twenty_times(files, tmp_path):
+    context,r = multiprocessing.get_context('forkserver'),random.Random(0)
+    context.set_forkserver_preload(['pttface.download'])
+    urls = [name(i) for i in range(60)]
+    with serving(answer(files), latency=.01) as server:
+        get(listed(tmp_path/'whole', urls), server)
+        listed(tmp_path/'killed', urls)
+        kills = 0
+        for i in range(60):
+            p = context.Process(target=_get, args=(tmp_path/'killed', server.url))
+            seen,wait,end = len(server.requests),r.randint(0, 5),time.monotonic() + 20
+            p.start()
+            while p.is_alive() and (kills >= 20 or len(server.requests) <= seen + wait) and time.monotonic() < end: time.sleep(.001)
+            if kills < 20 and r.random() < .3: time.sleep(r.random()*.3)
+            done = not p.is_alive() and p.exitcode == 0
+            kills += p.is_alive()
+            p.kill()
+            p.join()
+            if done: break
+        asked = len(server.requests)
+    assert done and kills >= 5
+    assert state(tmp_path/'killed') == state(tmp_path/'whole')
+    assert asked <= 60 + 60 + 16*kills
+    assert len(read_jsonl(tmp_path/'killed/photos/ledger_01.jsonl')) == 30
+    shutil.rmtree(tmp_path/'killed')
+    assert len(Photos.load(tmp_path/'whole')) == 60
