@@ -1,0 +1,75 @@
+"Faces on drawn heads of known pose: geometry against the truth, reasons, speed against the original's rules (N heads from FACES_N, 500 by default)."
+import os
+import time
+
+import cv2
+import numpy as np
+
+
+def _row(what, value, unit='', peer=None, peer_value=None, ratio=None, n=None, spread=None):
+    return dict(what=what, value=value, unit=unit, peer=peer, peer_value=peer_value, ratio=ratio, n=n, spread=spread)
+
+
+def _jpeg(im): return cv2.imencode('.jpg', im[..., ::-1], [cv2.IMWRITE_JPEG_QUALITY, 92])[1].tobytes()
+
+
+def _bad(n):
+    "Photos that must be dropped, with the reason"
+    from pttface.heads import draw_heads, draw_scene
+    rng = np.random.default_rng(0)
+    grainy = lambda im: np.clip(im + rng.normal(0, 9, im.shape), 0, 255).astype(np.uint8)
+    heads = draw_heads([dict(seed=9000 + i, scale=.1, pitch=0) for i in range(n)] + [dict(seed=9500 + i, blur=4.) for i in range(n)], progress=False)
+    photos = [(grainy(h.im), 'face_too_small_before') for h in heads[:n]] + [(h.im, 'blurred') for h in heads[n:]]
+    photos = [(_jpeg(im), why) for im, why in photos + [(grainy(draw_scene(9900 + i)), 'no_face') for i in range(n)]]
+    return photos + [(photos[i][0][:300] if i % 2 else b'<html></html>', 'unreadable') for i in range(n)]
+
+
+def _speed(photos, detect, repeats):
+    "Seconds a photo under each preset, measured in turn, and the boxes found"
+    from pttface.faces import FACE_PRESETS, face_row
+    spent, rows = {k: [] for k in FACE_PRESETS}, {}
+    for _ in range(repeats):
+        for name, settings in FACE_PRESETS.items():
+            t = time.process_time()
+            rows[name] = [face_row(b, detect, settings)[0] for b in photos]
+            spent[name].append((time.process_time() - t)/len(photos))
+    return spent, rows
+
+
+def bench(smoke=False):
+    from pttface.detect import load_detector, overlap
+    from pttface.faces import face_row, find_face, move, pose_of
+    from pttface.heads import draw_heads
+    n = 10 if smoke else int(os.environ.get('FACES_N', 500))
+    cv2.setNumThreads(1)
+    detect, heads = load_detector('mtcnn'), draw_heads(n, seed=5000, progress=False)
+    found = [(o, h) for h in heads if not (o := find_face(h.im, detect)).reason]
+    eyes = np.array([move(o.M, h.eyes) for o, h in found])
+    line = eyes[:, 1] - eyes[:, 0]
+    angle = np.abs(np.degrees(np.arctan2(line[:, 1], line[:, 0])))
+    off = np.array([np.hypot(*(move(o.M, h.bbox.reshape(2, 2).mean(0)) - o.centre))/o.side for o, h in found])
+    yaw = np.array([[o.face.yaw, h.yaw] for o, h in found])
+    clear = yaw[np.abs(np.abs(yaw[:, 1]) - 20) > 5]
+    bad = _bad(1 if smoke else 25)
+    judged = [face_row(b, detect)[0]['reason'] == why for b, why in bad]
+    photos = [_jpeg(h.im) for h in heads[:5 if smoke else 150]]
+    spent, rows = _speed(photos, detect, 1 if smoke else 5)
+    ours, theirs = (np.median(spent[k]) for k in ('default', 'original'))
+    q = np.percentile(spent['default'], [25, 75])
+    iou = [overlap(np.array(a['bbox']), np.array(b['bbox'])) for a, b in zip(rows['default'], rows['original']) if a.get('bbox') and b.get('bbox')]
+    return [
+        _row('eye angle median', float(np.median(angle)), 'deg', n=len(found)),
+        _row('eye angle p95', float(np.percentile(angle, 95)), 'deg', n=len(found)),
+        _row('centre within 5%', float((off < .05).mean()), 'share', n=len(found)),
+        _row('yaw MAE', float(np.abs(yaw[:, 0] - yaw[:, 1]).mean()), 'deg', n=len(found)),
+        _row('pose accuracy', float(np.mean([pose_of(a) == pose_of(b) for a, b in clear])), 'share', n=len(clear)),
+        _row('detection rate', len(found)/len(heads), 'share', n=len(heads)),
+        _row('drop reasons right', float(np.mean(judged)), 'share', n=len(judged)),
+        _row('photos/s', 1/ours, '1/s/core', 'preset original', 1/theirs, theirs/ours, len(photos), (q[1] - q[0])/2/ours),
+        _row('boxes IoU>=0.9', float(np.mean(np.array(iou) >= .9)), 'share', 'preset original', None, None, len(iou)),
+    ]
+
+
+if __name__ == '__main__':
+    from pttface.show import Table
+    print(Table(bench()))
