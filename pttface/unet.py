@@ -217,10 +217,10 @@ class ResBlock(nn.Module):
         a,b = self.steer(e)[:,:,None,None].chunk(2, 1)
         h = self.conv1(self.resize(F.silu(self.norm1(x))))
         h = self.conv2(self.drop(F.silu(torch.addcmul(b, self.norm2(h), 1+a))))
-        x = (self.skip(self.resize(x)) + h)/2**.5
+        x = (self.skip(self.resize(x)) + h)*2**-.5
         if not self.attend: return x
         h = self.attend(self.norm3(x).flatten(2).transpose(1,2))
-        return (x + h.transpose(1,2).reshape(x.shape))/2**.5
+        return (x + h.transpose(1,2).reshape(x.shape))*2**-.5
 
 # %% ../nbs/04_unet.ipynb #a7949c45
 class UNet(nn.Module):
@@ -235,6 +235,7 @@ class UNet(nn.Module):
         in_ch:int=3,              # Channels of a picture
         size:int=64,              # Size in pixels that `attn` speaks of
         head_ch:int=64,           # Channels an attention head
+        lean:bool=False,          # Narrow before doubling on the way up, instead of after? Saves a fifth
     ):
         super().__init__()
         self.ch,self.in_ch,self.multiple,emb = ch,in_ch,2**(len(mults)-1),2*ch
@@ -258,7 +259,9 @@ class UNet(nn.Module):
             for _ in range(blocks+1):
                 self.up.append(block(c+skips.pop(), w, level))
                 c = w
-            if level: self.up.append(block(c, c, level-1, 'up'))
+            if level:
+                self.up.append(block(c, widths[level-1] if lean else c, level-1, 'up'))
+                c = self.up[-1].steer.out_features//2
         self.norm,self.head = _norm(c),_zero(nn.Conv2d(c, in_ch, 3, padding=1))
 
     def forward(self,
