@@ -122,6 +122,7 @@ class Pages:
             self.ledger.append(dict(path=path, status=a.status, time=int(time.time()), **(dict(reason=a.reason) if a.reason else {}), body=pack(a.body)))
         return a
 
+# %% ../nbs/00_crawl.ipynb #da1b2e30
 def pack(b:bytes)->str: # Text that JSON holds as it is
     "A page, squeezed."
     return base64.b85encode(zlib.compress(b, 9)).decode()
@@ -375,6 +376,7 @@ def _undo(root, had):
     if not had[1]: (root/marker).unlink(missing_ok=True)
     if not had[0] and root.is_dir() and not any(root.iterdir()): root.rmdir()
 
+# %% ../nbs/00_crawl.ipynb #9032ac7a
 def _ask_robots(client, base_url, board):
     "Raise `Blocked` when robots.txt forbids the board"
     a = client.get(urljoin(base_url, '/robots.txt'))

@@ -228,6 +228,7 @@ def _settle(months, shard):
             and all(m.ledger.rows[r['url']]['status'] == r['status'] for r in final[m.name]): continue
         _deal(m, final[m.name], kept)
 
+# %% ../nbs/01_download.ipynb #f08579fc
 def _deal(m, rows, kept):
     "Write a month's tars and its final ledger"
     back = [r for r in kept if 'at' not in r]
@@ -334,6 +335,7 @@ def _promote(every):
         for u,r in list(m.ledger.rows.items()):
             if r['status'] == 'duplicate' and r['sha256'] not in held: del m.ledger.rows[u]
 
+# %% ../nbs/01_download.ipynb #1d0f0a9a
 def _fetch_all(months, client, gate, workers, streams, retry, progress):
     "Give every link of `months` its row"
     todo = {m.name:m.todo(retry) for m in months}
@@ -357,6 +359,7 @@ def _fetch_all(months, client, gate, workers, streams, retry, progress):
         pool.shutdown(wait=True, cancel_futures=True)
         bar.close()
 
+# %% ../nbs/01_download.ipynb #896cbeeb
 def _record(folder, every, settings):
     "Write the record if it has changed, and give the account"
     rows = [m.ledger.rows[j['url']] for m in every.values() for j in m.jobs if j['url'] in m.ledger.rows]

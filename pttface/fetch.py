@@ -172,12 +172,14 @@ class _Watchdog:
                 except (OSError, TypeError, AttributeError): o[2] = o[1] is not None
             time.sleep(.05)
 
+# %% ../nbs/support/fetch.ipynb #8c95a274
 class _Entry(list):
     __hash__ = object.__hash__
 
 # %% ../nbs/support/fetch.ipynb #2b193f3a
 agent = 'pttface/0.1 (+https://github.com/pttface/pttface)'
 
+# %% ../nbs/support/fetch.ipynb #5daba7f9
 class Client:
     "A polite and careful HTTP client that answers for every request"
     def __init__(self,
@@ -225,7 +227,7 @@ class Client:
     def __enter__(self): return self
     def __exit__(self, *_): self.close()
 
-# %% ../nbs/support/fetch.ipynb #5daba7f9
+# %% ../nbs/support/fetch.ipynb #e2e9716f
 def _route(self:Client, url):
     "Where to ask for `url`; raises `Refused` for what no link may lead to"
     p = urlsplit(url)
@@ -237,6 +239,7 @@ def _route(self:Client, url):
     if inside and not self.allow_private: raise Refused('private_address')
     return f'{self.gateway}/{p.netloc}{p.path}' + (f'?{p.query}' if p.query else '')
 
+# %% ../nbs/support/fetch.ipynb #6cfcff32
 def _hop(self:Client, url):
     "One request, no redirect followed"
     ask = _route(self, url)
@@ -262,7 +265,7 @@ def _body(r, cap):
         parts.append(part)
     return '',b''.join(parts)
 
-# %% ../nbs/support/fetch.ipynb #e2e9716f
+# %% ../nbs/support/fetch.ipynb #10e369a0
 def _wait(a):
     "Seconds a server asks for, by `Retry-After`: a number or a date"
     v = a.headers.get('retry-after')
@@ -288,6 +291,7 @@ def _once(self:Client, url):
     if not a.reason and self.judge: a.reason = self.judge(a) or ''
     return a
 
+# %% ../nbs/support/fetch.ipynb #a2cd618b
 def get(self:Client,
     url:str,  # Address to ask for
 )->Answer: # What came, or why nothing did
