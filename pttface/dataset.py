@@ -253,20 +253,18 @@ def batches(self:FaceData,
     split:int=0,          # 0 the training faces, 1 the held-out ones
 ):  # Yields float32 tensors (batch_size,3,S,S) in [-1,1], for ever
     "Endless batches in an order that depends on `seed` alone: a run that stopped after `start` batches goes on as if it had not."
-    ims = torch.from_numpy(self.train if split == 0 else self.heldout).to(device).permute(0,3,1,2).contiguous()
+    ims = np.ascontiguousarray((self.heldout if split else self.train).transpose(0,3,1,2))
     n,i,epoch = len(ims),start,(None,None)
     if not n: raise BadInput(f'There are 0 faces in split {split}')
+    if torch.device(device).type != 'cpu': ims = torch.from_numpy(ims).to(device)
     while True:
-        at = np.arange(i*batch_size, (i+1)*batch_size)
-        order = []
+        at,order = np.arange(i*batch_size, (i+1)*batch_size),[]
         for e in range(at[0]//n, at[-1]//n + 1):
             if epoch[0] != e: epoch = e,np.random.default_rng([seed,e]).permutation(n)
             order.append(epoch[1][at[at//n == e]%n])
-        x = ims[torch.from_numpy(np.concatenate(order)).to(device)]
-        if flip:
-            turn = torch.from_numpy(np.random.default_rng([seed,i,1]).random(batch_size) < .5).to(device)
-            x = torch.where(turn[:,None,None,None], x.flip(-1), x)
-        yield x.float().div_(127.5).sub_(1)
+        x,turn = ims[np.concatenate(order)],np.random.default_rng([seed,i,1]).random(batch_size) < .5
+        if flip: x[turn] = x[turn].flip(-1) if torch.is_tensor(x) else x[turn][...,::-1]
+        yield x.float().div_(127.5).sub_(1) if torch.is_tensor(x) else torch.from_numpy(np.divide(x, np.float32(127.5), dtype=np.float32) - np.float32(1))
         i += 1
 
 # %% ../nbs/03_dataset.ipynb #f38039f2
