@@ -63,6 +63,7 @@ def main():
     print(r.stdout + r.stderr)
     n = len(list(site.rglob('*.html')))
     if r.returncode or not n: sys.exit(r.returncode or 'no page was made')
+    if broken := [o for o in (r.stdout + r.stderr).splitlines() if 'broken link' in o]: sys.exit(f'{len(broken)} broken links')
     print(f'{n} pages in {site.relative_to(top)}: open {site.relative_to(top)}/index.html')
 
 
