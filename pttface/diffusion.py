@@ -315,8 +315,9 @@ def _loop(t, pressed, progress, callback):
     r,run,main = t.recipe,t.run,t.accel.is_main_process
     rows = [o for o in run.log if o['step'] <= t.step]
     if main: write_jsonl(run.path/'log.jsonl', rows)
-    batches = t.data.batches(r.batch, r.seed, flip=r.flip, start=t.step, device=t.accel.device)
-    recent,saved,t.clock = deque(maxlen=3),t.step,time.monotonic()
+    again = min(3, t.step)
+    batches = t.data.batches(r.batch, r.seed, flip=r.flip, start=t.step-again, device=t.accel.device)
+    recent,saved,t.clock = deque((next(batches) for _ in range(again)), maxlen=3),t.step,time.monotonic()
     with tqdm(total=100, initial=min(100, round(100*t.progress)), disable=not (progress and main), unit='%', desc=run.path.name) as bar:
         try:
             while t.progress < 1:

@@ -1,0 +1,43 @@
+"A small training that can be told to die; run by test_diffusion.py, alone or under `accelerate launch`"
+import os,signal,sys
+
+import numpy as np
+import torch
+
+from pttface.dataset import FaceData
+from pttface.diffusion import Recipe,train
+
+SMALL = Recipe('small', net_args=dict(ch=8, mults=(1,2), blocks=1, attn=(8,), dropout=.1, size=16), size=16, batch=8, lr=2e-3, beta2=.99,
+               ema='power 0.10', report='16 images', grid='1M images', save='24 images', precision='no')
+
+def data():
+    y,x = np.mgrid[:16,:16]
+    ims = np.stack([np.stack([(x*k)%256, (y*k*3)%256, (x*y+k*9)%256], -1) for k in range(1, 25)]).astype(np.uint8)
+    return FaceData(dict(images=ims, split=np.repeat([0,1], [20,4]), key=np.arange(24).astype(str)), dict(hash='drawn24'))
+
+def die(): os.kill(os.getpid(), signal.SIGKILL)
+
+def work(root, name, at=None, how='step', budget='192 images', recipe=SMALL, stop=None):
+    "Train; at step `at` die, after the step or half-way through writing the checkpoint; after `stop` images, stop as Ctrl-C does"
+    torch.set_num_threads(1)
+    from pttface import diffusion
+    take,save = diffusion.Trainer.take,torch.save
+    def dying_take(self, x0):
+        row = take(self, x0)
+        if how == 'step' and self.step == at: die()
+        return row
+    def dying_save(state, path):
+        save(state, path)
+        if state['step'] == at:
+            os.truncate(path, os.path.getsize(path)//2)
+            die()
+    diffusion.Trainer.take = dying_take
+    if how == 'save': torch.save = dying_save
+    def interrupt(t, row):
+        if t.images == stop: raise KeyboardInterrupt
+    try: train(data(), recipe, root=root, name=name, budget=budget, device='cpu', progress=False, callback=interrupt)
+    except KeyboardInterrupt: pass
+
+if __name__ == '__main__':
+    still = Recipe(**{**SMALL.__dict__, 'net_args':{**SMALL.net_args, 'dropout':0.}})
+    work(*sys.argv[1:3], recipe=still, budget='96 images', stop=int(sys.argv[3]))
