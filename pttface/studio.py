@@ -149,7 +149,7 @@ def to_jpeg(
 class Sheet:
     "A picture that shows itself as JPEG, small enough for a page"
     def __init__(self, im): self.im = im
-    def _repr_jpeg_(self): return to_jpeg(self.im, 82)
+    def _repr_jpeg_(self): return to_jpeg(self.im, 74)
 
 def sheet(
     heads,          # `Head`s or pictures (H,W,3) uint8, all of one size
