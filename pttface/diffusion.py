@@ -138,7 +138,7 @@ class Trainer:
         state = _state(device)
         self.accel = Accelerator(cpu=state.device.type == 'cpu', mixed_precision=_precision(r.precision, state.device))
         d = Denoiser(make_net(r), r.kind, run.record['sigma_data'])
-        adam = torch.optim.AdamW(d.parameters(), lr=r.lr, betas=(.9, r.beta2), weight_decay=r.decay)
+        adam = torch.optim.AdamW(d.parameters(), lr=r.lr, betas=(.9, r.beta2), weight_decay=r.decay, fused=state.device.type in ('cpu','cuda'))
         d.to(self.accel.device)
         self.ema = EMA(d.net, r.ema, r.batch)
         self.model,self.opt = self.accel.prepare(d, adam)
