@@ -143,7 +143,6 @@ def fid_run(
     n:int=None,                   # Samples to draw; as many as there are training faces, 10,000 at most, by default
     seeds:int=3,                  # Sampling seeds to repeat with
     device:str=None,              # `cpu`, `cuda`, …; the fastest there is by default
-    force:bool=False,             # Draw and measure again?
 ): # The report
     "Say how good a run's samples are, how sure that is, and whether they are copies."
     from pttface.dataset import FaceData

@@ -200,7 +200,7 @@ def demo_table(
     rows = check_links(root, truth) + check_photos(root, truth) + check_faces(root, truth, board)
     rows = [{**r, 'right': share(r.get('right'))} for r in rows]
     rows += [dict(what='training images seen', found=run.log[-1]['images']), dict(what='seconds trained', found=round(run.log[-1]['seconds']))]
-    rows += [dict(what=r['what'], found=float(f'{r["value"]:.4g}')) for r in report.rows if r['what'].startswith('FD-')]
+    rows += [dict(what=r['what'], found=float(f'{r["value"]:.4g}')) for r in report.rows if r['what'].startswith('FD-') and 'all N' not in r['what']]
     return Table([{c: r.get(c) for c in ('what','found','truth','right')} for r in rows])
 
 # %% ../nbs/support/demo.ipynb #3f305c3c

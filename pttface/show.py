@@ -109,10 +109,10 @@ class Table:
 
     def _text(self, fmt):
         cols = list(dict.fromkeys(k for r in self.rows for k in r))
-        cell = lambda v: f'{v:,}' if isinstance(v, int) and not isinstance(v, bool) else '' if v is None else v
+        cell = lambda v: '' if v is None else f'{v:,}' if isinstance(v, int) and not isinstance(v, bool) else format(v, self.floatfmt) if isinstance(v, float) else v
         num = [all(isinstance(r.get(c), (int,float,type(None))) for r in self.rows) for c in cols]
-        return tabulate([[cell(r.get(c)) for c in cols] for r in self.rows], cols, tablefmt=fmt, floatfmt=self.floatfmt,
-                        colalign=['right' if o else 'left' for o in num] if self.rows else None, disable_numparse=False)
+        return tabulate([[cell(r.get(c)) for c in cols] for r in self.rows], cols, tablefmt=fmt, disable_numparse=True,
+                        colalign=['right' if o else 'left' for o in num] if self.rows else None)
 
     def _repr_markdown_(self): return (f'**{self.title}**\n\n' if self.title else '') + self._text('github')
     def __str__(self): return (f'{self.title}\n' if self.title else '') + self._text('simple')
