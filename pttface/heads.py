@@ -160,7 +160,10 @@ def on_skin(
 )->np.ndarray: # (3,N)
     "Where rays from straight ahead meet the skin."
     p = np.stack([x, y, np.full(len(x), 2.5)]).astype(np.float32)
-    for _ in range(40): p[2] -= .8*solid.dist(p, 'skin')
+    for _ in range(40):
+        s = solid.dist(p, 'skin')
+        p[2] -= .8*s
+        if np.abs(s)[p[2] > -.1].max(initial=0) < 1e-5: break
     return p
 
 def seat(
@@ -201,6 +204,17 @@ class Paint:
         self.col += m*(np.asarray(c, np.float32).reshape(3, -1) - self.col)
 
     def edge(self, d): return step(-self.px, self.px, d)
+
+    def paint(self, f, where):
+        "Let `f` paint the points `where`; its answer there, 0 elsewhere"
+        out,j = np.zeros(len(where), np.float32),np.flatnonzero(where)
+        if len(j):
+            F = Paint(self.L, np.stack([self.x[j], self.y[j], self.z[j]]), self.px)
+            F.col = self.col[:,j]
+            got = f(F)
+            self.col[:,j] = F.col
+            if got is not None: out[j] = got
+        return out
 
 def paint_skin(
     P:Paint,  # Of a face
@@ -297,9 +311,11 @@ def shade(
     "The colours of some of the points that pixels see."
     L,p,n,d,(x,y,z) = s.look,hits.p[:,k],hits.n[:,k],hits.d[:,k],hits.p[:,k]
     round_head = unit(np.stack([z+.25, np.zeros_like(x), -x]))
-    phi = np.arctan2(x-.1*L['side'], z+.25) + L['wave']*np.sin(y*9+np.abs(x)*3)
-    strand = strip[(phi*(len(strip)/(2*np.pi))).astype(np.int32) % len(strip)]
-    D = np.stack([o[k] + (L['rag']*strand-.004 if g == 'hair' else 0) for g,o in hits.D.items()])
+    D,strand = np.stack([o[k] for o in hits.D.values()]),np.zeros_like(x)
+    j,i = np.flatnonzero(hits.D['hair'][k] < .05),list(hits.D).index('hair')
+    phi = np.arctan2(x[j]-.1*L['side'], z[j]+.25) + L['wave']*np.sin(y[j]*9+np.abs(x[j])*3)
+    strand[j] = strip[(phi*(len(strip)/(2*np.pi))).astype(np.int32) % len(strip)]
+    D[i] += L['rag']*strand - .004
     near = np.exp((D.min(0)-D)/np.float32(.003))
     near /= near.sum(0)
     out = np.zeros_like(p)
@@ -318,17 +334,12 @@ def _coat(g, L, p, n, round_head, strand, grain, glow, px):
     if g == 'frame': return glow.matt(lin((150,104,72))[:,None]) + glow.key*(.5*glow.ndh**50)
     if g == 'hat': return glow.matt(lin(L['cloth'][::-1])[:,None]*(1+.08*grain+.18*np.sin(np.arctan2(p[0], p[2]+.2)*70)))
     if g == 'cloth': return glow.matt(lin(L['cloth'])[:,None]*(1+.05*grain+.06*np.sin(p[0]*140)*np.sin(p[1]*140)))
-    P,gloss,eye = Paint(L, p, px),0.,np.zeros(p.shape[1], np.float32)
+    P = Paint(L, p, px)
     P.col *= 1+.02*grain
-    j = np.flatnonzero((p[2] > 0) & (p[1] > -1.2))
-    if len(j):
-        F = Paint(L, p[:,j], px)
-        F.col = P.col[:,j]
-        paint_skin(F)
-        gloss = np.zeros_like(eye)
-        gloss[j],eye[j] = paint_lips(F),paint_eyes(F)
-        paint_brows(F)
-        P.col[:,j] = F.col
+    a,y,front = np.abs(p[0]),p[1],(p[2] > 0) & (p[1] > -1.2)
+    lips,eyes = front & (a < .3) & (np.abs(y-mouth_y) < .25),front & (a < .65) & (y > eye_y-.25) & (y < eye_y+.45)
+    done = [P.paint(*o) for o in ((paint_skin,front), (paint_lips,lips), (paint_eyes,eyes), (paint_brows,eyes))]
+    gloss,eye = done[1],done[2]
     return glow.skin(P.col, gloss, eye)
 
 # %% ../nbs/support/heads.ipynb #20470a61
@@ -338,7 +349,7 @@ def develop(
     rng:np.random.Generator,  # Strands and grain
 )->tuple: # Linear light (H,W,3) and coverage (H,W), float32
     "March, shade, and soften the edges inside."
-    (H,W),hits = s.cam.size,surface(s.solid, s.cam)
+    (H,W),hits = s.cam.size,surface(s.solid, s.cam, thin=.02 if s.look['glasses'] else .06)
     lit = shadows(s.solid, s.cam, hits, light.dirs()[0] @ s.cam.R)
     strip,grain = strip_of_noise(rng),rng.standard_normal(len(hits.idx), dtype=np.float32)
     C,A,Z = np.zeros((H*W,3), np.float32),np.zeros(H*W, np.float32),np.zeros(H*W, np.float32)
@@ -349,7 +360,9 @@ def develop(
     C,A,Z = C.reshape(H,W,3),A.reshape(H,W),Z.reshape(H,W)
     jump = cv2.morphologyEx(Z, cv2.MORPH_GRADIENT, np.ones((3,3), np.uint8))*(cv2.erode(A, np.ones((3,3))) == 1)
     m = cv2.GaussianBlur(step(.1, .3, jump).astype(np.float32), (0,0), .6)[...,None]
-    return C + m*(cv2.GaussianBlur(C, (0,0), .7) - C),A
+    j = np.flatnonzero(m)
+    C.reshape(-1,3)[j] += m.reshape(-1,1)[j]*(cv2.GaussianBlur(C, (0,0), .7) - C).reshape(-1,3)[j]
+    return C,A
 
 # %% ../nbs/support/heads.ipynb #6f1a7600
 @dataclass
@@ -404,7 +417,7 @@ def draw_group(
         pose = pose_of(own, **{k:h.get(k) for k in ('yaw','pitch','roll','scale','centre')})
         s = seat(h.get('look') or random_look(np.random.default_rng([own,1])), **pose, size=tuple(size))
         C,A = develop(s, light or drawn, np.random.default_rng([own,4]))
-        im += A[...,None]*(C-im)
+        im += cv2.merge([A]*3)*(C-im)
         out.append(Head(None, *(pose[k] for k in ('yaw','pitch','roll')), s.kps[:2].copy(), s.kps, s.bbox, float(blur), own, s.look))
     im = finish(im, rng, blur)
     for o in out: o.im = im

@@ -15,7 +15,7 @@ import cv2
 import numpy as np
 
 from .show import montage
-from .solid import Camera,Solid,quadric,shadows,surface,turn,unit
+from .solid import Camera,Solid,dot,quadric,shadows,surface,turn,unit
 from .store import BadInput
 
 # %% ../nbs/support/studio.ipynb #be517a8d
@@ -80,10 +80,10 @@ class Glow:
         k,f,r = (light.dirs() @ R).astype(np.float32)[:,:,None]
         self.half,self.n,self.lit,tint = unit(k-d),n,lit,light.tint()[:,None]
         up = .5 + .5*(R[1].astype(np.float32) @ n)
-        self.key,self.ndl = np.float32(light.key)*tint,(n*k).sum(0)
-        self.around = (np.float32([[.38],[.4],[.44]])*(light.sky*up) + np.float32([[.24],[.19],[.17]])*(1-up) + light.fill/tint*np.clip((n*f).sum(0)*.6+.4, 0, 1))*sky
-        self.ndh = np.clip((n*self.half).sum(0), 0, 1)
-        self.rim = np.float32(light.rim)/tint*(np.clip((n*r).sum(0)+.2, 0, 1)*np.clip(1+(n*d).sum(0), 0, 1)**2.5)
+        self.key,self.ndl = np.float32(light.key)*tint,dot(n, k)
+        self.around = (np.float32([[.38],[.4],[.44]])*(light.sky*up) + np.float32([[.24],[.19],[.17]])*(1-up) + light.fill/tint*np.clip(dot(n, f)*.6+.4, 0, 1))*sky
+        self.ndh = np.clip(dot(n, self.half), 0, 1)
+        self.rim = np.float32(light.rim)/tint*(np.clip(dot(n, r)+.2, 0, 1)*np.clip(1+dot(n, d), 0, 1)**2.5)
 
     def matt(self, c, wrap=.15): return c*(self.around + self.key*np.clip((self.ndl+wrap)/(1+wrap), 0, 1)*self.lit + self.rim)
 
@@ -95,7 +95,7 @@ class Glow:
 
     def shiny(self, c, T, shift=0.):
         "Strands along `T` (Kajiya and Kay, 1989): a highlight across them, not a spot"
-        s = np.sqrt(np.clip(1 - ((T*(self.half + self.n*shift)).sum(0))**2, 0, 1))
+        s = np.sqrt(np.clip(1 - dot(T, self.half + self.n*shift)**2, 0, 1))
         return c*(.9*self.around + self.key*np.clip(.3+.7*self.ndl, 0, 1)*self.lit) + self.rim*(c+.1) + self.key*self.lit*np.clip(self.ndl+.35, 0, 1)*(.35*s**60*(c+.06) + .9*s**18*c)
 
 # %% ../nbs/support/studio.ipynb #41ddab16
@@ -111,8 +111,9 @@ def backdrop(
     kind = kind or backdrops[int(rng.integers(5))]
     if kind not in backdrops: raise BadInput(f'background {kind!r} is none of {", ".join(backdrops)}')
     y,x = np.mgrid[:H,:W].astype(np.float32)/H
-    t = step(0, 1.3, np.hypot(x-u(.1,.7), y-u(0,.5)))[...,None]
-    im = hsv(h, u(.1,.45), u(.55,.95))*(1-t) + hsv(h+u(-.15,.15), u(.1,.5), u(.3,.8))*t
+    t = step(0, 1.3, np.hypot(x-u(.1,.7), y-u(0,.5))).reshape(-1, 1)
+    a,b = hsv(h, u(.1,.45), u(.55,.95)),hsv(h+u(-.15,.15), u(.1,.5), u(.3,.8))
+    im = (np.hstack([1-t, t]) @ np.stack([a, b])).reshape(H, W, 3)
     def dot(cx, cy, r, col, strength, soft):
         i,j = (slice(*np.clip([(c-r-soft)*H, (c+r+soft)*H+1], 0, m).astype(int)) for c,m in ((cy,H),(cx,W)))
         im[i,j] += (strength*step(r+soft, r-soft, np.hypot(x[i,j]-cx, y[i,j]-cy)))[...,None]*(col-im[i,j])
