@@ -125,7 +125,7 @@ def road_picture(
 class DemoSettings:
     photos:int=800       # Photo links on the board
     samples:int=400      # Pictures to draw and to measure
-    budget:str='240s'    # Training time
+    budget:str='330s'    # Training time
     recipe:str='tiny'    # A recipe of `05_diffusion`
     seed:int=0           # Another seed, another board
 
