@@ -95,7 +95,8 @@ class Run:
         axs[1].plot(x, [r['lr'] for r in rows], '.-'); axs[1].set(title='learning rate', xlabel='images')
         if rows:
             by = rows[-1]['by_sigma']
-            for k in ('train','heldout'): axs[2].semilogx(by['sigma'], by[k], '.-', label=k)
+            for k in ('train','heldout'):
+                if by[k] is not None: axs[2].semilogx(by['sigma'], by[k], '.-', label=k)
             axs[2].set(title='loss by noise level', xlabel='σ'); axs[2].legend(fontsize=7)
         return fig
 

@@ -163,7 +163,7 @@ def test_killed_twenty_times(files, tmp_path):
         get(listed(tmp_path/'whole', urls), server)
         listed(tmp_path/'killed', urls)
         kills = 0
-        for i in range(60):
+        for _ in range(60):
             p = context.Process(target=_get, args=(tmp_path/'killed', server.url))
             seen,wait,end = len(server.requests),r.randint(0, 5),time.monotonic() + 20
             p.start()
