@@ -120,6 +120,7 @@ def sample_run(
     batch:int=64,          # Pictures at a time
     device:str=None,       # `cpu`, `cuda`, …; the fastest there is by default
     out:str=None,          # `.npz` or `.png` to write; `runs/RUN/samples.npz` by default
+    progress:bool=True,    # Show a bar?
 )->Path: # What was written; drawn anew only when the run has gone on or something else is asked for
     "Draw pictures from the averaged weights of a run, into one file."
     from pttface.diffusion import Run,sample
@@ -129,7 +130,7 @@ def sample_run(
     if out.suffix not in ('.npz','.png'): raise BadInput(f'--out {out} must end in .npz or .png')
     made_by = dumps(dict(images=r.log[-1]['images'], n=n, steps=steps, sampler=sampler, seed=seed))
     if out.suffix == '.npz' and out.exists() and str(read_npz(out).get('made_by')) == made_by: return out
-    ims = sample(r, n, steps=steps, sampler=sampler, seed=seed, batch=batch, device=device)
+    ims = sample(r, n, steps=steps, sampler=sampler, seed=seed, batch=batch, device=device, progress=progress)
     if out.suffix == '.npz': write_npz(out, images=ims, made_by=np.array(made_by))
     else:
         with atomic_path(out) as p: Image.fromarray(montage(ims)).save(p, format='PNG')

@@ -126,7 +126,7 @@ def pack(
     month:str|None=None,         # Only faces of one month
     score:float|None=None,       # Only faces whose detector score is at least this
     force:bool=False,            # Take other settings than those that made what is there, and make it again?
-)->'FaceData': # The set
+): # The set, a `FaceData`
     "Clean, split and pack the faces of `root`; raises `BadInput` when none are left, with the numbers."
     rows = read_jsonl(need(root, 'faces/faces.jsonl', 'faces'))
     root,record = Path(root),Path(root)/'dataset/card.json'

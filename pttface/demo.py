@@ -159,12 +159,12 @@ def walk(
     board = make_board(s.photos, seed=s.seed, cache=root/'board.sqlite')
     with timed(root, 'draw the board'): board.render(progress=progress)
     with serve(board) as server:
-        with timed(root, 'crawl'): crawl('Beauty', '2024-01-01', '2024-12-31', root, base_url=server.url, rate=0)
-        with timed(root, 'download'): download(root, gateway=server.url)
+        with timed(root, 'crawl'): crawl('Beauty', '2024-01-01', '2024-12-31', root, base_url=server.url, rate=0, progress=progress)
+        with timed(root, 'download'): download(root, gateway=server.url, progress=progress)
     with timed(root, 'faces'): extract_faces(root, detector='mtcnn')
     with timed(root, 'dataset'): data = pack(root)
     with timed(root, 'train'): run = train(data, s.recipe, root=root, budget=s.budget, progress=progress)
-    with timed(root, 'sample'): ims = read_npz(sample_run(root, run=run.path.name, n=s.samples))['images']
+    with timed(root, 'sample'): ims = read_npz(sample_run(root, run=run.path.name, n=s.samples, progress=progress))['images']
     with timed(root, 'fid'): report = evaluate(ims, data, protocol='efficientnet', n=s.samples, root=root, progress=progress)
     return board,data,run,ims,report
 
