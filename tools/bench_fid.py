@@ -10,8 +10,8 @@ from pathlib import Path
 
 import numpy as np
 
-# A Python that has the peers: python -m venv /tmp/peers-fid && /tmp/peers-fid/bin/pip install pytorch-fid torch-fidelity clean-fid torch …
-PEERS = os.environ.get('PEERS_FID', '/tmp/peers-fid/bin/python')
+# A Python that has the peers: python -m venv .venv-peers && .venv-peers/bin/pip install pytorch-fid torch-fidelity clean-fid torch …
+PEERS = os.environ.get('PEERS_FID', '.venv-peers/bin/python')
 IMAGES = int(os.environ.get('IMAGES', 400))  # for images/s
 REPORT = int(os.environ.get('REPORT', 10_000))  # for the report
 REPEATS = int(os.environ.get('REPEATS', 3))
