@@ -63,16 +63,18 @@ class Solid:
         self.parts,self.groups = parts,{}
         for i,(g,*_) in enumerate(parts): self.groups[g] = slice(self.groups[g].start if g in self.groups else i, i+1)
         self.q = np.stack([o[3] for o in parts], 1).astype(np.float32) if q is None else q
-        self.buf = np.empty(0, np.float32)
+        self.sign = np.array([[1 if o[1] == '+' else -1] for o in parts], np.float32)
+        self.buf,self.zero = np.empty(0, np.float32),np.zeros(0, np.float32)
 
     def _each(self, p, i):
-        "Distances to the ellipsoids of slice `i`, (M,N), in a buffer that the next call overwrites"
+        "Distances to the ellipsoids of slice `i`, those to carve with a minus, (M,N), in a buffer that the next call overwrites"
         q,n = self.q[:,i],p.shape[1]
         m = q.shape[1]
         if len(self.buf) < 2*m*n: self.buf = np.empty(2*m*n, np.float32)
         k0,k1 = K = np.matmul(q, monomials(p), out=self.buf[:2*m*n].reshape(2, m, n))
-        np.sqrt(K, out=K)
-        np.divide(k0, k1, out=k1)
+        np.sqrt(K, K)
+        k1 *= self.sign[i]
+        np.divide(k0, k1, k1)
         k0 -= 1
         k0 *= k1
         return k0
@@ -80,16 +82,17 @@ class Solid:
     def _fold(self, D, i):
         "Join and carve the rows of `D`, which is overwritten"
         d,h = D[0],np.empty_like(D[0])
+        if len(self.zero) < len(h): self.zero = np.zeros_like(h)
+        zero = self.zero[:len(h)]  # a row of zeros is compared with three times faster than a number
         for (_,op,k,_),e in zip(self.parts[i][1:], D[1:]):
-            if op == '-': np.negative(e, out=e)
-            np.subtract(d, e, out=h)
-            np.abs(h, out=h)
-            np.subtract(k, h, out=h)
-            np.maximum(h, 0, out=h)
-            h *= h
-            h *= .25/k
-            if op == '+': np.minimum(d, e, out=d); d -= h
-            else: np.maximum(d, e, out=d); d += h
+            np.subtract(d, e, h)
+            np.abs(h, h)
+            np.subtract(k, h, h)
+            np.maximum(h, zero, out=h)
+            np.multiply(h, h, h)
+            np.multiply(h, .25/k, h)
+            if op == '+': np.minimum(d, e, out=d); np.subtract(d, h, d)
+            else: np.maximum(d, e, out=d); np.add(d, h, d)
         return d
 
 # %% ../nbs/support/solid.ipynb #d01368d1
@@ -215,8 +218,7 @@ def near(self:Solid,
     top = D.min(0)
     for d,i in zip(D, self.groups.values()):
         if (d-top).min() > margin: continue
-        sign = np.array([[1 if o[1] == '+' else -1] for o in self.parts[i]], np.float32)
-        gap = (E[i] - sign*d).min(1) - [o[2] for o in self.parts[i]]
+        gap = (self.sign[i]*E[i] - self.sign[i]*d).min(1) - [o[2] for o in self.parts[i]]
         gap[0] = -1
         keep += (np.flatnonzero(gap < margin) + i.start).tolist()
     return Solid([self.parts[k] for k in keep], self.q[:,keep])
