@@ -9,7 +9,7 @@ __all__ = ['run_tasks']
 
 # %% ../nbs/support/jobs.ipynb #8f85292e
 import multiprocessing,signal
-from concurrent.futures import ProcessPoolExecutor,as_completed
+from concurrent.futures import FIRST_COMPLETED,ProcessPoolExecutor,wait
 from concurrent.futures.process import BrokenProcessPool
 
 import cv2
@@ -21,43 +21,61 @@ def _quiet():
     signal.signal(signal.SIGINT, signal.SIG_IGN)
     cv2.setNumThreads(1)
 
-def _pool(f, tasks, workers, broken):
+# %% ../nbs/support/jobs.ipynb #0592d197
+def _window(tasks, submit, finished, ahead):
+    "Keep `ahead` tasks under way: `submit(task)` begins one, `finished(running)` waits for some; yields `(task, its future)`"
+    tasks,running = iter(tasks),{}
+    while True:
+        while len(running) < ahead and (t := next(tasks, None)) is not None: running[submit(t)] = t
+        if not running: return
+        for job in finished(running): yield running.pop(job),job
+
+# %% ../nbs/support/jobs.ipynb #ff84ba35
+def _pool(f, tasks, workers, ahead, broken):
     "Yields `(task, result or exception)`; tasks that were lost with a process that died go to `broken`"
-    pool = ProcessPoolExecutor(min(workers, len(tasks)), mp_context=multiprocessing.get_context('spawn'), initializer=_quiet)
+    new = lambda: ProcessPoolExecutor(workers, mp_context=multiprocessing.get_context('spawn'), initializer=_quiet)
+    pool = new()
+    def submit(t):
+        nonlocal pool
+        try: return pool.submit(f, *t)
+        except BrokenProcessPool: pool = new()
+        return pool.submit(f, *t)
     try:
-        jobs = {pool.submit(f, *t):t for t in tasks}
-        for job in as_completed(jobs):
+        for t,job in _window(tasks, submit, lambda running: wait(running, return_when=FIRST_COMPLETED).done, ahead):
             e = job.exception()
-            if isinstance(e, BrokenProcessPool): broken.append(jobs[job])
-            else: yield jobs[job],e or job.result()
+            if isinstance(e, BrokenProcessPool): broken.append(t)
+            else: yield t,e or job.result()
     finally: pool.shutdown(wait=True, cancel_futures=True)
 
-def _dask(f, tasks, address):
+def _dask(f, tasks, address, ahead):
     "The same on `dask.distributed`, which tries a task again where a worker was lost"
-    try: from dask.distributed import Client,as_completed as done
+    try: from dask.distributed import Client,wait as done
     except ImportError as e: raise BadInput(f'A scheduler needs dask ({e}): pip install "dask[distributed]"') from e
-    with Client(address) as client:
-        jobs = {client.submit(f, *t, pure=False, retries=2):t for t in tasks}
-        for job in done(jobs): yield jobs[job],job.exception() or job.result()
+    try: client = Client(address, timeout=20)
+    except (OSError, ValueError) as e: raise BadInput(f'No scheduler answers at {address} ({type(e).__name__}): start one with `dask scheduler`, and workers with `dask worker`') from e
+    with client:
+        submit = lambda t: client.submit(f, *t, pure=False, retries=2)
+        for t,job in _window(tasks, submit, lambda running: done([*running], return_when='FIRST_COMPLETED').done, ahead): yield t,job.exception() or job.result()
 
-# %% ../nbs/support/jobs.ipynb #0592d197
+# %% ../nbs/support/jobs.ipynb #cc245440
 def run_tasks(
     f,                        # Function of a module, called as `f(*task)`
-    tasks,                    # Tuples of arguments that can be hashed
+    tasks,                    # Tuples of arguments, or an iterator of them; `None` from it: nothing for now, ask again
     workers:int=1,            # Processes; 1: in this one
     scheduler:str|None=None,  # Address of a dask.distributed scheduler that does the work instead
     tries:int=3,              # How often a task whose process died is tried again
+    ahead:int|None=None,      # Tasks under way at a time; by default 4 a process, and 64 on a cluster
 ): # Yields `(task, result or exception)` as they end
     "Do all `tasks`; what a task raises is its result."
-    tasks = list(tasks)
-    if scheduler: yield from _dask(f, tasks, scheduler); return
-    if workers <= 1 or not tasks:
+    if scheduler: yield from _dask(f, tasks, scheduler, ahead or 64); return
+    if workers <= 1:
         for t in tasks:
+            if t is None: continue
             try: yield t,f(*t)
             except Exception as e: yield t,e
         return
-    yield from _pool(f, tasks, workers, broken := [])
+    yield from _pool(f, tasks, workers, ahead or 4*workers, broken := [])
     for t in broken:
         for _ in range(tries):
-            if got := list(_pool(f, [t], 1, [])): break
+            if got := list(_pool(f, [t], 1, 1, [])): break
         yield got[0] if got else (t,RuntimeError(f'its process died {tries + 1} times'))

@@ -7,6 +7,7 @@ import time
 import pytest
 
 from pttface.jobs import run_tasks
+from pttface.store import BadInput
 
 distributed = pytest.importorskip('distributed')
 
@@ -38,3 +39,49 @@ def test_a_killed_worker_costs_time_only(cluster):
         if not killed: os.kill(pids[0], signal.SIGKILL)
         killed = True
     assert {t[0]: o for t, o in rows.items() if t[1] == .3} == {i: i * i for i in range(8)}
+
+
+def handed_out(n, ahead, **kw):
+    "Most tasks under way at a time, and the results"
+    given, taken, most, got = 0, 0, 0, []
+
+    def tasks():
+        nonlocal given, most
+        while given < n:
+            if given - taken < 3:
+                given += 1
+                most = max(most, given - taken)
+                yield given, 2
+            else: yield None
+    for _, o in run_tasks(pow, tasks(), ahead=ahead, **kw):
+        got.append(o)
+        taken += 1
+    return most, sorted(got)
+
+
+def test_tasks_are_taken_when_there_is_room(cluster):
+    "No more than `ahead` are under way, and a source that has nothing for now is asked again."
+    squares = [i * i for i in range(1, 13)]
+    assert handed_out(12, 2, workers=2) == (2, squares)
+    assert handed_out(12, 9, workers=2) == (3, squares)
+    assert handed_out(12, 2, scheduler=cluster.scheduler_address) == (2, squares)
+    assert handed_out(12, 9) == (1, squares)
+
+
+def fatal(flag, always):
+    "Kill this process, the first time or always."
+    first = not os.path.exists(flag)
+    open(flag, 'w').close()
+    if first or always: os.kill(os.getpid(), signal.SIGKILL)
+    return 'well'
+
+
+def test_a_process_that_dies(tmp_path):
+    rows = dict(run_tasks(fatal, [(str(tmp_path / 'once'), False), (str(tmp_path / 'ever'), True)], workers=2, tries=1))
+    once, ever = rows.values()
+    assert {once if once == 'well' else ever} == {'well'} and {type(once), type(ever)} == {str, RuntimeError}
+
+
+def test_no_scheduler(monkeypatch):
+    monkeypatch.setattr(distributed, 'Client', lambda address, timeout: (_ for _ in ()).throw(OSError('nobody')))
+    with pytest.raises(BadInput, match='No scheduler answers at tcp://127.0.0.1:9'): list(run_tasks(pow, [(1, 2)], scheduler='tcp://127.0.0.1:9'))
