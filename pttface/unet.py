@@ -6,13 +6,15 @@ Docs: https://pttface.github.io/pttface/unet.html.md"""
 
 # %% auto #0
 __all__ = ['sinusoid', 'Attention', 'pad_to', 'DoubleConv', 'AttentionBlock', 'StrongerBlock', 'StrongerUNet', 'n_params',
-           'gmacs_by_block', 'gmacs', 'cost_picture', 'ResBlock', 'UNet']
+           'block_costs', 'gmacs', 'net_picture', 'ResBlock', 'UNet']
 
 # %% ../nbs/04_unet.ipynb #0835b5f0
 import copy,math
 
+import numpy as np
 import torch
 import torch.nn.functional as F
+from matplotlib.patches import Rectangle
 from torch import nn
 from torch.utils.flop_counter import FlopCounterMode
 
@@ -152,38 +154,60 @@ def n_params(
     return sum(p.numel() for p in net.parameters() if p.requires_grad)
 
 # %% ../nbs/04_unet.ipynb #2aab4959
-def gmacs_by_block(
+def block_costs(
     net:nn.Module,  # `StrongerUNet` or `UNet`
-    size:int=64,    # Height and width of the picture
-)->dict[str,float]: # GMAC of each block, in the order they run
-    "Count the multiply-adds, in thousands of millions, of each block of `net` for one picture."
-    net = copy.deepcopy(net).to('meta').eval()
+    size:int=64,    # Height and width of the picture, px
+)->list[dict]: # block, channels and side of what comes out, GMAC of its convolutions and of its attention, as they run
+    "Shape and multiply-adds, in thousands of millions, of each block of `net` for one picture."
+    net,shapes = copy.deepcopy(net).to('meta').eval(),{}
+    for name,child in net.named_children():
+        for k,m in ([(f'{name}.{i}', o) for i,o in enumerate(child)] if isinstance(child, nn.ModuleList) else [(name,child)]):
+            m.register_forward_hook(lambda m,i,o,k=k: shapes.update({k:o.shape[1:]}))
     with FlopCounterMode(display=False, depth=2) as count, torch.no_grad():
         net(torch.zeros(1, net.in_ch, size, size, device='meta'), torch.zeros(1, device='meta'))
-    flops = {k.partition('.')[2]:sum(v.values())/2e9 for k,v in count.get_flop_counts().items() if k.count('.')}
-    names = [f'{k}.{i}' if isinstance(m, nn.ModuleList) else k for k,m in net.named_children()
-             for i in (range(len(m)) if isinstance(m, nn.ModuleList) else [0])]
-    return {k:flops[k] for k in names if k in flops}
+    macs = {k.partition('.')[2]:{str(op):f/2e9 for op,f in v.items()} for k,v in count.get_flop_counts().items()}
+    return [dict(block=k, channels=s[0], side=s[1], convolution=(c := macs[k].get('aten.convolution', 0.)), attention=sum(macs[k].values())-c)
+            for k,s in shapes.items() if len(s) == 3 and k in macs]
 
 def gmacs(
     net:nn.Module,  # `StrongerUNet` or `UNet`
-    size:int=64,    # Height and width of the picture
+    size:int=64,    # Height and width of the picture, px
 )->float: # Thousands of millions of multiply-adds
     "Count the multiply-adds of `net` for one picture."
-    return sum(gmacs_by_block(net, size).values())
+    return sum(r['convolution'] + r['attention'] for r in block_costs(net, size))
 
 # %% ../nbs/04_unet.ipynb #030636a6
-def cost_picture(
+def _draw_blocks(ax, rows):
+    x,most,tall = 0,max(r['convolution'] + r['attention'] for r in rows),max(r['side'] for r in rows)
+    for r in rows:
+        w,h,cost = r['channels']*tall/400,r['side'],r['convolution'] + r['attention']
+        color = 'C1' if r['block'].startswith('up') else 'C2' if r['block'].startswith('mid') else 'C0'
+        ax.add_patch(Rectangle((x, -h/2), w, h, facecolor=color, alpha=.2+.8*cost/most, edgecolor='black', lw=.5))
+        ax.text(x+w/2, tall/2+1, r['channels'], ha='center', va='bottom', rotation=90, fontsize=7)
+        x += w+tall/30
+    ax.set(xlim=(-2, x), ylim=(-.55*tall, .75*tall), ylabel='height and width, px')
+    sides = sorted({r['side'] for r in rows})
+    ax.set_yticks([-s/2 for s in sides], sides, fontsize=7)
+    ax.set_xticks([])
+
+def net_picture(
     nets:dict[str,nn.Module],  # Networks by name
-    size:int=64,               # Height and width of the picture
-)->Picture: # One bar a block
-    "Draw where the multiply-adds of each network go."
-    fig = Picture(figsize=(8, 2.6*len(nets)))
-    for ax,(name,net) in zip(fig.subplots(len(nets), squeeze=False)[:,0], nets.items()):
-        cost = gmacs_by_block(net, size)
-        ax.bar(cost.keys(), cost.values(), color=['C1' if k.startswith(('up','dec')) else 'C2' if k.startswith('mid') else 'C0' for k in cost])
-        ax.set(ylabel='GMAC', title=f'{name}: {n_params(net)/1e6:.1f} M parameters, {sum(cost.values()):.1f} GMAC at {size} × {size}')
-        ax.tick_params(axis='x', rotation=90 if len(cost) > 12 else 0, labelsize=7)
+    size:int=64,               # Height and width of the picture, px
+)->Picture: # A row a network: its blocks with their shapes, and where its multiply-adds go, size by size
+    "Draw the shapes of each network and where its multiply-adds go, level by level."
+    fig = Picture(figsize=(9, 2.6*len(nets)))
+    for (ax,bars),(name,net) in zip(fig.subplots(len(nets), 2, squeeze=False, width_ratios=(3,1)), nets.items()):
+        rows = block_costs(net, size)
+        _draw_blocks(ax, rows)
+        sides,left = sorted({r['side'] for r in rows}),0.
+        for kind,color in (('convolution','C7'),('attention','C3')):
+            cost = np.array([sum(r[kind] for r in rows if r['side'] == s) for s in sides])
+            bars.barh([str(s) for s in sides], cost, left=left, color=color, label=kind)
+            left = left + cost
+        ax.set_title(f'{name}: {n_params(net)/1e6:.1f} M parameters; above each block, its channels', fontsize=9)
+        bars.set_title(f'{sum(left):.1f} GMAC', fontsize=9)
+        bars.set(xlabel='GMAC', ylabel='px')
+        bars.legend(fontsize=7)
     return fig
 
 # %% ../nbs/04_unet.ipynb #5134bfb7
