@@ -22,6 +22,14 @@ def _quiet():
     cv2.setNumThreads(1)
 
 # %% ../nbs/support/jobs.ipynb #0592d197
+def _tried(f, tries, t):
+    "What `f(*t)` gives, or the exception that it still raises at the last try; `BadInput` is final at once"
+    for _ in range(tries):
+        try: return f(*t)
+        except BadInput as e: return e
+        except Exception as e: error = e
+    return error
+
 def _window(tasks, submit, finished, ahead):
     "Keep `ahead` tasks under way: `submit(task)` begins one, `finished(running)` waits for some; yields `(task, its future)`"
     tasks,running = iter(tasks),{}
@@ -31,15 +39,15 @@ def _window(tasks, submit, finished, ahead):
         for job in finished(running): yield running.pop(job),job
 
 # %% ../nbs/support/jobs.ipynb #ff84ba35
-def _pool(f, tasks, workers, ahead, broken):
+def _pool(f, tasks, workers, tries, ahead, broken):
     "Yields `(task, result or exception)`; tasks that were lost with a process that died go to `broken`"
     new = lambda: ProcessPoolExecutor(workers, mp_context=multiprocessing.get_context('spawn'), initializer=_quiet)
     pool = new()
     def submit(t):
         nonlocal pool
-        try: return pool.submit(f, *t)
+        try: return pool.submit(_tried, f, tries, t)
         except BrokenProcessPool: pool = new()
-        return pool.submit(f, *t)
+        return pool.submit(_tried, f, tries, t)
     try:
         for t,job in _window(tasks, submit, lambda running: wait(running, return_when=FIRST_COMPLETED).done, ahead):
             e = job.exception()
@@ -47,14 +55,14 @@ def _pool(f, tasks, workers, ahead, broken):
             else: yield t,e or job.result()
     finally: pool.shutdown(wait=True, cancel_futures=True)
 
-def _dask(f, tasks, address, ahead):
+def _dask(f, tasks, address, tries, ahead):
     "The same on `dask.distributed`, which tries a task again where a worker was lost"
     try: from dask.distributed import Client,wait as done
     except ImportError as e: raise BadInput(f'A scheduler needs dask ({e}): pip install "dask[distributed]"') from e
-    try: client = Client(address, timeout=20)
+    try: client = Client(address, timeout=10)
     except (OSError, ValueError) as e: raise BadInput(f'No scheduler answers at {address} ({type(e).__name__}): start one with `dask scheduler`, and workers with `dask worker`') from e
     with client:
-        submit = lambda t: client.submit(f, *t, pure=False, retries=2)
+        submit = lambda t: client.submit(_tried, f, tries, t, pure=False)
         for t,job in _window(tasks, submit, lambda running: done([*running], return_when='FIRST_COMPLETED').done, ahead): yield t,job.exception() or job.result()
 
 # %% ../nbs/support/jobs.ipynb #cc245440
@@ -63,19 +71,17 @@ def run_tasks(
     tasks,                    # Tuples of arguments, or an iterator of them; `None` from it: nothing for now, ask again
     workers:int=1,            # Processes; 1: in this one
     scheduler:str|None=None,  # Address of a dask.distributed scheduler that does the work instead
-    tries:int=3,              # How often a task whose process died is tried again
+    tries:int=3,              # How often a task is tried that raises; and how often more one whose process died
     ahead:int|None=None,      # Tasks under way at a time; by default 4 a process, and 64 on a cluster
 ): # Yields `(task, result or exception)` as they end
-    "Do all `tasks`; what a task raises is its result."
-    if scheduler: yield from _dask(f, tasks, scheduler, ahead or 64); return
+    "Do all `tasks`; what a task still raises at its last try is its result."
+    if scheduler: yield from _dask(f, tasks, scheduler, tries, ahead or 64); return
     if workers <= 1:
         for t in tasks:
-            if t is None: continue
-            try: yield t,f(*t)
-            except Exception as e: yield t,e
+            if t is not None: yield t,_tried(f, tries, t)
         return
-    yield from _pool(f, tasks, workers, ahead or 4*workers, broken := [])
+    yield from _pool(f, tasks, workers, tries, ahead or 4*workers, broken := [])
     for t in broken:
         for _ in range(tries):
-            if got := list(_pool(f, [t], 1, 1, [])): break
+            if got := list(_pool(f, [t], 1, tries, 1, [])): break
         yield got[0] if got else (t,RuntimeError(f'its process died {tries + 1} times'))

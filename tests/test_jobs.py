@@ -82,6 +82,27 @@ def test_a_process_that_dies(tmp_path):
     assert {once if once == 'well' else ever} == {'well'} and {type(once), type(ever)} == {str, RuntimeError}
 
 
+def late(path, n):
+    "Well at the n-th try."
+    with open(path, 'a') as f: f.write('.')
+    if os.path.getsize(path) < n: raise OSError(f'try {os.path.getsize(path)}')
+    return 'well'
+
+
+def refused(path):
+    with open(path, 'a') as f: f.write('.')
+    raise BadInput('never')
+
+
+def test_what_raises_is_tried_again(tmp_path, cluster):
+    for name, kw in dict(here={}, there=dict(workers=2), far=dict(scheduler=cluster.scheduler_address)).items():
+        path = [str(tmp_path / f'{name}{i}') for i in range(3)]
+        got = {t[0]: o for t, o in run_tasks(late, [(path[0], 3), (path[1], 9)], **kw)}
+        assert got[path[0]] == 'well' and str(got[path[1]]) == 'try 3' and os.path.getsize(path[1]) == 3
+        (_, error), = run_tasks(refused, [(path[2],)], **kw)
+        assert isinstance(error, BadInput) and os.path.getsize(path[2]) == 1
+
+
 def test_no_scheduler(monkeypatch):
     monkeypatch.setattr(distributed, 'Client', lambda address, timeout: (_ for _ in ()).throw(OSError('nobody')))
     with pytest.raises(BadInput, match='No scheduler answers at tcp://127.0.0.1:9'): list(run_tasks(pow, [(1, 2)], scheduler='tcp://127.0.0.1:9'))
