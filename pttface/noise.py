@@ -6,7 +6,8 @@ Docs: https://pttface.github.io/pttface/support/noise.html.md"""
 
 # %% auto #0
 __all__ = ['CHANGES', 'SAMPLERS', 'linear_sigmas', 'to_float', 'to_uint8', 'Denoiser', 'draw_sigmas', 'losses', 'augment',
-           'karras_sigmas', 'ancestral', 'ddim', 'euler', 'heun', 'dpm2m', 'Noise', 'sigmas_for', 'draw']
+           'karras_sigmas', 'ancestral', 'ddim', 'euler', 'heun', 'dpm2m', 'unipc', 'Noise', 'sigmas_for', 'Between',
+           'draw']
 
 # %% ../nbs/support/noise.ipynb #05ea32dd
 import numpy as np
@@ -155,7 +156,12 @@ def ancestral(
     return x
 
 # %% ../nbs/support/noise.ipynb #3cbb3bca
-def ddim(denoise, x, sigmas, noise=None, trace=None,
+def ddim(
+    denoise,              # D(x, sigma)
+    x:torch.Tensor,       # Noise at sigmas[0], NCHW
+    sigmas:torch.Tensor,  # Falling noise levels
+    noise=None,           # noise() → a fresh standard normal like `x`; needed when η > 0
+    trace=None,           # Called as trace(x, D, sigma) at each step
     eta:float=0.,  # Share of ancestral noise: 0 for none, 1 for all of it
 )->torch.Tensor: # Pictures at sigmas[-1]
     "DDIM, Song et al. 2020, eq. 12 and 16, with σ for t."
@@ -167,7 +173,13 @@ def ddim(denoise, x, sigmas, noise=None, trace=None,
         if fresh > 0: x = x + noise()*fresh
     return x
 
-def euler(denoise, x, sigmas, noise=None, trace=None)->torch.Tensor:
+def euler(
+    denoise,              # D(x, sigma)
+    x:torch.Tensor,       # Noise at sigmas[0], NCHW
+    sigmas:torch.Tensor,  # Falling noise levels
+    noise=None,           # noise() → a fresh standard normal like `x`; not used
+    trace=None,           # Called as trace(x, D, sigma) at each step
+)->torch.Tensor: # Pictures at sigmas[-1]
     "Euler's method for dx/dσ = (x − D)/σ: algorithm 1 of Karras et al. 2022 without its second half."
     for s,s_next in zip(sigmas, sigmas[1:]):
         x0 = denoise(x, s)
@@ -176,7 +188,12 @@ def euler(denoise, x, sigmas, noise=None, trace=None)->torch.Tensor:
     return x
 
 # %% ../nbs/support/noise.ipynb #a5c01ad0
-def heun(denoise, x, sigmas, noise=None, trace=None,
+def heun(
+    denoise,              # D(x, sigma)
+    x:torch.Tensor,       # Noise at sigmas[0], NCHW
+    sigmas:torch.Tensor,  # Falling noise levels
+    noise=None,           # noise() → a fresh standard normal like `x`; needed for churn
+    trace=None,           # Called as trace(x, D, sigma) at each step
     churn:float=0.,       # S_churn: how much noise to add, over all steps
     s_min:float=0.,       # Only between these noise levels …
     s_max:float=np.inf,   # … as mistakes are made there
@@ -196,7 +213,13 @@ def heun(denoise, x, sigmas, noise=None, trace=None,
     return x
 
 # %% ../nbs/support/noise.ipynb #fa54c9d5
-def dpm2m(denoise, x, sigmas, noise=None, trace=None)->torch.Tensor:
+def dpm2m(
+    denoise,              # D(x, sigma)
+    x:torch.Tensor,       # Noise at sigmas[0], NCHW
+    sigmas:torch.Tensor,  # Falling noise levels
+    noise=None,           # noise() → a fresh standard normal like `x`; not used
+    trace=None,           # Called as trace(x, D, sigma) at each step
+)->torch.Tensor: # Pictures at sigmas[-1]
     "DPM-Solver++(2M), Lu et al. 2022, algorithm 2, with λ = −ln σ."
     last = h_last = None
     for s,s_next in zip(sigmas, sigmas[1:]):
@@ -209,7 +232,39 @@ def dpm2m(denoise, x, sigmas, noise=None, trace=None)->torch.Tensor:
     return x
 
 # %% ../nbs/support/noise.ipynb #276c2b74
-SAMPLERS = dict(ancestral=ancestral, ddim=ddim, euler=euler, heun=heun, dpm2m=dpm2m)
+def _weights(at, start, end):
+    "Weights of D's values at the λ in `at`, in ∫ e^(λ−end) D dλ from `start` to `end`, with a polynomial through them for D"
+    h = end - start
+    u,moment = (np.array(at) - start)/h,[1 - np.exp(-h)]
+    for k in range(1, len(at)): moment.append(1 - k/h*moment[-1])
+    return np.linalg.solve(np.vander(u, increasing=True).T, moment)
+
+# %% ../nbs/support/noise.ipynb #af45b606
+def unipc(
+    denoise,              # D(x, sigma)
+    x:torch.Tensor,       # Noise at sigmas[0], NCHW
+    sigmas:torch.Tensor,  # Falling noise levels
+    noise=None,           # noise() → a fresh standard normal like `x`; not used
+    trace=None,           # Called as trace(x, D, sigma) at each step
+    order:int=3,          # How many past guesses the curve goes through
+)->torch.Tensor: # Pictures at sigmas[-1]
+    "UniPC, Zhao et al. 2023, algorithms 1 and 2: a curve through past guesses, corrected by the next."
+    lam,known,before = [-np.log(max(float(s), 1e-12)) for s in sigmas],[],x
+    def step(x, i):
+        w = _weights([l for l,_ in known], lam[i], lam[i+1])
+        return (sigmas[i+1]/sigmas[i])*x + sum(float(c)*d for c,(_,d) in zip(w, known))
+    for i,(s,s_next) in enumerate(zip(sigmas, sigmas[1:])):
+        x0 = denoise(x, s)
+        if trace: trace(x, x0, s)
+        known.append((lam[i], x0))
+        if i: x = step(before, i-1)
+        if s_next == 0: return x0
+        known,before = known[-order:],x
+        x = step(x, i)
+    return x
+
+# %% ../nbs/support/noise.ipynb #7794da5a
+SAMPLERS = dict(ancestral=ancestral, ddim=ddim, euler=euler, heun=heun, dpm2m=dpm2m, unipc=unipc)
 
 # %% ../nbs/support/noise.ipynb #41482c55
 class Noise:
@@ -234,6 +289,21 @@ def sigmas_for(
     return karras_sigmas(steps, max(.002, denoise.sigma_min), min(80., denoise.sigma_max))
 
 # %% ../nbs/support/noise.ipynb #6f4f4bd2
+class Between:
+    "Noise on the way from one picture's to another's"
+    def __init__(self,
+        seed:int,      # Which set of pictures
+        a:int,         # Number of the first
+        b:int,         # Number of the last
+        n:int,         # How many, both ends counted
+        shape:tuple,   # (C,H,W)
+        device=None,   # Where
+    ): self.ends,self.turn = Noise(seed, (a, b), shape, device),torch.linspace(0, torch.pi/2, n, device=device)[:,None,None,None]
+    def __call__(self):
+        a,b = self.ends()
+        return self.turn.cos()*a + self.turn.sin()*b
+
+# %% ../nbs/support/noise.ipynb #bbd7f4bf
 @torch.no_grad()
 def draw(
     denoise:Denoiser,      # A denoiser, in eval mode
@@ -243,10 +313,11 @@ def draw(
     steps:int=18,          # How many steps
     seed:int=0,            # Which set of pictures
     trace=None,            # Called as trace(x, D, sigma) at each step
+    noise=None,            # Where the noise comes from, instead of `index` and `seed`: `Between`, say
     **kw,                  # For the sampler: churn, eta, …
 )->torch.Tensor: # NCHW in [-1,1]
-    "Draw pictures `index` of `seed`."
+    "Draw pictures `index` of `seed`; raises `BadInput` on an unknown sampler, or fewer than 1 step."
     if sampler not in SAMPLERS: raise BadInput(f'There is no sampler {sampler!r}: choose one of {", ".join(SAMPLERS)}')
     dev = next(denoise.parameters()).device
-    noise,sigmas = Noise(seed, index, shape, dev),sigmas_for(denoise, sampler, steps).float()
+    noise,sigmas = noise or Noise(seed, index, shape, dev),sigmas_for(denoise, sampler, steps).float()
     return SAMPLERS[sampler](denoise, noise()*sigmas[0], sigmas.to(dev), noise, trace=trace, **kw)
