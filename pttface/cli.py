@@ -157,7 +157,7 @@ def sample_run(
     root:str|os.PathLike='data',  # Artefact folder, after `pttface train`
     run:str='edm',         # Folder under `runs/`
     n:int=64,              # Pictures to make
-    steps:int=18,          # Network evaluations go with this: see the sampler
+    steps:int=None,        # Steps of the sampler; the recipe's own by default
     sampler:str=None,      # Sampler by name; the recipe's fast one by default
     seed:int=0,            # Picture k depends on this and on k alone
     batch:int=64,          # Pictures at a time
