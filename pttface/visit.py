@@ -59,6 +59,7 @@ class Pages:
     def get(self,
         path:str,          # Such as `/bbs/Beauty/index.html`
         fresh:bool=False,  # Ask again, even if it is there?
+        **beside,          # Kept beside the page when it comes, and stays there
     )->Answer:
         "The page at `path`, or the reason there is none; raises `Blocked` after too many refusals in a row."
         row = self.ledger.rows.get(path)
@@ -66,7 +67,8 @@ class Pages:
         if self.client is None: return Answer(path, 'not_cached')
         a = self._ask(path)
         if a.ok or a.reason in ('404','410') and '/index' not in path:
-            self.ledger.append(dict(path=path, status=a.status, time=int(time.time()), **(dict(reason=a.reason) if a.reason else {}), body=pack(a.body)))
+            beside = {k:v for k,v in (row or {}).items() if k != 'reason'} | beside | (dict(reason=a.reason) if a.reason else {})
+            self.ledger.append(beside | dict(path=path, status=a.status, time=int(time.time()), body=pack(a.body)))
         return a
 
 # %% ../nbs/support/visit.ipynb #0f544f47

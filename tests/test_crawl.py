@@ -1,20 +1,24 @@
 "What a notebook would illustrate badly: a board that moves, refuses and dies under the crawl, and a crawl that is killed."
-import json,multiprocessing,random,time
+import json,multiprocessing,random,re,threading,time
 from collections import Counter
 
 import numpy as np
 import pytest
 
 from pttface.board import make_board,serve
-from pttface.crawl import Links,crawl
+from pttface.cli import main
+from pttface.crawl import CRAWL_PRESETS,CrawlSettings,Links,crawl,posted
 from pttface.fetch import Blocked
-from pttface.loopback import Fault,some_faults
+from pttface.loopback import Fault,Reply,faults,serving,some_faults
 from pttface.store import BadInput
 
 year = dict(since='2024-01-01', until='2024-12-31', rate=0, progress=False)
 
 @pytest.fixture(scope='module')
 def board(): return make_board(n_photos=120, seed=4, n_articles=260)
+
+@pytest.fixture(scope='module')
+def small(): return make_board(n_photos=90, seed=9, n_articles=160)
 
 def outputs(root): return {f.name:f.read_bytes() for f in sorted((root/'links').rglob('image_links*'))}
 def account(root): return {k:v for k,v in json.loads((root/'links/crawl.json').read_text()).items() if k != 'base_url'}
@@ -31,27 +35,132 @@ def test_all_is_found_and_nothing_asked_twice(board, tmp_path):
     assert c['rows'] == c['deleted'] + c['announcement'] + c['young'] + c['opt_out'] + c['articles'] + c['removed'] + c['failed']
     assert max(asked.values()) == 1
     assert sum(asked.values()) <= c['pages'] + c['articles'] + c['removed'] + 30
-    assert links.audit['ascending'] and not links.audit['moved'] and not links.audit['short_pages']
+    i = links.audit['index']
+    assert i['complete'] and i['ascending'] and not i['moved'] and not i['short_pages'] + i['missing_pages']
+    ids = [a.id for a in map(board.article, range(len(board))) if a.kind != 'deleted']
+    inside = [o for o in ids if '2024-01-01' <= f'{posted(o):%Y-%m-%d}' <= '2024-12-31']
+    assert (i['before'],i['after']) == (ids[ids.index(inside[0])-1], ids[ids.index(inside[-1])+1])
 
-def test_rows_that_slip_are_not_lost(tmp_path):
-    board = make_board(n_photos=100, seed=5, n_articles=400)
-    posts = {board.article(i).id for i in range(len(board)) if board.article(i).kind == 'post'}
-    before = np.arange(len(board))
-    def remove(path, n):
-        asked = len(server.requests)
-        if asked in (12, 16) and len(board.rows) > len(before) - 14:
-            board.rows = np.delete(board.rows, slice(20, 27))
-            board._page.cache_clear()
-    with serve(board, faults=remove) as server: links = crawl(root=tmp_path, base_url=server.url, **year)
-    assert len(board.rows) < len(before)
-    inside = {a['id'] for a in board.expect('2024-01-01', '2024-12-31')['articles'] if a['kind'] == 'post'} & posts
-    still = {board.article(int(i)).id for i in board.rows}
-    assert inside & still <= {r['id'] for r in links.rows}
-    assert links.audit['moved']
+def test_a_month_on_four_thousand_pages_costs_its_pages_and_articles_and_thirty(tmp_path):
+    big = make_board(n_photos=0, seed=2, since='2005-01-01', until='2026-06-30', n_articles=80_000)
+    assert big.pages == 4000
+    with serve(big) as server:
+        links = crawl(since='2024-02-01', until='2024-02-29', root=tmp_path, base_url=server.url, rate=0, progress=False)
+        c = links.audit['counts']
+        assert links.asked == len(server.requests) <= c['pages'] + c['articles'] + c['removed'] + 30
+    truth = big.expect('2024-02-01', '2024-02-29')
+    assert len(links) == truth['counts']['articles'] > 200 and c['deleted'] == truth['counts']['deleted']
 
-def test_passing_faults_change_nothing(board, tmp_path):
-    with serve(board) as server: crawl(root=tmp_path/'a', base_url=server.url, **year)
-    with serve(board, faults=some_faults(.2, seed=1, seconds=.1, kinds=('429_wait','reset','hang_up','length_over'))) as server:
+def test_the_result_does_not_depend_on_how_many_ask(small, tmp_path):
+    with serve(small) as server:
+        for workers in (1, 16): crawl(root=tmp_path/str(workers), base_url=server.url, workers=workers, **year)
+    assert outputs(tmp_path/'1') == outputs(tmp_path/'16') and account(tmp_path/'1') == account(tmp_path/'16')
+
+# ---- a board that lives
+
+@pytest.mark.parametrize('seed', range(5))
+def test_pages_that_move_at_any_moment_lose_nothing(tmp_path, seed):
+    "Rows go, sometimes whole pages of them, new ones come, while the range is looked for, read, and read again"
+    board,r = make_board(n_photos=40, seed=seed, n_articles=230),random.Random(seed)
+    everything = board.rows
+    board.show(everything[:215])
+    moments = {r.randrange(2, 215) for _ in range(5)} | {r.randrange(2, 25)}
+    lock = threading.Lock()
+    def live(path, n):
+        with lock:
+            if len(server.requests) not in moments: return
+            moments.discard(len(server.requests))
+            rows = list(board.rows)
+            del rows[(at := r.randrange(len(rows) - 60)):at + r.choice([1, 3, 20, 47])]
+            board.show(rows + [int(i) for i in everything if i > rows[-1]][:4])
+    with serve(board, faults=live) as server: links = crawl(root=tmp_path, base_url=server.url, **year)
+    still = {a.id for a in map(board.article, map(int, board.rows)) if a.kind == 'post'}
+    inside = {a['id'] for a in board.expect('2024-01-01', '2024-12-31')['articles']}
+    assert len(board.rows) < 215 and inside & still <= {o['id'] for o in links.rows}
+    assert links.audit['index']['moved']
+    was = outputs(tmp_path)
+    crawl(root=tmp_path, base_url=server.url, offline=True, **year)
+    assert outputs(tmp_path) == was
+
+def test_a_walk_back_that_is_cut_off_is_walked_again(tmp_path):
+    board = make_board(n_photos=60, seed=5, n_articles=200)
+    with serve(board) as server: pages = len({p for p in crawl(root=tmp_path/'plain', base_url=server.url, **year) and server.requests if 'index' in p})
+    n_index = lambda: sum('index' in p for p in server.requests)
+    def live(path, n):
+        if len(server.requests) == 60: board.show(np.delete(board.rows, range(20, 27)))
+        if n_index() > pages + 6: return Fault('403')
+    with serve(board, faults=live) as server, pytest.raises(BadInput, match='run again|wait a day'): crawl(root=tmp_path/'cut', base_url=server.url, **year)
+    with serve(board) as server:
+        links = crawl(root=tmp_path/'cut', base_url=server.url, **year)
+        crawl(root=tmp_path/'fresh', base_url=server.url, **year)
+    assert links.audit['index']['moved'] and links.audit['index']['complete']
+    assert {r['id'] for r in links.rows} >= {r['id'] for r in Links.load(tmp_path/'fresh').rows}
+
+def test_a_page_that_was_the_newest_is_read_again_when_it_has_grown(tmp_path):
+    board = make_board(n_photos=40, seed=6, n_articles=180)
+    everything,ever = board.rows,dict(since='2024-06-01', until='2199-12-31', rate=0, progress=False)
+    with serve(board) as server:
+        for n in (127, 128, 171, 180):
+            board.show(everything[:n])
+            server.clear()
+            links = crawl(root=tmp_path, base_url=server.url, **ever)
+        assert sum('.A' in p for p in server.requests) <= 9 and len(server.requests) < 20
+    assert links.audit['index']['complete'] and not links.audit['index']['moved']
+    assert {r['id'] for r in links.rows} == {a['id'] for a in board.expect('2024-06-01')['articles'] if a['kind'] == 'post'}
+
+def test_what_was_read_and_then_taken_off_the_index_stays(tmp_path):
+    own = make_board(n_photos=60, seed=4, n_articles=130)
+    ever = dict(since='2024-01-01', until='2199-12-31', rate=0, progress=False)
+    with serve(own) as server:
+        first = crawl(root=tmp_path, base_url=server.url, **ever)
+        victim = first.rows[60]
+        own.show([i for i in own.rows if own.article(int(i)).id != victim['id']])
+        second = crawl(root=tmp_path, base_url=server.url, **ever)
+    assert [r['id'] for r in second.rows] == [r['id'] for r in first.rows] and second.audit['index']['moved']
+    again = second.rows[60]
+    assert (again['images'],again['links'],again['time']) == (victim['images'],victim['links'],victim['time'])
+
+# ---- a board that refuses, and pages that are none
+
+def impatient(monkeypatch, **kw):
+    import pttface.crawl as module
+    quick = module.board_client
+    monkeypatch.setattr(module, 'board_client', lambda *a: quick(*a, **dict(backoff=.001, retries=0) | kw))
+
+def test_every_fault_leaves_its_reason_and_is_made_good_later(small, tmp_path, monkeypatch):
+    impatient(monkeypatch, timeout=1.2, total=1.5, max_bytes=1_000_000)
+    posts = [a for a in small.expect('2024-01-01', '2024-12-31')['articles'] if a['kind'] == 'post'][1::4]
+    kinds = [k for k in faults if k not in ('placeholder','to_loopback','to_private_name','ipv6')]
+    struck = {posts[i]['id']:k for i,k in enumerate(kinds)}
+    with serve(small, faults={f'*{i}*':Fault(k, seconds=.05) for i,k in struck.items()}) as server:
+        crawl(root=tmp_path/'faulty', base_url=server.url, workers=2, **year)
+    said = {struck[f['url'].split('/')[-1][:-5]]:f['reason'] for f in Links.load(tmp_path/'faulty').audit['failures'] if f['url'].split('/')[-1][:-5] in struck}
+    http = {k:k[:3] for k in kinds if k[0].isdigit()}
+    assert said == http | dict(loop='redirects', to_file='scheme', refused='connection_refused', html='gate_no_page', over18='gate_over18', empty='empty',
+        bomb='gate_no_page', zipped='gate_no_page', gzip_lie='bad_encoding', drip='too_slow', slow_headers='too_slow', reset='reset', hang_up='reset',
+        length_over='truncated', huge='too_large', endless='too_large', gibberish='reset')
+    with serve(small) as server:
+        crawl(root=tmp_path/'faulty', base_url=server.url, **year)
+        assert {p.split('/')[-1][:-5] for p in server.requests if '.A' in p} == {i for i,k in struck.items() if k in said and k != '404'}
+        crawl(root=tmp_path/'fine', base_url=server.url, **year)
+    gone,cut = (next(i for i,k in struck.items() if k == kind) for kind in ('404','truncated'))
+    rest = [[r for r in Links.load(tmp_path/d).rows if r['id'] not in (gone, cut)] for d in ('faulty','fine')]
+    assert rest[0] == rest[1]
+
+def test_an_index_page_that_is_none_is_asked_for_again(board, tmp_path, monkeypatch):
+    impatient(monkeypatch, retries=1)
+    with serve(board, faults={'*/index9.html':['html']}) as server: crawl(root=tmp_path/'once', base_url=server.url, **year)
+    with serve(board, faults={'*/index9.html':'html'}) as server:
+        with pytest.raises(BadInput, match=r'index9.html cannot be read \(gate_no_page\): run again'): crawl(root=tmp_path/'ever', base_url=server.url, **year)
+        first = set(server.requests)
+    with serve(board) as server:
+        crawl(root=tmp_path/'ever', base_url=server.url, **year)
+        assert len(first) > 10 and len(first & set(server.requests)) <= 3 + 4
+    assert outputs(tmp_path/'once') == outputs(tmp_path/'ever')
+
+def test_passing_faults_change_nothing(small, tmp_path):
+    with serve(small) as server: crawl(root=tmp_path/'a', base_url=server.url, **year)
+    with serve(small, faults=some_faults(.2, seed=1, seconds=.1, kinds=('429_wait','reset','hang_up','length_over'))) as server:
         import pttface.crawl as module
         quick,module.board_client = module.board_client,lambda *a,**kw: quick(*a, backoff=.01, **kw)
         try: crawl(root=tmp_path/'b', base_url=server.url, **year)
@@ -60,27 +169,27 @@ def test_passing_faults_change_nothing(board, tmp_path):
     assert outputs(tmp_path/'a') == outputs(tmp_path/'b')
 
 @pytest.mark.parametrize('kind', ['over18','403'])
-def test_a_board_that_refuses_stops_the_crawl_and_what_came_is_kept(board, tmp_path, kind, monkeypatch):
+def test_a_board_that_refuses_stops_the_crawl_and_what_came_is_kept(small, tmp_path, kind, monkeypatch):
     import pttface.crawl as module
     quick = module.board_client
     monkeypatch.setattr(module, 'board_client', lambda *a,**kw: quick(*a, backoff=.001, retries=1, **kw))
-    with serve(board, faults={'*':Fault(kind, after=60)}) as server:
+    with serve(small, faults={'*':Fault(kind, after=60)}) as server:
         with pytest.raises(Blocked, match=f'in a row, {"gate_over18" if kind == "over18" else kind} at last'): crawl(root=tmp_path, base_url=server.url, **year)
         assert len(server.requests) < 90
         first = set(server.requests[:55])
-    with serve(board) as server:
+    with serve(small) as server:
         crawl(root=tmp_path, base_url=server.url, **year)
         assert not first & set(server.requests) - {'/robots.txt'}
-    with serve(board) as server: crawl(root=tmp_path/'whole', base_url=server.url, **year)
+    with serve(small) as server: crawl(root=tmp_path/'whole', base_url=server.url, **year)
     assert outputs(tmp_path) == outputs(tmp_path/'whole')
 
-def test_robots_txt_is_honoured(board, tmp_path):
-    with serve(board, robots='User-agent: *\nDisallow: /bbs/\n') as server:
+def test_robots_txt_is_honoured(small, tmp_path):
+    with serve(small, robots='User-agent: *\nDisallow: /bbs/\n') as server:
         with pytest.raises(Blocked, match='keep out'): crawl(root=tmp_path/'r', base_url=server.url, **year)
         assert server.requests == ['/robots.txt']
 
-def test_other_dates_need_force_and_take_the_pages_that_are_there(board, tmp_path):
-    with serve(board) as server:
+def test_other_dates_need_force_and_take_the_pages_that_are_there(small, tmp_path):
+    with serve(small) as server:
         crawl(root=tmp_path, base_url=server.url, **year)
         half = year | dict(until='2024-06-30')
         with pytest.raises(BadInput, match="until='2024-12-31'"): crawl(root=tmp_path, base_url=server.url, **half)
@@ -90,8 +199,8 @@ def test_other_dates_need_force_and_take_the_pages_that_are_there(board, tmp_pat
         crawl(root=tmp_path/'other', base_url=server.url, **half)
     assert outputs(tmp_path) == outputs(tmp_path/'other')
 
-def test_a_deleted_list_is_made_anew(board, tmp_path):
-    with serve(board) as server:
+def test_a_deleted_list_is_made_anew(small, tmp_path):
+    with serve(small) as server:
         crawl(root=tmp_path, base_url=server.url, **year)
         was = outputs(tmp_path)
         (tmp_path/'links/monthly_jsonl/image_links_03.jsonl').unlink()
@@ -100,26 +209,124 @@ def test_a_deleted_list_is_made_anew(board, tmp_path):
     assert outputs(tmp_path) == was
     assert len(Links.load(tmp_path)) == len(was['image_links.jsonl'].splitlines())
 
+def test_settings_are_never_mixed(small, tmp_path, monkeypatch):
+    "Killed while other settings are written, the folder does not pass for the old settings' work"
+    import pttface.crawl as module
+    with serve(small) as server:
+        crawl(root=tmp_path, base_url=server.url, **year)
+        was,write = outputs(tmp_path),module.write_jsonl
+        def dies(path, rows): write(path, rows); raise KeyboardInterrupt
+        monkeypatch.setattr(module, 'write_jsonl', dies)
+        with pytest.raises(KeyboardInterrupt): crawl(root=tmp_path, base_url=server.url, settings=CrawlSettings(pushes=True), force=True, **year)
+        monkeypatch.undo()
+        server.clear()
+        crawl(root=tmp_path, base_url=server.url, **year)
+        assert not any('.A' in p for p in server.requests)
+    assert outputs(tmp_path) == was
+
+def test_another_server_is_another_board(small, tmp_path):
+    with serve(small) as server: crawl(root=tmp_path, base_url=server.url, **year)
+    with pytest.raises(BadInput, match="server='loopback' \\(now 'www.ptt.cc'\\)"): crawl(root=tmp_path, **year)
+
+def test_offline_takes_what_is_in_the_cache_and_says_what_is_not(board, tmp_path):
+    with serve(board) as server:
+        crawl(root=tmp_path/'r', base_url=server.url, **year)
+        may = dict(since='2024-05-01', until='2024-05-31', progress=False)
+        crawl(root=tmp_path/'may', base_url=server.url, rate=0, **may)
+        server.clear()
+        crawl(root=tmp_path/'r', base_url=server.url, offline=True, force=True, **may)
+        assert outputs(tmp_path/'r') == outputs(tmp_path/'may')
+        with pytest.raises(BadInput, match=r'none of its \d+ articles could be read \(\d+ not_cached\): run again without offline'):
+            crawl(root=tmp_path/'r', base_url=server.url, offline=True, force=True, since='2023-12-25', until='2023-12-28', progress=False)
+        assert not server.requests
+
+def test_the_original_rule_loses_what_it_lost(board, tmp_path):
+    with serve(board) as server: links = crawl(root=tmp_path, base_url=server.url, settings='original', **year)
+    lost = {'no_header','no_footer'}
+    posts = {a['id']:a for a in board.expect('2024-01-01', '2024-12-31')['articles'] if a['kind'] == 'post'}
+    assert CRAWL_PRESETS['original'].framed and {a['quirk'] for a in posts.values()} >= lost
+    for r in links.rows:
+        want = [] if posts[r['id']]['quirk'] in lost else [l['url'] for l in posts[r['id']]['links'] if l['photo'] is not None and l['origin'] == 'body']
+        assert r['images'] == list(dict.fromkeys(want)), posts[r['id']]
+    assert links.audit['skipped']['no_frame'] and links.audit['skipped']['origin']
+
+def test_a_page_that_breaks_the_reader_costs_one_article(small, tmp_path, monkeypatch):
+    import pttface.crawl as module
+    parse,bad = module.parse_article,[a['id'] for a in small.expect('2024-01-01', '2024-12-31')['articles'] if a['kind'] == 'post'][7]
+    monkeypatch.setattr(module, 'parse_article', lambda b: 1/0 if b == small.answer(f'/bbs/Beauty/{bad}.html').body else parse(b))
+    with serve(small) as server:
+        links = crawl(root=tmp_path, base_url=server.url, **year)
+        assert [(f['url'].split('/')[-1],f['reason']) for f in links.audit['failures'] if f['reason'] != '404'] == [(f'{bad}.html','unreadable')]
+        monkeypatch.undo()
+        server.clear()
+        assert len(crawl(root=tmp_path, base_url=server.url, **year)) == len(links) + 1
+        assert not any('.A' in p for p in server.requests)
+
+def test_who_asks_is_said_and_of_age(small, tmp_path):
+    seen = set()
+    def answer(path, headers):
+        seen.add((headers.get('User-Agent'),headers.get('Cookie')))
+        return Reply(404) if path == '/robots.txt' else small.answer(path)
+    with serving(answer) as server: crawl(root=tmp_path, base_url=server.url, **year)
+    (agent,cookie), = seen
+    assert agent.startswith('pttface/') and 'Mozilla' not in agent and cookie == 'over18=1'
+
+# ---- the command
+
+@pytest.fixture(scope='module')
+def holes():
+    "A board on which nobody wrote in July"
+    b = make_board(n_photos=60, seed=4, n_articles=260)
+    b.show([i for i in b.rows if b.article(int(i)).time.month != 7])
+    return b
+
+@pytest.mark.parametrize('dates,says', [(('2024-07-03', '2024-07-20'), r'from 2024-07-03 to 2024-07-20: the last before is of 2024-06-2\d, the first after is of 2024-08-0\d$'),
+    (('2031-01-01', '2031-12-31'), r'2031-12-31: the last before is of 2025-01-0\d$'), (('1999-01-01', '1999-12-31'), r'1999-12-31: the first after is of 2023-12-2\d$')])
+def test_nothing_between_two_days_is_a_sentence_and_leaves_nothing(holes, tmp_path, capsys, dates, says):
+    (tmp_path/'there').mkdir()
+    with serve(holes) as server:
+        for root in ('new','there'):
+            assert main(['crawl','Beauty','--since',dates[0],'--until',dates[1],'--root',str(tmp_path/root),'--base-url',server.url,'--rate','0']) == 2
+            err = [l for l in capsys.readouterr().err.splitlines() if l.startswith('pttface: ')]
+            assert len(err) == 1 and re.search(says, err[0]), err
+    assert not (tmp_path/'new').exists() and not list((tmp_path/'there').iterdir())
+
+def test_nothing_new_leaves_the_old(holes, tmp_path, capsys):
+    with serve(holes) as server:
+        args = ['crawl','Beauty','--root',str(tmp_path),'--base-url',server.url,'--rate','0']
+        assert main([*args, '--since', '2024-08-01', '--until', '2024-08-31', '--pushes']) == 0
+        was = {f.name:f.read_bytes() for f in (tmp_path/'links').rglob('*') if f.is_file() and f.name != 'pages.jsonl'}
+        assert main([*args, '--since', '2024-07-03', '--until', '2024-07-20', '--pushes', '--force']) == 2
+        assert json.loads(was['crawl.json'])['settings']['pushes'] is True
+    assert {f.name:f.read_bytes() for f in (tmp_path/'links').rglob('*') if f.is_file() and f.name != 'pages.jsonl'} == was
+
+@pytest.mark.parametrize('url', ['127.0.0.1:8000', 'ftp://www.ptt.cc', 'https://', 'http://[::1'])
+def test_an_address_that_is_none(tmp_path, capsys, url):
+    assert main(['crawl','Beauty','--root',str(tmp_path/'r'),'--base-url',url]) == 2
+    assert 'is not the address of a server' in capsys.readouterr().err and not (tmp_path/'r').exists()
+
+# ---- kills
+
 def _crawl(root, url): crawl(root=root, base_url=url, workers=2, **year)
 
-def test_killed_twenty_times(board, tmp_path):
+def test_killed_at_twenty_moments(small, tmp_path):
     context,r = multiprocessing.get_context('forkserver'),random.Random(0)
-    context.set_forkserver_preload(['pttface.crawl'])
-    with serve(board, latency=.004) as server:
+    context.set_forkserver_preload(['pttface.crawl','pttface.board','pttface.cli','pytest'])
+    with serve(small, latency=.004) as server:
         crawl(root=tmp_path/'whole', base_url=server.url, **year)
         whole = Counter(server.requests)
         server.clear()
         for i in range(40):
             p = context.Process(target=_crawl, args=(tmp_path/'killed', server.url))
             p.start()
-            seen,wait = len(server.requests),r.randint(3, 24)
+            seen,wait = len(server.requests),r.randint(1, 6)
             end = time.monotonic() + 20
             while p.is_alive() and (i >= 20 or len(server.requests) < seen + wait) and time.monotonic() < end: time.sleep(.002)
             done = not p.is_alive() and p.exitcode == 0
             p.kill()
             p.join()
             if done: break
-        assert done and i >= 4
+        assert done and i == 20
         asked = Counter(o for o in server.requests if o != '/robots.txt')
     assert outputs(tmp_path/'killed') == outputs(tmp_path/'whole')
     assert account(tmp_path/'killed') == account(tmp_path/'whole')
