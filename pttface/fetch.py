@@ -203,7 +203,7 @@ class Client:
     ):
         self.other,self.paces,self.gateway,self.allow_private = other,dict(paces or {}),gateway and gateway.rstrip('/'),allow_private
         self.retries,self.backoff,self.patience,self.timeout,self.total = retries,backoff,patience,(min(connect, timeout),timeout),total
-        self.max_bytes,self.redirects,self.judge,self.fuse,self.silent = max_bytes,redirects,judge,fuse,{}
+        self.max_bytes,self.redirects,self.judge,self.fuse,self.silent,self.plain = max_bytes,redirects,judge,fuse,{},set()
         self.stop,self._lock,self._dog,self.asked,self.headers = threading.Event(),threading.Lock(),_Watchdog(),0,headers or {}
         if session is None:
             session = requests.Session()
@@ -224,6 +224,7 @@ class Client:
     def close(self):
         "End the waits of every thread, and the connections."
         self.stop.set()
+        for o in [*self._dog.entries]: o[0] = 0.
         self.session.close()
 
     def __enter__(self): return self

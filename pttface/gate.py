@@ -29,7 +29,7 @@ log = logging.getLogger(__name__)
 class Unusable(Exception):
     "These bytes give no photo; the argument is the reason"
 
-formats = ('JPEG','PNG','GIF','WEBP','BMP','TIFF')
+formats = ('JPEG','PNG','GIF','WEBP','BMP')
 
 def opened(
     body:bytes,                  # What came

@@ -1,6 +1,7 @@
 "What a notebook would illustrate badly: every fault a host can have, a download that is killed, and what running again does."
-import io,json,multiprocessing,random,shutil,time
+import io,json,multiprocessing,os,random,shutil,signal,subprocess,sys,threading,time
 from collections import Counter
+from pathlib import Path
 
 import cv2
 import numpy as np
@@ -8,9 +9,10 @@ import pytest
 from PIL import Image
 from skimage import data
 
-from pttface.download import DownloadSettings,Photos,download
+import pttface.fetch,pttface.shelf
+from pttface.download import DownloadSettings,Photos,download,regate
 from pttface.loopback import Fault,Reply,faults,serving
-from pttface.store import BadInput,open_root,read_jsonl,read_tar,write_jsonl
+from pttface.store import BadInput,Ledger,open_root,read_jsonl,read_tar,write_jsonl
 
 portrait = data.astronaut()[:256, 96:352].copy()
 scene = cv2.resize(data.coffee(), (256,256))
@@ -128,10 +130,8 @@ want = {'403':'failed 403', '404':'failed 404', '429':'failed 429', '429_wait':'
     'hang_up':'failed reset', 'length_over':'failed truncated', 'length_under':'failed truncated', 'huge':'failed too_large', 'endless':'failed too_large', 'gibberish':'failed reset'}
 
 def test_every_fault_leaves_its_row(files, tmp_path, monkeypatch):
-    import pttface.download as module
     assert set(want) == set(faults)
-    quick = module.Client
-    monkeypatch.setattr(module, 'Client', lambda *a,**kw: quick(*a, **kw | dict(backoff=.01, retries=1, total=1.5, timeout=1.)))
+    quick(monkeypatch, backoff=.01, retries=1, total=1.5, timeout=1.)
     names = {k:f'https://i.imgur.com/{k}.jpg' for k in want}
     pool = {f'/i.imgur.com/{k}.jpg':files['/i.imgur.com/pic0000.jpg'] for k in want} | {'/i.imgur.com/removed.png':b'\x89PNG'}
     with serving(answer(pool), faults={f'*/{k}.jpg':Fault(k, seconds=.04, size=40_000_000) for k in want}) as server:
@@ -152,6 +152,159 @@ def test_bad_input(files, tmp_path):
     with serving(answer(files)) as server:
         get(tmp_path, server)
         with pytest.raises(BadInput, match='sharpness=60.0 .now 80.0.'): get(tmp_path, server, settings=DownloadSettings(sharpness=80.))
+
+def quick(monkeypatch, **kw):
+    "Clients that lose their patience soon"
+    import pttface.download as module
+    client = module.Client
+    monkeypatch.setattr(module, 'Client', lambda *a,**k: client(*a, **k | kw))
+
+def test_a_dead_host_costs_little(files, tmp_path, monkeypatch):
+    quick(monkeypatch, backoff=.01, fuse=.2, connect=1)
+    asked,ask = Counter(),pttface.fetch._hop
+    monkeypatch.setattr(pttface.fetch, '_hop', lambda client,url: asked.update([url]) or ask(client, url))
+    with serving(answer(files), faults={'*':'delay'}) as server: dead = server.closed.replace('http://', 'https://')
+    urls = [f'{dead}/{i}.jpg' for i in range(300)]
+    photos = download(listed(tmp_path, urls), allow_private=True, rate=0, progress=False)
+    assert Counter(r['reason'] for r in photos.rows) == {'connection_refused':300}
+    assert len(asked) < 250 and photos.record['counts']['failed'] == 300
+
+def test_what_was_written_with_http_may_be_asked_so(files, tmp_path):
+    with serving(answer(files)) as server:
+        there = server.url.replace('http://', 'https://')
+        urls = [f'{there}/i.imgur.com/pic{i:04d}.jpg' for i in range(6)]
+        listed(tmp_path, urls, 1)
+        lists = tmp_path/'links/monthly_jsonl/image_links_01.jsonl'
+        write_jsonl(lists, [r | dict(links=[dict(url=u, raw=u.replace('https', 'http') if u != urls[5] else u) for u in r['images']]) for r in read_jsonl(lists)])
+        photos = download(tmp_path, allow_private=True, rate=0, progress=False)
+        assert len(server.requests) == 5
+    assert [(r['status'],r.get('over')) for r in photos.rows] == [('kept','http')]*3 + [('rejected','http'),('kept','http'),('failed',None)]
+    assert photos.rows[5]['reason'] == 'tls'
+
+def test_thresholds_later_equal_thresholds_at_first(files, tmp_path):
+    loose,urls = dict(score=.5, sharpness=2.),[name(i) for i in range(8, 32)]
+    with serving(answer(files)) as server:
+        for k,kw in dict(a={}, b=dict(keep_rejected=True), c=loose, d=loose | dict(keep_rejected=True)).items():
+            get(listed(tmp_path/k, urls), server, settings=DownloadSettings(shard=4, **kw))
+        was = state(tmp_path/'b')
+        server.clear()
+        kept = regate(tmp_path/'b', **loose)
+        assert state(tmp_path/'b') == state(tmp_path/'d') and kept.record['done'] and not server.requests
+        regate(tmp_path/'b')
+        assert state(tmp_path/'b') == was
+        missed = regate(tmp_path/'a', **loose)
+        want = {r['url'] for r in missed.rows if r['reason'] == 'not_stored'}
+        assert want and not missed.record['done'] and len(missed.rows) == 24
+        get(tmp_path/'a', server, settings=DownloadSettings(shard=4, **loose))
+        assert {'/' + u.split('//')[1] for u in want} == set(server.requests)
+        assert state(tmp_path/'a') == state(tmp_path/'c')
+    assert any(f.startswith('rejected_') for f in was) and not any(f.startswith('rejected_') for f in state(tmp_path/'a'))
+
+class Cut(BaseException): "The power fails"
+
+@pytest.mark.parametrize('keep', [True,False])
+def test_power_cuts_while_tars_are_made(files, tmp_path, monkeypatch, keep):
+    "Cut at every single step of other thresholds; once they are asked for again, all is as without."
+    urls = [name(i) for i in range(16)]
+    with serving(answer(files)) as server: first = get(listed(tmp_path/'start', urls), server, settings=DownloadSettings(shard=3, keep_rejected=keep))
+    strict = dict(score=.5, sharpness=float(np.median([r['sharpness'] for r in first.kept])))
+    shutil.copytree(tmp_path/'start', tmp_path/'whole')
+    regate(tmp_path/'whole', **strict)
+    assert 0 < len(Photos.load(tmp_path/'whole').kept) < len(Photos.load(tmp_path/'start').kept)
+    steps,left = [0],[None]
+    def cutting(f):
+        def _f(*a, **k):
+            steps[0] += 1
+            if steps[0] == left[0]: raise Cut
+            return f(*a, **k)
+        return _f
+    monkeypatch.setattr(pttface.shelf, 'write_tar', cutting(pttface.shelf.write_tar))
+    for o,f in ((Ledger,'append'), (Ledger,'compact'), (Path,'unlink')): monkeypatch.setattr(o, f, cutting(getattr(o, f)))
+    for n in range(1, 200):
+        root,left[0],steps[0] = tmp_path/f'cut{n}',n,0
+        shutil.copytree(tmp_path/'start', root)
+        try: regate(root, **strict)
+        except Cut: pass
+        cut,left[0] = steps[0] == n,None
+        regate(root, **strict)
+        assert state(root) == state(tmp_path/'whole'), n
+        shutil.rmtree(root)
+        if not cut: break
+    assert n > 12
+
+def test_lists_that_have_grown(files, tmp_path):
+    "Keys are counted anew; what is there is not fetched again."
+    urls = [name(i) for i in range(16)]
+    with serving(answer(files)) as server:
+        get(listed(tmp_path/'grown', urls[5:], 1), server)
+        server.clear()
+        get(listed(tmp_path/'grown', urls, 1), server)
+        assert len(server.requests) == 5
+        get(listed(tmp_path/'at once', urls, 1), server)
+        assert state(tmp_path/'grown') == state(tmp_path/'at once')
+        get(listed(tmp_path/'grown', urls[5:], 1), server)
+        get(listed(tmp_path/'less', urls[5:], 1), server)
+        assert state(tmp_path/'grown') == state(tmp_path/'less')
+        (tmp_path/'grown/links/monthly_jsonl/image_links_01.jsonl').rename(tmp_path/'grown/links/monthly_jsonl/image_links_02.jsonl')
+        with pytest.raises(BadInput, match='has the months 01, which the crawl has not'): get(tmp_path/'grown', server)
+        assert get(tmp_path/'grown', server, force=True).kept and not list((tmp_path/'grown/photos').glob('*_01*'))
+
+def test_a_spool_that_lost_its_end(files, tmp_path):
+    "A machine that died may leave zeros where photos were."
+    urls = [name(i) for i in range(20)]
+    with serving(answer(files)) as server:
+        get(listed(tmp_path/'whole', urls, 1), server)
+        with pytest.MonkeyPatch.context() as mp:
+            mp.setattr('pttface.download.settle', lambda *a: (_ for _ in ()).throw(Cut()))
+            with pytest.raises(Cut): get(listed(tmp_path/'hurt', urls, 1), server)
+        spool, = (tmp_path/'hurt/photos').glob('spool*')
+        data = spool.read_bytes()
+        spool.write_bytes(data[:len(data)//3] + bytes(len(data)//3) + data[2*len(data)//3:])
+        hurt = get(tmp_path/'hurt', server)
+        lost = [r for r in hurt.rows if r['reason'] == 'not_stored']
+        assert lost and not hurt.record['done']
+        get(tmp_path/'hurt', server)
+    assert state(tmp_path/'hurt') == state(tmp_path/'whole')
+
+def test_ctrl_c(files, tmp_path, monkeypatch):
+    "The pool is gone at once, though a request is in the middle of a minute's drip."
+    urls = [name(i) for i in range(20)]
+    with serving(answer(files), faults={'*pic001*':Fault('drip', seconds=.5, times=1)}) as server:
+        threading.Timer(1.5, lambda: os.kill(os.getpid(), signal.SIGINT)).start()
+        start = time.monotonic()
+        with pytest.raises(KeyboardInterrupt): get(listed(tmp_path/'cut', urls, 1), server)
+        assert time.monotonic() - start < 20 and not [t for t in threading.enumerate() if t.name.startswith(('ThreadPool','gate'))]
+        get(tmp_path/'cut', server)
+        get(listed(tmp_path/'whole', urls, 1), server)
+    assert state(tmp_path/'cut') == state(tmp_path/'whole')
+
+def test_no_torch_here():
+    code = 'import sys, pttface.download; sys.exit("torch" in sys.modules)'
+    assert subprocess.run([sys.executable, '-c', code]).returncode == 0
+
+def test_a_cluster_that_loses_a_worker(files, tmp_path):
+    "Two processes, one killed in the middle: the same bytes, and the host's rate and connections shared out."
+    distributed = pytest.importorskip('distributed')
+    urls,now,most = [name(i) for i in range(60)],[0],[0]
+    plain,lock = answer(files),threading.Lock()
+    def slow(path, headers):
+        with lock: now[0] += 1; most[0] = max(most[0], now[0])
+        time.sleep(.03)
+        with lock: now[0] -= 1
+        return plain(path, headers)
+    with serving(plain) as server: get(listed(tmp_path/'whole', urls), server)
+    with serving(slow) as server, distributed.LocalCluster(n_workers=2, threads_per_worker=4, dashboard_address=None, host='127.0.0.1',
+            local_directory=str(tmp_path/'dask'), silence_logs=50) as cluster:
+        victim = next(iter(cluster.workers.values())).pid
+        def kill():
+            while len(server.requests) < 20: time.sleep(.01)
+            os.kill(victim, signal.SIGKILL)
+        threading.Thread(target=kill, daemon=True).start()
+        start = time.monotonic()
+        get(listed(tmp_path/'far', urls), server, rate=20, scheduler=cluster.scheduler_address)
+        took = time.monotonic() - start
+    assert state(tmp_path/'far') == state(tmp_path/'whole')
+    assert took > 2 and most[0] <= 6
 
 def _get(root, url): download(root, gateway=url, progress=False)
 
