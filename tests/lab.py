@@ -1,0 +1,67 @@
+"A real JupyterLab on loopback for tests, with a notebook to open in it and a kernel that is this Python."
+import json
+import os
+import subprocess
+import sys
+import time
+from contextlib import contextmanager
+from importlib.util import find_spec
+from pathlib import Path
+from urllib.request import Request, urlopen
+
+import pytest
+
+needs_lab = pytest.mark.skipif(find_spec('jupyterlab') is None, reason='no JupyterLab: `pip install jupyterlab`')
+
+
+def write_notebook(path, *cells):
+    "A notebook of code cells."
+    made = [dict(cell_type='code', id=f'cell{i}', source=s, metadata={}, outputs=[], execution_count=None) for i, s in enumerate(cells)]
+    kernel = dict(display_name='python3', language='python', name='python3')
+    Path(path).write_text(json.dumps(dict(cells=made, metadata=dict(kernelspec=kernel), nbformat=4, nbformat_minor=5)))
+
+
+class Lab:
+    "A running JupyterLab."
+    def __init__(self, url, token): self.url, self.token = url, token
+
+    def address(self, name):
+        "Where a notebook opens, alone in the window."
+        return f'{self.url}doc/tree/{name}?token={self.token}&reset'
+
+    def ask(self, path, method='GET'):
+        "What its REST interface answers."
+        with urlopen(Request(f'{self.url}api/{path}', method=method, headers={'Authorization': f'token {self.token}'}), timeout=60) as r: return json.load(r)
+
+    def restart_kernels(self):
+        "Kill the kernels and start them anew, as Kernel ▸ Restart does."
+        for k in self.ask('kernels'): self.ask(f'kernels/{k["id"]}/restart', 'POST')
+
+
+@contextmanager
+def jupyter_lab(folder, home, patience=120):
+    "Serve `folder`; everything Jupyter keeps goes to `home`. Yields a `Lab`."
+    env = {**os.environ, 'TQDM_DISABLE': '1'} | {f'JUPYTER_{k}_DIR': str(Path(home)/k.lower()) for k in ('CONFIG', 'RUNTIME', 'DATA')} | {'IPYTHONDIR': str(Path(home)/'ipython')}
+    env |= {'JUPYTERLAB_SETTINGS_DIR': str(Path(home)/'settings'), 'JUPYTERLAB_WORKSPACES_DIR': str(Path(home)/'workspaces')}
+    flags = ['--no-browser', '--allow-root', '--port=0', '--ip=127.0.0.1', '--LabApp.check_for_updates_class=jupyterlab.NeverCheckForUpdate', f'--ServerApp.root_dir={folder}']
+    quiet = Path(home)/'settings/@jupyterlab/apputils-extension/notification.jupyterlab-settings'
+    quiet.parent.mkdir(parents=True, exist_ok=True)
+    quiet.write_text('{"fetchNews": "false"}')
+    with open(Path(home)/'server.log', 'wb') as log:
+        server = subprocess.Popen([sys.executable, '-m', 'jupyterlab', *flags], env=env, stdout=log, stderr=log, cwd=folder)
+    try:
+        start, found = time.time(), []
+        while not found:
+            if server.poll() is not None or time.time() - start > patience: raise RuntimeError(f'JupyterLab did not start:\n{(Path(home)/"server.log").read_text()[-3000:]}')
+            time.sleep(.2)
+            found = [o for p in (Path(home)/'runtime').glob('jpserver-*.json') for o in [_read(p)] if o]
+        yield Lab(found[0]['url'], found[0]['token'])
+    finally:
+        server.terminate()
+        try: server.wait(20)
+        except subprocess.TimeoutExpired: server.kill()
+
+
+def _read(path):
+    try: return json.loads(path.read_text())
+    except ValueError: return None

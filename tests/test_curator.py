@@ -1,0 +1,260 @@
+"Cleaning by hand: decisions that outlive everything, and the curator driven by mouse and keys in a real JupyterLab."
+import json
+import sys
+import time
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+sys.path.insert(0, str(Path(__file__).parent))
+from browser import Browser, needs_browser
+from lab import jupyter_lab, needs_lab, write_notebook
+
+from pttface.curate import Curator, Desk, decisions, verdict
+from pttface.store import BadInput, Ledger, dumps, open_root, write_jsonl, write_npz
+from pttface.suggest import KINDS, Suggestions, deviations, fold, suggest
+
+
+def make(root, n=120, faces=None):
+    "A faces stage's artefacts, of noise or of `faces` (N,64,64,3) in turn"
+    root = open_root(root, create=True)
+    rng = np.random.default_rng(0)
+    ims = faces[np.arange(n) % len(faces)] if faces is not None else rng.integers(0, 255, (n, 8, 8, 3), dtype=np.uint8).repeat(8, 1).repeat(8, 2)
+    kps = [[80, 90], [120, 90], [100, 110], [85, 130], [115, 130]]
+    rows = [dict(key=f'{1 + i % 3:02d}{i:05d}', month=f'{1 + i % 3:02d}', status='kept', reason=None, row=i//3, url=f'https://i.imgur.com/{i}.jpg',
+                 article=f'https://www.ptt.cc/bbs/Beauty/M.{1704040000 + i//2}.A.E87.html', sha256=f'{i:064x}', score=.99 - (i % 7)/1000, kps=kps, centre=[100, 105], side=150., angle=0.,
+                 yaw=float(i % 90 - 45), pose=('frontal', 'left', 'right')[i % 3], gender=(1, 0, None)[i % 3], phash=f'{i:016x}', face_sharpness=300. + i % 40) for i in range(n)]
+    for m in range(3): write_npz(root/f'faces/faces_{m + 1:02d}.npz', key=np.array([r['key'] for r in rows[m::3]]), im64=ims[m::3], im60=ims[m::3, :60, :60])
+    write_jsonl(root/'faces/faces.jsonl', rows)
+    return root
+
+
+def desk(root): return Desk(root, outliers=False, progress=False)
+def curator(root, **kw): return Curator(root, outliers=False, progress=False, **kw)
+
+
+def test_a_decision_is_on_disk_when_the_call_returns(tmp_path):
+    root = make(tmp_path/'run')
+    d = desk(root)
+    for i in (3, 5): d.decide([i])
+    d.decide([3], drop=False)
+    lines = [json.loads(o) for o in (root/'dataset/decisions.jsonl').read_text().splitlines()]
+    assert [(o['key'], o['drop']) for o in lines] == [(d.rows[3]['key'], True), (d.rows[5]['key'], True), (d.rows[3]['key'], False)]
+    assert all(set(o) == {'key', 'sha256', 'drop', 'reason', 'time'} and o['reason'] in KINDS for o in lines)
+    assert desk(root).state == d.state and d.counts == dict(faces=120, looked_at=2, dropped=1)
+
+
+def test_every_cut_of_the_file_is_tolerated_and_what_is_whole_counts(tmp_path):
+    root = make(tmp_path/'run', 30)
+    d = desk(root)
+    for i in range(4): d.decide([i])
+    path, whole = root/'dataset/decisions.jsonl', (root/'dataset/decisions.jsonl').read_bytes()
+    ends = [i + 1 for i, b in enumerate(whole) if b == 10]
+    for cut in range(0, len(whole) + 1, 7):
+        path.write_bytes(whole[:cut])
+        sure = sum(e <= cut for e in ends)
+        assert sure <= sum(s is True for s in map(lambda r: verdict(r, decisions(root)), d.rows)) <= sure + 1
+    path.write_bytes(whole[:-20])
+    again = desk(root)
+    again.decide([9])
+    assert [i for i, s in enumerate(desk(root).state) if s] == [0, 1, 2, 9]
+
+
+def test_damage_in_the_middle_loses_that_line_only(tmp_path):
+    root = make(tmp_path/'run', 30)
+    d = desk(root)
+    for i in range(3): d.decide([i])
+    lines = (root/'dataset/decisions.jsonl').read_bytes().split(b'\n')
+    lines[1] = b'\xff\xfe{"key":'
+    (root/'dataset/decisions.jsonl').write_bytes(b'\n'.join([*lines[:2], b'[1,2]', b'{"key": "x"}', *lines[2:]]))
+    assert [i for i, s in enumerate(desk(root).state) if s] == [0, 2]
+
+
+def test_decisions_follow_the_photo_through_a_new_numbering(tmp_path):
+    root = make(tmp_path/'run', 30)
+    d = desk(root)
+    d.decide([4])
+    other = [r | dict(key=f'99{i:05d}') for i, r in enumerate(d.rows)]
+    assert [verdict(r, decisions(root)) for r in other[3:6]] == [None, True, None]
+    assert verdict(dict(key=d.rows[4]['key'], sha256='f'*64), decisions(root)) is None
+    with Ledger(root/'dataset/decisions.jsonl') as f: f.append(dict(key='0200001', drop=True))
+    assert verdict(dict(key='0200001', sha256='e'*64), decisions(root)) is True
+
+
+def test_undo_restores_what_was_and_survives_as_lines(tmp_path):
+    root = make(tmp_path/'run', 30)
+    d = desk(root)
+    d.seen([1, 2])
+    d.decide([0, 1])
+    d.decide([0, 1, 2])
+    assert sorted(d.take_back()) == [2] and d.state[:3] == [True, True, False]
+    assert sorted(d.take_back()) == [0, 1] and d.state[:3] == [None, False, False]
+    assert d.take_back() == [] and desk(root).state == d.state
+    assert d.counts == dict(faces=30, looked_at=2, dropped=0)
+
+
+def test_filters_leave_what_they_say_worst_first(tmp_path):
+    d = desk(make(tmp_path/'run'))
+    d.decide([0, 1, 2])
+    for kw, ok in ((dict(month='02'), lambda r, s: r['month'] == '02'), (dict(pose='left'), lambda r, s: r['pose'] == 'left'), (dict(gender='unknown'), lambda r, s: r['gender'] is None),
+                   (dict(gender='male'), lambda r, s: r['gender'] == 1), (dict(show='dropped'), lambda r, s: s is True), (dict(show='kept'), lambda r, s: s is not True),
+                   (dict(show='todo', month='01', pose='frontal'), lambda r, s: s is None and r['month'] == '01' and r['pose'] == 'frontal')):
+        got = d.choose(**kw)
+        assert set(got) == {i for i, (r, s) in enumerate(zip(d.rows, d.state)) if ok(r, s)} and len(got), kw
+        assert (np.diff(d.sugg.of()[got]) <= 0).all()
+    by = d.choose(reason='extreme_yaw')
+    assert 0 < len(by) < 120 and (np.diff(np.abs([d.rows[i]['yaw'] for i in by])) <= 0).all()
+    with pytest.raises(BadInput, match="by 'best'"): d.choose('best')
+
+
+def test_the_widget_turns_pages_and_ends(tmp_path):
+    c = curator(make(tmp_path/'run'), per_page=50)
+    assert c.pages == 3 and len(c.shown) == 50 and c.back_button.disabled and c.undo_button.disabled
+    first = list(c.shown)
+    c.faces[3].click()
+    c.next_button.click()
+    assert c.page == 1 and c.desk.counts == dict(faces=120, looked_at=50, dropped=1) and not set(first) & set(c.shown)
+    c.undo_button.click()
+    assert c.page == 0 and c.last == first[3] and c.desk.state[first[3]] is None
+    for _ in range(3): c.next_button.click()
+    assert c.desk.counts['looked_at'] == 120 and len(c.order) == 0 and 'nothing to show' in c.where.value
+    for b in (*c.faces, c.next_button, c.drop_button, c.undo_button, c.back_button): b.click()
+    c.filters['show'].value = 'all'
+    assert c.pages == 3 and 'nth-child(n+51)' in c.marks.value
+    c.turn(99)
+    assert c.page == 2 and len(c.shown) == 20 and 'nth-child(n+21)' in c.marks.value
+    c.drop_shown()
+    assert c.desk.counts['dropped'] == 20
+    c.undo()
+    assert c.desk.counts['dropped'] == 0
+
+
+def test_a_click_does_not_send_the_picture_again(tmp_path):
+    c = curator(make(tmp_path/'run'))
+    sheet = c.sheet.value
+    c.faces[0].click()
+    assert c.sheet.value is sheet and len(c.marks.value) < 10_000 < len(sheet)
+
+
+def test_text_from_outside_stays_text(tmp_path):
+    root = make(tmp_path/'run', 6)
+    rows = [json.loads(o) for o in (root/'faces/faces.jsonl').read_text().splitlines()]
+    rows[0] |= dict(article='javascript:alert(1)', pose='<script>')
+    rows[1] |= dict(article='https://x/"><script>')
+    write_jsonl(root/'faces/faces.jsonl', rows)
+    c = curator(root)
+    a, b = c.describe(0), c.describe(1)
+    assert 'javascript' not in a and '<script>' not in a + b and 'href="https://x/&quot;' in b
+
+
+def test_suggestions_are_kept_and_made_anew_for_other_faces(tmp_path):
+    root = make(tmp_path/'run', 40)
+    a = suggest(root, outliers=False, progress=False)
+    stamp = (root/'dataset/suggestions.npz').stat().st_mtime_ns
+    b = suggest(root, outliers=False, progress=False)
+    assert (root/'dataset/suggestions.npz').stat().st_mtime_ns == stamp and (a.scores == b.scores).all() and b.kinds == a.kinds == [k for k in KINDS if k != 'outlier']
+    assert ((a.scores >= 0) & (a.scores < 1)).all() and len(set(a.key)) == 40
+    make(tmp_path/'run', 41)
+    assert len(suggest(root, outliers=False, progress=False)) == 41
+
+
+@pytest.mark.parametrize('n', [1, 2, 3, 7])
+def test_few_faces_are_no_fault(tmp_path, n):
+    c = curator(make(tmp_path/'run', n))
+    c.next_button.click()
+    assert c.desk.counts == dict(faces=n, looked_at=n, dropped=0)
+
+
+def test_rows_that_lack_numbers_are_scored_all_the_same(tmp_path):
+    root = make(tmp_path/'run', 40)
+    rows = [json.loads(o) for o in (root/'faces/faces.jsonl').read_text().splitlines()]
+    rows[3] |= dict(kps=None, yaw=None, pose=None)
+    rows[4] |= dict(kps=[[float('nan')]*2]*5)
+    rows[5] |= dict(kps=[[9000, 90], [120, 90], [100, 110], [85, 130], [115, 130]])
+    rows[6] |= dict(score=None, face_sharpness=None)
+    write_jsonl(root/'faces/faces.jsonl', rows)
+    s = suggest(root, outliers=False, progress=False)
+    assert np.isfinite(s.scores).all() and (s.of('features_missing')[3:6] > .9).all() and set(s.worst(3, 'features_missing')) == {3, 4, 5}
+
+
+def test_deviations_are_not_moved_by_a_few_bad_ones():
+    x = np.random.default_rng(0).normal(5, 2, 1000)
+    bad = np.concatenate([x, np.full(60, 500.)])
+    assert np.allclose(deviations(x), deviations(bad)[:1000], atol=.4) and (fold(deviations(bad))[1000:] > .95).all()
+    assert (deviations(np.ones(9)) == 0).all() and (deviations(np.full(3, np.nan)) == 0).all()
+    s = Suggestions(np.array(['a', 'b', 'c']), np.array([[.1, .6], [.9, 0], [.2, .3]], np.float32), ['blurred', 'low_score'])
+    assert s.worst().tolist() == [1, 0, 2] and s.worst(1, 'low_score').tolist() == [0] and s.reason == ['low_score', 'blurred', 'low_score']
+
+
+def test_no_faces_and_no_page_are_said(tmp_path):
+    root = make(tmp_path/'run', 4)
+    with pytest.raises(BadInput, match='per_page=0'): curator(root, per_page=0)
+    write_jsonl(root/'faces/faces.jsonl', [dict(key='1', status='dropped', reason='blurred')])
+    with pytest.raises(BadInput, match='0 faces'): curator(root)
+    (root/'faces/faces.jsonl').unlink()
+    with pytest.raises(BadInput, match='run `pttface faces` first'): curator(root)
+
+
+@pytest.fixture(scope='module')
+def drawn():
+    "A few drawn faces for a page worth looking at"
+    from pttface.detect import load_detector
+    from pttface.faces import face_row
+    from pttface.heads import draw_heads
+    import cv2
+    found = [face_row(cv2.imencode('.png', h.im[..., ::-1])[1].tobytes(), load_detector('mtcnn'))[1] for h in draw_heads([dict(size=(240, 200))]*12, seed=40, workers=1, progress=False)]
+    return np.stack([c[64] for c in found if c])
+
+
+def lines(root):
+    p = root/'dataset/decisions.jsonl'
+    return [json.loads(o) for o in p.read_text().splitlines()] if p.exists() else []
+
+
+def until(f, seconds=30):
+    "Wait for what the kernel does after a click."
+    end = time.time() + seconds
+    while not f():
+        assert time.time() < end, 'nothing happened'
+        time.sleep(.05)
+
+
+@needs_browser
+@needs_lab
+def test_in_jupyterlab(tmp_path, drawn):
+    root = make(tmp_path/'run', 5000, drawn)
+    write_notebook(tmp_path/'clean.ipynb', f'from pttface.curate import Curator\nCurator({str(root)!r}, outliers=False, progress=False)')
+    suggest(root, outliers=False, progress=False)
+    with jupyter_lab(tmp_path, tmp_path/'home') as lab, Browser(1280, 900) as b:
+        def run():
+            b.page.locator('.jp-Notebook .cm-content').first.click()
+            b.wait("document.querySelector('.jp-Notebook-ExecutionIndicator')?.dataset.status == 'idle'")
+            b.key('Shift+Enter')
+            b.wait("[...document.querySelectorAll('.pf-face')].filter(o => getComputedStyle(o).backgroundImage.startsWith('url(\"data:image/jpeg')).length == 50")
+            b.wait("!!document.querySelector('[data-lm-suppress-shortcuts]')")
+        b.goto(lab.address('clean.ipynb'))
+        run()
+        face = b.page.locator('.pf-face')
+        face.nth(2).click()
+        until(lambda: [o['drop'] for o in lines(root)] == [True])
+        b.wait("getComputedStyle(document.querySelector('.pf-at2'), '::after').content == '\"dropped\"'")
+        for k in ('ArrowRight', 'ArrowDown', 'x'): b.key(k)
+        until(lambda: len(lines(root)) == 2)
+        b.wait("getComputedStyle(document.querySelector('.pf-at13'), '::after').content == '\"dropped\"'")
+        b.key('ArrowLeft')
+        b.key(' ')
+        until(lambda: len(lines(root)) == 3)
+        b.key('u')
+        until(lambda: [o['drop'] for o in lines(root)] == [True, True, True, None])
+        b.wait("document.querySelector('.pf-head').innerText.includes('2 dropped')")
+        assert b.page.locator('.jp-Notebook .jp-Cell').count() in (1, 2), 'a key reached JupyterLab'
+        b.key('n')
+        until(lambda: len(lines(root)) == 4 + 48)
+        b.wait("document.querySelector('.pf-back') && document.body.innerText.includes('page 2 of 100')")
+        assert not [e for e in b.errors if 'favicon' not in e], b.errors
+        lab.restart_kernels()
+        b.eval("document.querySelector('.pf-head').innerText = 'before'")
+        run()
+        b.wait("['5,000 faces', '50 looked at', '2 dropped'].every(o => document.querySelector('.pf-head')?.innerText.includes(o))")
+        assert len(lines(root)) == 52
