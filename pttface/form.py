@@ -12,6 +12,7 @@ from pathlib import Path
 
 from ipywidgets import HTML,Dropdown,IntText,Layout,Text,VBox
 
+from .show import Live,Table
 from .store import read_json,write_json
 
 # %% ../nbs/support/form.ipynb #89293860
@@ -58,7 +59,7 @@ class Form:
     def drawn(self)->bool: return self.road.value == 'drawn heads'  # On the board of drawn heads?
 
     @property
-    def widget(self)->VBox:
+    def widget(self)->Live:
         "The form itself"
         rows = [VBox([o, HTML(f'<small style="margin-left:8em">{_says[k]}</small>')]) for k,o in self.fields.items()]
-        return VBox([self.road, *rows])
+        return Live([self.road, *rows], lambda: {'text/markdown':Table([dict(choice=k, value=str(o.value), about=_says[k]) for k,o in self.fields.items()], title=self.road.value)._repr_markdown_()})
