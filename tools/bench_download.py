@@ -1,21 +1,22 @@
-"Download: images a second with and without the gates, what each gate costs, and the most memory it took."
+"Download: images a second beside img2dataset, what each gate costs, and how much memory ten thousand photos take."
 import io
+import json
 import os
 import resource
+import statistics
+import subprocess
+import sys
 import tempfile
+import threading
 import time
 from pathlib import Path
 
 import cv2
-import imagehash
 import numpy as np
 from PIL import Image
-from skimage import data
 
-import pttface.download as module
-from pttface.detect import load_detector, sharpness
-from pttface.loopback import Reply, serving
-from pttface.store import open_root, write_jsonl
+here = Path(__file__).resolve()
+name = 'https://i.imgur.com/pic{:05d}.jpg'
 
 
 def spread(v):
@@ -24,7 +25,8 @@ def spread(v):
 
 
 def photos(n, size=(1350, 1080)):
-    "Photos of a portrait, each of other bytes."
+    "JPEGs of a portrait at the size of a phone's picture."
+    from skimage import data
     big, r = cv2.resize(data.astronaut(), size[::-1]), np.random.default_rng(0)
     for _ in range(n):
         buf = io.BytesIO()
@@ -32,46 +34,141 @@ def photos(n, size=(1350, 1080)):
         yield buf.getvalue()
 
 
-def seconds(pool, n, gates):
-    "Seconds to download `n` links to the photos of `pool`."
-    quick = lambda im, detect: dict(width=im.shape[1], height=im.shape[0], sharpness=1e9, face_score=1., face_box=None, face_sharpness=None, phash='')
-    full, module.measure = module.measure, module.measure if gates else quick
-    urls = [f'https://i.imgur.com/pic{i:05d}.jpg' for i in range(n)]
-    body = lambda path, headers: Reply(200, pool[int(path[-9:-4]) % len(pool)] + path.encode(), mime='image/jpeg')
-    try:
-        with serving(body) as server, tempfile.TemporaryDirectory() as tmp:
-            root = open_root(Path(tmp) / 'root', create=True)
-            write_jsonl(root / 'links/monthly_jsonl/image_links_01.jsonl', [dict(url='https://www.ptt.cc/bbs/Beauty/M.1704040318.A.E87.html', title='', images=urls)])
-            start = time.perf_counter()
-            got = module.download(root, gateway=server.url, progress=False)
-            assert len(got.kept) == n
-            return time.perf_counter() - start
-    finally: module.measure = full
+def serve():
+    "Answer for every image host until standard input ends; `/begun` says when the first photo was asked for."
+    from pttface.loopback import Reply, serving
+    pool, begun = list(photos(20)), []
+
+    def answer(path, headers):
+        if path == '/begun':
+            first = min(begun)
+            begun.clear()
+            return Reply(200, str(first).encode())
+        begun.append(time.monotonic())
+        return Reply(200, pool[int(path[-9:-4]) % len(pool)] + path.encode(), mime='image/jpeg')
+    with serving(answer) as server:
+        print(server.url, flush=True)
+        sys.stdin.read()
 
 
-def cost(f, pool, repeats):
-    "Milliseconds a photo."
-    took = []
+def ours(url, n, gates, folder):
+    "One download of ours; seconds on the clock at its end, CPU seconds, and memory in MB at each tenth of the way"
+    import pttface.gate
+    from pttface.download import download
+    from pttface.store import open_root, write_jsonl
+    quick = dict(sharpness=1e9, face_score=1., face_box=None, face_sharpness=None, phash='')
+    if not gates: pttface.gate.measure = lambda im, detect: dict(width=im.shape[1], height=im.shape[0], **quick)
+    root = open_root(Path(folder) / 'root', create=True)
+    write_jsonl(root / 'links/monthly_jsonl/image_links_01.jsonl',
+                [dict(url='https://www.ptt.cc/bbs/Beauty/M.1704040318.A.E87.html', title='', images=[name.format(i) for i in range(n)])])
+    held, stop = [], threading.Event()
+
+    def watch():
+        while not stop.wait(.2):
+            held.append(int(Path('/proc/self/statm').read_text().split()[1]) * os.sysconf('SC_PAGE_SIZE') / 2**20)
+    threading.Thread(target=watch, daemon=True).start()
+    got = download(root, gateway=url, progress=False)
+    end = time.monotonic()
+    stop.set()
+    assert len(got.kept) == n, got
+    used = resource.getrusage(resource.RUSAGE_SELF)
+    peak = next(int(o.split()[1]) / 1024 for o in Path('/proc/self/status').read_text().splitlines() if o.startswith('VmHWM'))
+    print(json.dumps(dict(end=end, cpu=used.ru_utime + used.ru_stime, peak=peak, held=held)))
+
+
+theirs = '''
+import json, resource, sys, time
+from img2dataset import download
+url, n, folder, cores = sys.argv[1], int(sys.argv[2]), sys.argv[3], int(sys.argv[4])
+with open(folder + '/list.txt', 'w') as f: f.writelines(f'{url}/i.imgur.com/pic{i:05d}.jpg\\n' for i in range(n))
+if __name__ == '__main__':
+    download(folder + '/list.txt', output_folder=folder + '/out', output_format='webdataset', resize_mode='no', skip_reencode=True, extract_exif=False,
+             processes_count=cores, thread_count=16, number_sample_per_shard=-(-n // (2 * cores)))
+    end = time.monotonic()
+    both = [resource.getrusage(o) for o in (resource.RUSAGE_SELF, resource.RUSAGE_CHILDREN)]
+    import glob
+    kept = sum(json.load(open(f))['successes'] for f in glob.glob(folder + '/out/*_stats.json'))
+    assert kept == n, kept
+    print(json.dumps(dict(end=end, cpu=sum(o.ru_utime + o.ru_stime for o in both))))
+'''
+
+
+def once(url, n, cores, gates=False, peer=None):
+    "One download by us or by a peer's Python, in a process of its own: (images a second and core, images a CPU second, report)"
+    with tempfile.TemporaryDirectory() as tmp:
+        script = Path(tmp) / 'theirs.py'
+        script.write_text(theirs)
+        call = [peer, script, url, str(n), tmp, str(cores)] if peer else [sys.executable, here, 'ours', url, str(n), str(int(gates)), tmp]
+        env = os.environ | dict(NO_ALBUMENTATIONS_UPDATE='1', PYTHONWARNINGS='ignore', OMP_NUM_THREADS='1')
+        out = subprocess.run(list(map(str, call)), env=env, capture_output=True, text=True)
+        if out.returncode: raise RuntimeError(out.stderr[-2000:])
+        got = json.loads(out.stdout.strip().splitlines()[-1])
+    import requests
+    seconds = got['end'] - float(requests.get(f'{url}/begun', timeout=9).text)
+    return n / seconds / cores, n / got['cpu'], got
+
+
+def cost(f, pool):
+    "Milliseconds of CPU a photo."
+    start = time.thread_time()
+    for o in pool: f(o)
+    return (time.thread_time() - start) / len(pool) * 1e3
+
+
+def gate_rows(n, repeats):
+    "What each part of the gate costs."
+    import imagehash
+
+    from pttface.detect import load_detector, sharpness
+    from pttface.gate import decode
+    cv2.setNumThreads(1)
+    pool = list(photos(n))
+    ims, detect = [decode(o)[0] for o in pool], load_detector('mtcnn')
+    parts = dict(decode=(decode, pool), face=(detect, ims), sharpness=(sharpness, ims),
+                 phash=(lambda im: imagehash.phash(Image.fromarray(cv2.resize(im, (128, 128), interpolation=cv2.INTER_AREA))), ims))
+    took = {k: [] for k in parts}
+    for f, over in parts.values(): f(over[0])
     for _ in range(repeats):
-        start = time.perf_counter()
-        for o in pool: f(o)
-        took.append((time.perf_counter() - start) / len(pool) * 1e3)
-    return took
+        for k, (f, over) in parts.items(): took[k].append(cost(f, over))
+    return [dict(what=f'gate ms: {k}', value=statistics.median(v), unit='ms CPU/photo', n=repeats, spread=spread(v)) for k, v in took.items()]
+
+
+def memory_rows(url, n, cores):
+    "The most memory of a long run, and how much of it came after the first tenth."
+    *_, got = once(url, n, cores, gates=True)
+    tenth = max(got['held'][:max(1, len(got['held']) // 10)])
+    return [dict(what=f'peak MB, {n:,} photos, gates on', value=got['peak'], unit='MB', n=1),
+            dict(what='of it after the first tenth', value=got['peak'] - tenth, unit='MB', n=1)]
 
 
 def bench(smoke=False):
-    "Rows for the table; IMAGES (400) and REPEATS (5) are settings."
-    n, repeats = (16, 1) if smoke else (int(os.environ.get('IMAGES', 400)), int(os.environ.get('REPEATS', 5)))
-    cores, pool = os.cpu_count() or 1, list(photos(4 if smoke else 20))
-    rows = []
-    for gates in (False, True):
-        v = [n / seconds(pool, n, gates) / cores for _ in range(repeats)]
-        rows.append(dict(what=f'images/s/core, gates {"on" if gates else "off"}', value=float(np.median(v)), unit='images/s/core', n=repeats, spread=spread(v)))
-    ims, detect = [module.decode(o)[0] for o in pool], load_detector('mtcnn')
-    small = lambda im: imagehash.phash(Image.fromarray(cv2.resize(im, (128, 128), interpolation=cv2.INTER_AREA)))
-    for what, f, over in (('decode', module.decode, pool), ('face', detect, ims), ('sharpness', sharpness, ims), ('perceptual hash', small, ims)):
-        v = cost(f, over, repeats)
-        rows.append(dict(what=f'gate: {what}', value=float(np.median(v)), unit='ms/photo', n=repeats, spread=spread(v)))
-    peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024
-    rows.append(dict(what='peak memory of the whole process', value=peak, unit='MB', n=n, spread=None))
-    return [dict(peer=None, peer_value=None, ratio=None) | r for r in rows]
+    "Rows for the table; IMAGES (600), REPEATS (5) and PHOTOS (10,000, for the memory) are settings."
+    from peers import peer_python
+    n, repeats = (24, 1) if smoke else (int(os.environ.get('IMAGES', 600)), int(os.environ.get('REPEATS', 5)))
+    many, cores = 24 if smoke else int(os.environ.get('PHOTOS', 10_000)), os.cpu_count() or 1
+    peer = peer_python('download', 'img2dataset>=1.47', make=not smoke)
+    server = subprocess.Popen([sys.executable, str(here), 'serve'], stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True)
+    try:
+        url, off, on, by = server.stdout.readline().strip(), [], [], []
+        for _ in range(repeats):
+            off.append(once(url, n, cores))
+            if peer: by.append(once(url, n, cores, peer=peer))
+            on.append(once(url, n, cores, gates=True))
+        rows = []
+        for i, unit in enumerate(('images/s/core', 'images/CPU s')):
+            v, w = [o[i] for o in off], [o[i] for o in by]
+            median, other = statistics.median(v), statistics.median(w) if w else None
+            rows.append(dict(what=f'{unit}, gates off', value=median, unit=unit, peer='img2dataset, not resized', peer_value=other,
+                             ratio=median / other if w else None, n=repeats, spread=spread(v)))
+        v = [o[0] for o in on]
+        rows.append(dict(what='images/s/core, gates on', value=statistics.median(v), unit='images/s/core', n=repeats, spread=spread(v)))
+        rows += gate_rows(4 if smoke else 20, repeats) + memory_rows(url, many, cores)
+    finally:
+        server.stdin.close()
+        server.wait()
+    return [dict(peer=None, peer_value=None, ratio=None, spread=None) | r for r in rows]
+
+
+if __name__ == '__main__':
+    if sys.argv[1] == 'serve': serve()
+    else: ours(sys.argv[2], int(sys.argv[3]), sys.argv[4] == '1', sys.argv[5])
