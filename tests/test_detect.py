@@ -9,8 +9,9 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from pttface.detect import InsightFace,MTCNN,cuda_advice,kps_pose,load_detector,overlap
+from pttface.detect import MTCNN,cuda_advice,kps_pose,load_detector,overlap
 from pttface.heads import draw_heads
+from pttface.insight import InsightFace
 from pttface.store import BadInput
 
 BOX,KPS = np.array([220,190,420,450.]),np.array([[275,280],[365,280],[320,340],[285,390],[355,390.]])
@@ -79,12 +80,58 @@ def test_gender_and_age(folder, photo, out, gender, age):
     f, = InsightFace(models=str(folder))(photo)
     assert (f.gender,f.age) == (gender,age)
 
+def scaled(path, inputs, weight, bias):
+    "An ONNX graph that takes batches and gives `bias + weight·mean of the input`, so that each picture has its own answer"
+    onnx = pytest.importorskip('onnx')
+    h,nh,T = onnx.helper,onnx.numpy_helper,onnx.TensorProto
+    const = {k:nh.from_array(np.asarray(v, np.float32)[None], k) for k,v in dict(w=weight, b=bias).items()}
+    nodes = [h.make_node('ReduceMean', ['input'], ['m'], axes=[1,2,3], keepdims=1), h.make_node('Flatten', ['m'], ['f']), h.make_node('Mul', ['f','w'], ['s']), h.make_node('Add', ['s','b'], ['fc'])]
+    graph = h.make_graph(nodes, 'g', [h.make_tensor_value_info('input', T.FLOAT, ['n',*inputs])], [h.make_tensor_value_info('fc', T.FLOAT, ['n',len(bias)])], [*const.values()])
+    model = h.make_model(graph, opset_imports=[h.make_opsetid('', 13)])
+    model.ir_version = 8
+    onnx.save(model, str(path))
+
+@pytest.mark.parametrize('batch', [1,2,8])
+def test_faces_are_described_in_batches(folder, batch):
+    scaled(folder/'genderage.onnx', [3,96,96], (0,1,.2), (0,0,.4))
+    one = InsightFace(models=str(folder), batch=batch)
+    ims = [np.full((640,640,3), v, np.uint8) for v in (40,90,140,190,240)]
+    faces,runs = [one.largest(im)[0] for im in ims],[]
+    net = one.app.models['genderage']
+    run,net.session = net.session.run,type('Session', (), dict(get_inputs=net.session.get_inputs, run=lambda self, names, feed: runs.append(len(feed['input'])) or run(names, feed)))()
+    one.describe(list(zip(ims, faces)))
+    assert runs == {1:[1]*5, 2:[2,2,1], 8:[5]}[batch]
+    plain = [one(im)[0] for im in ims]
+    assert [(f.gender,f.age) for f in faces] == [(f.gender,f.age) for f in plain] and len({f.age for f in faces}) == 5 and {f.gender for f in faces} == {0,1}
+
+def test_networks_that_take_one_picture_at_a_time(folder, photo):
+    save(folder/'genderage.onnx', [1,3,96,96], dict(fc=np.array([(.1,.9,.34)])))
+    nose = turned_shape(folder, 30)
+    one = InsightFace(models=str(folder), batch=8)
+    faces = [one.largest(photo)[0] for _ in range(3)]
+    assert all(f.age is None for f in faces)
+    one.describe([(photo, f) for f in faces])
+    assert all((f.gender,f.age) == (1,34) and abs(abs(f.yaw) - 30) < 1 and np.sign(f.yaw) == np.sign(nose) for f in faces)
+
+def test_describing_what_fails_leaves_the_networks_whole(folder, photo):
+    scaled(folder/'genderage.onnx', [3,96,96], (0,1,.2), (0,0,.4))
+    one = InsightFace(models=str(folder))
+    session = one.app.models['genderage'].session
+    face = one.largest(photo)[0]
+    with pytest.raises(TypeError): one.describe([(photo, face), (None, face)])
+    assert one.app.models['genderage'].session is session and one(photo)[0].age is not None
+
+@pytest.mark.parametrize('size', [0,100,-32])
+def test_a_det_size_that_cannot_be(folder, size):
+    with pytest.raises(BadInput, match='multiple of 32'): InsightFace(models=str(folder), det_size=size)
+
 def test_settings_and_provider(folder, photo):
     d = InsightFace(models=str(folder), threshold=.95)
     assert d(photo) == [] and d.provider.endswith('ExecutionProvider')
     assert InsightFace(models=str(folder), min_face=400)(photo) == []
     again = InsightFace(models=str(folder)).again(photo, BOX + 5)
     assert overlap(again.bbox, BOX) > .99 and InsightFace(models=str(folder)).again(photo, BOX + 300) is None
+    assert d.provider in repr(d) and '640' in repr(d)
 
 def test_real_scrfd_agrees_with_mtcnn():
     pytest.importorskip('insightface')
@@ -96,6 +143,7 @@ def test_real_scrfd_agrees_with_mtcnn():
         a,b = one(h.im)[0],two(h.im)[0]
         assert overlap(a.bbox, b.bbox) > .6
         size = np.linalg.norm(h.eyes[1] - h.eyes[0])
+        for d,f in ((one,a),(two,b)): assert overlap(d.largest(h.im)[0].bbox, f.bbox) > .85 and overlap(d.again(h.im, f.bbox).bbox, f.bbox) > .6
         for f in (a,b): assert np.abs(f.kps[:2] - h.eyes).max() < .25*size and np.sign(f.yaw)*(abs(f.yaw) > 15) == np.sign(h.yaw)
 
 def test_insightface_missing_says_what_to_install():
@@ -105,10 +153,19 @@ def test_insightface_missing_says_what_to_install():
 
 def test_cuda_advice():
     assert cuda_advice(['CPUExecutionProvider'], card=False) is None
-    assert 'onnxruntime-gpu' in cuda_advice(['CPUExecutionProvider'], card=True)
+    assert 'uninstall' in cuda_advice(['CPUExecutionProvider'], card=True)
+    assert 'cudnn' in cuda_advice(['CUDAExecutionProvider','CPUExecutionProvider'], card=True, active='CPUExecutionProvider')
+    assert cuda_advice(['CUDAExecutionProvider','CPUExecutionProvider'], card=True, active='CUDAExecutionProvider') is None
 
 @pytest.mark.parametrize('shape', [(1,1,3),(5,400,3),(400,11,3),(12,12,3),(64,3000,3)])
 def test_odd_photos_have_no_face(shape): assert MTCNN()(np.full(shape, 127, np.uint8)) == []
+
+def test_the_largest_face_is_the_first_of_all():
+    detect = MTCNN()
+    for h in draw_heads([dict(seed=60 + i, size=(250,200), scale=s) for i,s in enumerate((.18,.3,.5,.6))], workers=1, progress=False):
+        for im in (h.im, np.pad(h.im, ((0,0),(0,250),(0,0)), mode='edge')):
+            every,first = detect(im),detect.largest(im)
+            assert bool(every) == bool(first) and (not every or overlap(every[0].bbox, first[0].bbox) > .85)
 
 @pytest.mark.parametrize('bad', [None, np.zeros((9,9,3)), np.zeros((9,9), np.uint8), np.zeros((0,9,3), np.uint8), np.zeros((9,9,4), np.uint8)])
 def test_what_is_no_photo_is_refused(bad):

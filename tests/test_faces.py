@@ -1,11 +1,12 @@
 "Faults a page would illustrate badly: processes that die, shards cut short, poisoned photos, a run that is interrupted."
-import json,os,signal,subprocess,sys,time
+import io,json,os,signal,subprocess,sys,time
 from pathlib import Path
 
 import cv2
 import numpy as np
 import psutil
 import pytest
+from PIL import Image
 
 from pttface import faces as F
 from pttface.detect import Face
@@ -122,6 +123,53 @@ def test_bad_input(root, tmp_path):
     with pytest.raises(BadInput, match='not a pttface folder'): F.extract_faces(tmp_path, workers=1)
     assert not (root/'faces').exists()
 
+def test_photos_are_decoded_as_the_gate_decodes_them(photos):
+    whole = cv2.imdecode(np.frombuffer(photos[0], np.uint8), cv2.IMREAD_COLOR)[...,::-1]
+    exif = Image.Exif()
+    exif[0x0112] = 6
+    def saved(im, form='JPEG', **kw):
+        im.save(buf := io.BytesIO(), form, **kw)
+        return buf.getvalue()
+    pil = Image.fromarray(whole)
+    detect = F.load_detector('mtcnn')
+    want = F.face_row(saved(pil, quality=95), detect)[0]
+    for b in (saved(pil.transpose(Image.Transpose.ROTATE_90), exif=exif, quality=95), saved(pil.convert('CMYK'), quality=95), saved(pil, 'PNG'), saved(pil, 'WEBP', quality=95)):
+        row,crops = F.face_row(b, detect)
+        assert row['status'] == 'kept' and crops[60].shape == (60,60,3) and (row['height'],row['width']) == (250,200)
+        np.testing.assert_allclose(row['centre'], want['centre'], atol=6)
+    assert F.face_row(photos[0][:900], detect)[0]['error'] == 'truncated'
+
+class Describing(Fake):
+    "A detector that looks at several faces together, and cannot bear one photo"
+    batch = 3
+    def __init__(self, *faces): super().__init__(*faces); self.asked = []
+    def describe(self, pairs):
+        self.asked.append(len(pairs))
+        if any(im.max() < 200 for im,_ in pairs): raise ValueError('too dark')
+        for _,f in pairs: f.age,f.gender,f.yaw = 30.,1,-33.
+
+def test_faces_are_described_together_and_a_poisoned_one_apart(noise):
+    png = lambda im: cv2.imencode('.png', im)[1].tobytes()
+    face = lambda: Face(np.array([60,60,140,160.]), KPS, .9)
+    class Fresh(Describing):
+        def __call__(self, im, min_face=None): return [face()]
+    detect = Fresh()
+    rows = F.face_rows([png(noise)]*3, detect)
+    assert detect.asked == [3] and all(r['age'] == 30 and r['pose'] == 'left' and r['gender'] == 1 for r,_ in rows)
+    rows = F.face_rows([png(noise), png(noise//2), png(noise)], detect)
+    assert [r['reason'] for r,_ in rows] == [None,'unreadable',None] and 'too dark' in rows[1][0]['error']
+
+def test_a_plain_callable_is_detector_enough(noise):
+    seen = []
+    def detect(im): seen.append(im.shape); return [Face(np.array([60,60,140,160.])*im.shape[0]/200, KPS*im.shape[0]/200, .9)]
+    o = F.find_face(noise, detect)
+    assert o.reason is None and len(seen) == 2 and o.second is not None
+
+def test_the_square_may_leave_the_photo(noise):
+    for box,kps in (((-60,-60,90,100),KPS - [85,95]), ((150,140,330,300),KPS + [100,90])):
+        o = F.find_face(noise, Fake(Face(np.array(box, float), kps, .9)))
+        assert o.reason is None and {s:c.shape for s,c in F.crops_of(noise, o).items()} == {60:(60,60,3), 64:(64,64,3)}
+
 def test_an_empty_shard(root):
     write_tar(root/'photos/images_02_part_1.tar', [])
     found = F.extract_faces(root, workers=1)
@@ -166,6 +214,66 @@ def test_a_killed_worker_changes_nothing_but_time(root, tmp_path):
     out,err = job.communicate(timeout=60)
     assert job.returncode == 0, err
     assert out.strip() == '18' and read_jsonl(root/'faces/faces.jsonl') == want
+
+@pytest.fixture(scope='module')
+def cluster(tmp_path_factory):
+    distributed = pytest.importorskip('distributed')
+    with distributed.LocalCluster(n_workers=2, threads_per_worker=1, dashboard_address=None, host='127.0.0.1', local_directory=str(tmp_path_factory.mktemp('dask')), silence_logs=50) as c: yield c
+
+def fresh(root):
+    for p in (root/'faces').glob('*'): p.unlink()
+
+def same(root, want):
+    "The record and the rows are the same bytes, the crops the same pixels"
+    got = artefacts(root)
+    assert got.keys() == want.keys() and all(got[k] == want[k] for k in got if not k.endswith('.npz'))
+    for k in got:
+        if k.endswith('.npz'):
+            a,b = (np.load(io.BytesIO(o[k])) for o in (got, want))
+            assert a.files == b.files and all((a[f] == b[f]).all() for f in a.files)
+
+def test_dask_gives_what_this_process_gives(root, cluster):
+    F.extract_faces(root, workers=1)
+    want = artefacts(root)
+    fresh(root)
+    assert len(F.extract_faces(root, scheduler=cluster.scheduler_address)) == 18
+    same(root, want)
+
+def test_a_dask_worker_killed_in_the_middle(root, cluster, monkeypatch):
+    F.extract_faces(root, workers=1)
+    want,killed,put = artefacts(root),[],F.write_part
+    def first(*a):
+        put(*a)
+        if not killed:
+            killed.append(next(iter(cluster.workers.values())).pid)
+            os.kill(killed[0], signal.SIGKILL)
+    monkeypatch.setattr(F, 'write_part', first)
+    fresh(root)
+    F.extract_faces(root, scheduler=cluster.scheduler_address)
+    assert killed
+    same(root, want)
+
+def test_a_shard_that_fails_is_tried_again_then_reported(root, monkeypatch):
+    F.extract_faces(root, workers=1)
+    want,real,calls = artefacts(root),F.read_tar,[]
+    def flaky(until):
+        def read(p):
+            calls.append(p)
+            if '_02_' in str(p) and 1 < sum('_02_' in str(o) for o in calls) <= until: raise OSError(5, 'Input/output error')
+            return real(p)
+        return read
+    fresh(root)
+    monkeypatch.setattr(F, 'read_tar', flaky(2))
+    assert not F.extract_faces(root, workers=1).failed
+    same(root, want)
+    fresh(root)
+    calls.clear()
+    monkeypatch.setattr(F, 'read_tar', flaky(99))
+    found = F.extract_faces(root, workers=1)
+    assert list(found.failed) == ['images_02_part_1'] and 'Input/output error' in found.failed['images_02_part_1'] and len(found) == 12
+    monkeypatch.setattr(F, 'read_tar', real)
+    assert not F.extract_faces(root, workers=1).failed
+    same(root, want)
 
 def test_interrupted_and_run_again(root, tmp_path):
     F.extract_faces(root, workers=1)
