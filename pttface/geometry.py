@@ -126,5 +126,10 @@ def feather(
     blur:float=.06,     # Sigma of the blur outside it, as a share of the side
 )->np.ndarray: # (S,S,3) uint8
     "`crop` with its corners blurred."
-    m = feather_mask(len(crop), radius, soft)
-    return np.rint(m*crop + (1-m)*cv2.GaussianBlur(crop, (0,0), max(blur*len(crop), .1))).astype(np.uint8)
+    n = len(crop)
+    small = halved(crop, halvings(min(1, 128/n)))
+    soft_crop = cv2.GaussianBlur(small, (0,0), max(blur*len(small), .1))
+    if len(small) < n: soft_crop = cv2.resize(soft_crop, (n,n), interpolation=cv2.INTER_LINEAR)
+    m = feather_mask(min(n, 256), radius, soft)[...,0]
+    if len(m) < n: m = cv2.resize(m, (n,n), interpolation=cv2.INTER_LINEAR)
+    return cv2.blendLinear(crop, soft_crop, m, 1 - m)

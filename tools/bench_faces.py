@@ -1,6 +1,8 @@
 "Faces on drawn heads of known pose: geometry against the truth, reasons, speed against the original's rules (N heads from FACES_N, 500 by default)."
 import os
 import time
+from collections import Counter
+from dataclasses import replace
 
 import cv2
 import numpy as np
@@ -24,25 +26,54 @@ def _bad(n):
     return photos + [(photos[i][0][:300] if i % 2 else b'<html></html>', 'unreadable') for i in range(n)]
 
 
-def _speed(photos, detect, repeats):
-    "Seconds a photo under each preset, measured in turn, and the boxes found"
-    from pttface.faces import FACE_PRESETS, face_row
-    spent, rows = {k: [] for k in FACE_PRESETS}, {}
+def _speed(photos, detect, presets, repeats):
+    "Seconds a photo under each preset, measured in turn, and the rows found"
+    from pttface.faces import face_row
+    spent, rows = {k: [] for k in presets}, {}
     for _ in range(repeats):
-        for name, settings in FACE_PRESETS.items():
+        for name, settings in presets.items():
             t = time.process_time()
             rows[name] = [face_row(b, detect, settings)[0] for b in photos]
             spent[name].append((time.process_time() - t)/len(photos))
     return spent, rows
 
 
+def _steps(photos, detect, settings):
+    "Milliseconds a photo by step"
+    from pttface import faces as F
+    spent = Counter()
+
+    def step(name, f, *args):
+        t = time.process_time()
+        got = f(*args)
+        spent[name] += (time.process_time() - t)/len(photos)*1000
+        return got
+    for b in photos:
+        im = step('decode', F.decode, b)[0]
+        step('sharpness', F.sharpness, im)
+        o = step('first look', F.first_look, im, detect, settings)
+        if o.reason: continue
+        step('second look', F.look_canvas if settings.canvas else F.look_around, im, o, detect)
+        if not settings.canvas: step('second look', F.take_back, o)
+        F.place_square(im, o, settings)
+        step('crops', F.crops_of, im, o, settings)
+    spent['first look'] -= spent['sharpness']
+    return spent
+
+
+def _compared(what, spent, n):
+    ours, theirs = (np.median(spent[k]) for k in ('default', 'original'))
+    q = np.percentile(spent['default'], [25, 75])
+    return _row(what, 1/ours, '1/s/core', 'preset original', 1/theirs, theirs/ours, n, (q[1] - q[0])/2/ours)
+
+
 def bench(smoke=False):
     from pttface.detect import load_detector, overlap
-    from pttface.faces import face_row, find_face, move, pose_of
+    from pttface.faces import FACE_PRESETS, face_row, find_face, move, pose_of
     from pttface.heads import draw_heads
-    n = 10 if smoke else int(os.environ.get('FACES_N', 500))
+    n, few, repeats = (10, 5, 1) if smoke else (int(os.environ.get('FACES_N', 500)), 100, 5)
     cv2.setNumThreads(1)
-    detect, heads = load_detector('mtcnn'), draw_heads(n, seed=5000, progress=False)
+    detect, heads = load_detector('mtcnn'), draw_heads(n, seed=60_000, progress=False)
     found = [(o, h) for h in heads if not (o := find_face(h.im, detect)).reason]
     eyes = np.array([move(o.M, h.eyes) for o, h in found])
     line = eyes[:, 1] - eyes[:, 0]
@@ -52,21 +83,24 @@ def bench(smoke=False):
     clear = yaw[np.abs(np.abs(yaw[:, 1]) - 20) > 5]
     bad = _bad(1 if smoke else 25)
     judged = [face_row(b, detect)[0]['reason'] == why for b, why in bad]
-    photos = [_jpeg(h.im) for h in heads[:5 if smoke else 150]]
-    spent, rows = _speed(photos, detect, 1 if smoke else 5)
-    ours, theirs = (np.median(spent[k]) for k in ('default', 'original'))
-    q = np.percentile(spent['default'], [25, 75])
+    photos = [_jpeg(h.im) for h in heads[:few]]
+    spent, rows = _speed(photos, detect, FACE_PRESETS, repeats)
     iou = [overlap(np.array(a['bbox']), np.array(b['bbox'])) for a, b in zip(rows['default'], rows['original']) if a.get('bbox') and b.get('bbox')]
+    lenient = {k: replace(v, sharpness=0.) for k, v in FACE_PRESETS.items()}
+    large = [_jpeg(cv2.resize(h.im, None, fx=3, fy=3, interpolation=cv2.INTER_CUBIC)) for h in heads[:max(few//5, 2)]]
+    steps = {k: _steps(photos, detect, v) for k, v in lenient.items()}
     return [
-        _row('eye angle median', float(np.median(angle)), 'deg', n=len(found)),
-        _row('eye angle p95', float(np.percentile(angle, 95)), 'deg', n=len(found)),
+        _row('eye angle median deg', float(np.median(angle)), 'deg', n=len(found)),
+        _row('eye angle p95 deg', float(np.percentile(angle, 95)), 'deg', n=len(found)),
         _row('centre within 5%', float((off < .05).mean()), 'share', n=len(found)),
-        _row('yaw MAE', float(np.abs(yaw[:, 0] - yaw[:, 1]).mean()), 'deg', n=len(found)),
+        _row('yaw MAE deg', float(np.abs(yaw[:, 0] - yaw[:, 1]).mean()), 'deg', n=len(found)),
         _row('pose accuracy', float(np.mean([pose_of(a) == pose_of(b) for a, b in clear])), 'share', n=len(clear)),
         _row('detection rate', len(found)/len(heads), 'share', n=len(heads)),
         _row('drop reasons right', float(np.mean(judged)), 'share', n=len(judged)),
-        _row('photos/s', 1/ours, '1/s/core', 'preset original', 1/theirs, theirs/ours, len(photos), (q[1] - q[0])/2/ours),
+        _compared('photos/s', spent, len(photos)),
         _row('boxes IoU>=0.9', float(np.mean(np.array(iou) >= .9)), 'share', 'preset original', None, None, len(iou)),
+        _compared('photos/s, 1200 x 1500', _speed(large, detect, lenient, repeats)[0], len(large)),
+        *[_row(f'step {k}', v, 'ms', 'preset original', steps['original'][k], steps['original'][k]/max(v, 1e-6), len(photos)) for k, v in steps['default'].items()],
     ]
 
 
