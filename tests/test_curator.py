@@ -12,7 +12,7 @@ from browser import Browser, needs_browser
 from lab import jupyter_lab, needs_lab, write_notebook
 
 from pttface.curate import Curator, Desk, decisions, verdict
-from pttface.store import BadInput, Ledger, dumps, open_root, write_jsonl, write_npz
+from pttface.store import BadInput, Ledger, open_root, write_jsonl, write_npz
 from pttface.suggest import KINDS, Suggestions, deviations, fold, suggest
 
 

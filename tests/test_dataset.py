@@ -1,4 +1,6 @@
 "Faults and promises of the packed set: torn files, decisions, opt-out, a split that never moves, batches that resume."
+import json
+
 import numpy as np
 import pytest
 import torch
@@ -15,7 +17,7 @@ def make(root, n=60, extra=()):
     ims = rng.integers(0, 255, (n,8,8,3), dtype=np.uint8).repeat(8, 1).repeat(8, 2)
     hashes = [f'{h:016x}' for h in rng.integers(0, 2**63, n)]
     at = [*range(n), *extra]
-    rows = [dict(key=f'01{k:05d}', month='01', status='kept', reason=None, row=k, url=f'https://i.imgur.com/{k}.jpg', article=article(k//2), sha256=f'{k:064x}', score=.9 + i/1000,
+    rows = [dict(key=f'01{k:05d}', month='01', status='kept', reason=None, row=k, url=f'https://i.imgur.com/{k}.jpg', article=article(k//2 if i < n else 1000 + i), sha256=f'{k:064x}', score=.9 + i/1000,
                  pose=('frontal','left','right')[i%3], gender=None, phash=hashes[i], face_sharpness=100. - k, side=200.) for k,i in enumerate(at)]
     rows.append(dict(key='0199999', month='01', status='dropped', reason='blurred', url='u', article='a', shard='s'))
     write_npz(root/'faces/faces_01.npz', key=np.array([r['key'] for r in rows[:-1]]), im64=ims[at], im60=ims[at][:,:60,:60])
@@ -69,6 +71,66 @@ def test_decisions_and_opt_out_reach_what_is_packed(tmp_path):
     data = pack(root)
     assert len(data) == 56 and article(10) not in data.article and '0100003' not in data.key
     assert len(pack(root, PackSettings(distance=4), force=True)) == 56
+
+def test_a_group_of_duplicates_shares_one_fate(tmp_path):
+    root = make(tmp_path/'run', extra=range(6))
+    (root/'dataset').mkdir()
+    (root/'dataset/decisions.jsonl').write_text(dumps(dict(key='0100060', drop=True, reason='blurred')) + '\n' + dumps(dict(key='0100009', drop=False, reason='blurred')) + '\n')
+    data = pack(root)
+    assert not {'0100000', '0100060'} & set(data.key) and '0100009' in data.key and len(data) == 59
+    assert data.card['by_hand'] == dict(looked_at=2, dropped=1, reasons=dict(blurred=1)) and data.card['counts']['not dropped by hand'] == 64
+    (root/'optout.txt').write_text('https://i.imgur.com/1.jpg\n')
+    data = pack(root)
+    assert not {'0100001', '0100061'} & set(data.key) and data.card['counts']['not opted out'] == 64
+
+def test_a_decision_survives_other_settings_a_filter_and_a_new_numbering(tmp_path):
+    root = make(tmp_path/'run')
+    pack(root)
+    (root/'dataset/decisions.jsonl').write_text(dumps(dict(key='0100007', sha256=f'{7:064x}', drop=True)) + '\n')
+    for kw in (dict(settings=PackSettings(distance=4)), dict(month='01'), dict(settings='original')): assert '0100007' not in pack(root, force=True, **kw).key
+    rows = [json.loads(o) for o in (root/'faces/faces.jsonl').read_text().splitlines()]
+    write_jsonl(root/'faces/faces.jsonl', [r | dict(key=f'01{500 + i:05d}') for i, r in enumerate(rows)])
+    data = pack(root, force=True)
+    assert '0100507' not in data.key and len(data) == 59
+
+def test_the_card_says_what_made_it(tmp_path):
+    root = make(tmp_path/'run')
+    write_json(root/'links/crawl.json', dict(settings=dict(since='2024-01-01')))
+    write_jsonl(root/'links/image_links.jsonl', [dict(images=['a', 'b'])]*40)
+    write_json(root/'photos/download.json', dict(settings=dict(score=.5)))
+    card = pack(root, month='01').card
+    assert card['made_with'] == dict(crawl=dict(since='2024-01-01'), download=dict(score=.5)) and card['settings']['filters'] == dict(month='01')
+    assert card['funnel']['links'] == 80 and card['counts']['train'] + card['counts']['heldout'] == card['counts']['different'] == 60
+    assert set(card) == {'settings', 'source', 'counts', 'by_hand', 'duplicates', 'funnel', 'by', 'made_with', 'hash'}
+
+def test_newer_articles_move_nothing(tmp_path):
+    rng, old = np.random.default_rng(5), {}
+    for n in (0, 9, 40):
+        data = pack(make(tmp_path/f'{n}', 200, extra=rng.integers(0, 200, n)))
+        now = {k: s for k, s in zip(data.key.tolist(), data.split.tolist()) if int(k[2:]) < 200}
+        assert now == (old or now) and len(now) == 200 and 0 < sum(now.values()) < 60
+        old = now
+
+def test_thousands_of_equal_hashes_fit_in_memory():
+    rng = np.random.default_rng(3)
+    ims = rng.integers(0, 255, (1200, 16, 16, 3), dtype=np.uint8)
+    ims[1::2] = ims[::2]
+    g = duplicate_groups(np.zeros(1200, np.uint64), ims)
+    assert (g[1::2] == g[::2]).all() and len(set(g)) == 600
+
+def test_pictures(tmp_path):
+    data = pack(make(tmp_path/'run', extra=range(6)))
+    assert data._repr_markdown_() and data.picture()._repr_png_()[:4] == b'\x89PNG' and data.duplicates_picture()._repr_png_()[:4] == b'\x89PNG'
+    with pytest.raises(BadInput, match='0 groups'): pack(make(tmp_path/'none')).duplicates_picture()
+    assert np.isnan(data.yaw).all() and np.allclose(data.side, 200)
+
+@pytest.mark.parametrize('name,words', [('faces/faces_01.npz', 'damaged'), ('faces/faces.jsonl', 'line'), ('dataset/card.json', 'damaged')])
+def test_a_file_cut_short_is_named(tmp_path, name, words):
+    root = make(tmp_path/'run')
+    pack(root)
+    (root/'dataset/faces.npz').unlink()
+    (root/name).write_bytes((root/name).read_bytes()[:-40])
+    with pytest.raises(BadInput, match=words): pack(root)
 
 def test_filters_and_their_record(tmp_path):
     root = make(tmp_path/'run')
