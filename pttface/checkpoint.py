@@ -8,12 +8,12 @@ Docs: https://pttface.github.io/pttface/support/checkpoint.html.md"""
 __all__ = ['Checkpoints']
 
 # %% ../nbs/support/checkpoint.ipynb #50dc4e28
-import hashlib,logging,os
+import errno,hashlib,logging,os,shutil,tempfile
 from pathlib import Path
 
 import torch
 
-from .store import atomic_path,read_json,write_json
+from .store import BadInput,atomic_path,read_json,write_json
 
 # %% ../nbs/support/checkpoint.ipynb #958ac19d
 log = logging.getLogger(__name__)
@@ -22,13 +22,37 @@ log = logging.getLogger(__name__)
 def _sha256(path):
     with open(path, 'rb') as f: return hashlib.file_digest(f, 'sha256').hexdigest()
 
+def _remote(path):
+    "Is this folder at the end of a wire: Drive, NFS, a share?"
+    try: mounts = [o.split() for o in Path('/proc/mounts').read_text().splitlines()]
+    except OSError: return False
+    at,kind = max(((m[1], m[2]) for m in mounts if Path(path).resolve().is_relative_to(m[1])), key=lambda o: len(o[0]), default=('',''))
+    return kind.startswith(('fuse','nfs','cifs','smb','9p'))
+
+def _write(state, path):
+    "PyTorch's writer says RuntimeError for a full disk; here it is an `OSError`, as everywhere else"
+    try: torch.save(state, path)
+    except RuntimeError as e: raise OSError(errno.EIO, f'the file could not be written: {str(e).splitlines()[0]}') from e
+
+def _over_the_wire(state, path, local):
+    "Write to the folder `local`, copy to `path`, compare; the hash"
+    with tempfile.TemporaryDirectory(dir=local) as d:
+        _write(state, Path(d)/'state')
+        sha = _sha256(Path(d)/'state')
+        shutil.copyfile(Path(d)/'state', path)
+    if _sha256(path) != sha: raise OSError(errno.EIO, 'the copy does not equal what was written')
+    return sha
+
 # %% ../nbs/support/checkpoint.ipynb #57c72058
 class Checkpoints:
     "The checkpoints of a run: whole, hashed, few"
     def __init__(self,
-        path:str|os.PathLike,  # Folder of the run
-        keep:int=2,            # How many to keep beside the best
-    ): self.path,self.keep,self.manifest = Path(path),keep,Path(path)/'checkpoints.json'
+        path:str|os.PathLike,    # Folder of the run
+        keep:int=2,              # How many to keep beside the best
+        local:str|os.PathLike=None,  # Write here first, then copy; the system's temporary folder by default when `path` is not on a local disk
+    ):
+        self.path,self.keep,self.manifest = Path(path),keep,Path(path)/'checkpoints.json'
+        self.local = local or (tempfile.gettempdir() if _remote(path) else None)
 
     @property
     def rows(self): return read_json(self.manifest) if self.manifest.exists() else []
@@ -38,11 +62,13 @@ class Checkpoints:
         step:int,            # Which step it is after
         score:float=None,    # Lower is better; the best is kept
     )->Path: # The file
-        "Write `state`, then forget what is neither new nor best."
+        "Write `state`, then forget what is neither new nor best; raises `OSError` when the disk will not have it, and changes nothing."
         file = self.path/f'checkpoint-{step:08d}.pt'
         with atomic_path(file) as p:
-            torch.save(state, p)
-            sha = _sha256(p)
+            if self.local: sha = _over_the_wire(state, p, self.local)
+            else:
+                _write(state, p)
+                sha = _sha256(p)
         rows = [r for r in self.rows if r['step'] < step] + [dict(file=file.name, step=step, sha256=sha, bytes=file.stat().st_size, score=score)]
         best = min((r for r in rows if r['score'] is not None), key=lambda r: r['score'], default=None)
         kept = [r for r in rows if r in rows[-self.keep:] or r is best]
@@ -51,10 +77,14 @@ class Checkpoints:
             if o.name not in {r['file'] for r in kept}: o.unlink()
         return file
 
-    def load(self)->tuple[dict,dict]|None: # State and row of the newest whole one; `None` when there is none
-        "The newest checkpoint that fits its hash; damaged ones are named in the log and passed over."
-        for r in reversed(self.rows):
+    def load(self,
+        name:str=None,  # One of the files by name; the newest whole one by default
+    )->tuple[dict,dict]|None: # State and row; `None` when there is none
+        "A checkpoint that fits its hash; damaged ones are named in the log and passed over. Raises `BadInput` when the one named is not there or damaged."
+        rows = [r for r in self.rows if name in (None, r['file'])]
+        for r in reversed(rows):
             file = self.path/r['file']
             if file.exists() and _sha256(file) == r['sha256']: return torch.load(file, map_location='cpu', weights_only=True),r
             log.warning('%s is %s: using the checkpoint before it', file.name, 'damaged' if file.exists() else 'missing')
+        if name: raise BadInput(f'{self.path} holds no whole {name}: {", ".join(r["file"] for r in self.rows) or "nothing"} is there')
         return None

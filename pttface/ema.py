@@ -100,11 +100,13 @@ class Snapshots:
     def files(self): return sorted(self.path.glob('ema-*.pt'))
 
     def average(self,
-        width:float,  # σ_rel wanted
+        width:float,     # σ_rel wanted
+        step:int=None,   # As it was at the last snapshot up to this step; the last of all by default
     )->list[torch.Tensor]: # The weights, in the order of `net.parameters()`
-        "The average of any width at the last snapshot; raises `BadInput` when there are none."
-        if not self.files: raise BadInput(f'{self.path} holds no snapshots: train with an average like "power 0.10 0.05"')
-        snaps = [torch.load(f, map_location='cpu', weights_only=True, mmap=True) for f in self.files]
+        "The average of any width; raises `BadInput` when there are no snapshots."
+        files = [f for f in self.files if step is None or int(f.stem[4:]) <= step]
+        if not files: raise BadInput(f'{self.path} holds no snapshots{f" up to step {step}" if step else ""}: train with an average like "power 0.10 0.05"')
+        snaps = [torch.load(f, map_location='cpu', weights_only=True, mmap=True) for f in files]
         parts = [(s['step'], w, t) for s in snaps for w,t in zip(s['widths'], s['tracks'])]
         x = posthoc([p[0] for p in parts], [p[1] for p in parts], width)
         return [sum(float(c)*p.float() for c,p in zip(x, ps)) for ps in zip(*(p[2] for p in parts))]

@@ -1,11 +1,13 @@
 "A small training that can be told to die; run by test_diffusion.py, alone or under `accelerate launch`"
-import os,signal,sys
+import os,resource,signal,sys
+from pathlib import Path
 
 import numpy as np
 import torch
+from accelerate import PartialState
 
 from pttface.dataset import FaceData
-from pttface.diffusion import Recipe,train
+from pttface.diffusion import Recipe,Run,sample,train
 
 SMALL = Recipe('small', net_args=dict(ch=8, mults=(1,2), blocks=1, attn=(8,), dropout=.1, size=16), size=16, batch=8, lr=2e-3, beta2=.99,
                ema='power 0.10', report='16 images', grid='1M images', save='24 images', precision='no')
@@ -31,13 +33,22 @@ def work(root, name, at=None, how='step', budget='192 images', recipe=SMALL, sto
         if state['step'] == at:
             os.truncate(path, os.path.getsize(path)//2)
             die()
-    diffusion.Trainer.take = dying_take
+    def limited_take(self, x0):
+        if self.step == at-1: resource.setrlimit(resource.RLIMIT_FSIZE, (20_000, resource.RLIM_INFINITY))
+        return take(self, x0)
+    diffusion.Trainer.take = limited_take if how == 'limit' else dying_take
     if how == 'save': torch.save = dying_save
     def interrupt(t, row):
         if t.images == stop: raise KeyboardInterrupt
     try: train(data(), recipe, root=root, name=name, budget=budget, device='cpu', progress=False, callback=interrupt)
     except KeyboardInterrupt: pass
+    except OSError as e: sys.exit(3 if 'the last good checkpoint is checkpoint-00000003.pt' in str(e) else 4)
 
 if __name__ == '__main__':
     still = Recipe(**{**SMALL.__dict__, 'net_args':{**SMALL.net_args, 'dropout':0.}})
-    work(*sys.argv[1:3], recipe=still, budget='96 images', stop=int(sys.argv[3]))
+    root,name,what = sys.argv[1:]
+    work(root, name, recipe=still, budget='32 images' if what == 'sample' else '96 images', stop=0 if what == 'sample' else int(what))
+    if os.environ.get('RANK', '0') == '0': print(PartialState().num_processes, 'processes')
+    if what == 'sample':
+        ims = sample(Run.open(root, name), 5, steps=5, batch=2, start=1, device='cpu', progress=False)
+        if os.environ['RANK'] == '0': np.save(Path(root)/f"sampled-{os.environ['WORLD_SIZE']}.npy", ims)
