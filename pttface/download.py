@@ -75,29 +75,32 @@ class Lanes:
         near = next((d for d in self.paces if host == d or host.endswith('.' + d)), None)
         return (near,*self.paces[near]) if near else (host,*self.other)
 
-    def take(self): # (lane, month, jobs), or `None` when nothing may be asked for now
-        "The next links to ask for."
-        while self.coming and len(self.left) < self.months:
-            m = self.coming.popleft()
-            self.left[m] = len(self.todo[m])
-            for j in self.todo[m]: self.queues.setdefault(self.lane(j['url']), deque()).append((m, j))
-        for lane,q in self.queues.items():
-            if q and self.busy[lane] < lane[2]:
-                self.busy[lane] += 1
-                m,jobs = q[0][0],[]
-                while q and q[0][0] is m and len(jobs) < self.batch: jobs.append(q.popleft()[1])
-                return lane,m,jobs
+# %% ../nbs/01_download.ipynb #456c5e75
+@patch
+def take(self:Lanes): # (lane, month, jobs), or `None` when nothing may be asked for now
+    "The next links to ask for."
+    while self.coming and len(self.left) < self.months:
+        m = self.coming.popleft()
+        self.left[m] = len(self.todo[m])
+        for j in self.todo[m]: self.queues.setdefault(self.lane(j['url']), deque()).append((m, j))
+    for lane,q in self.queues.items():
+        if q and self.busy[lane] < lane[2]:
+            self.busy[lane] += 1
+            m,jobs = q[0][0],[]
+            while q and q[0][0] is m and len(jobs) < self.batch: jobs.append(q.popleft()[1])
+            return lane,m,jobs
 
-    def done(self,
-        lane:tuple,  # From `take`
-        m:Month,     # From `take`
-        n:int,       # How many of its links have their rows now
-        free:bool=True,  # Is the lane free again?
-    )->bool: # Was it the last of its month?
-        "Links have their rows."
-        self.busy[lane] -= free
-        self.left[m] -= n
-        return not self.left[m] and self.left.pop(m) == 0
+@patch
+def done(self:Lanes,
+    lane:tuple,  # From `take`
+    m:Month,     # From `take`
+    n:int,       # How many of its links have their rows now
+    free:bool=True,  # Is the lane free again?
+)->bool: # Was it the last of its month?
+    "Links have their rows."
+    self.busy[lane] -= free
+    self.left[m] -= n
+    return not self.left[m] and self.left.pop(m) == 0
 
 # %% ../nbs/01_download.ipynb #f08579fc
 def ask(
@@ -147,14 +150,8 @@ def _far(jobs, lane, how, settings, optout):
 @dataclass
 class _Fetch:
     "Gives links their rows: `run(todo)`, once or more"
-    gate:Gate
-    how:dict
-    paces:dict
-    other:tuple
-    workers:int
-    streams:int
-    scheduler:str
-    bar:tqdm
+    gate:Gate; how:dict; paces:dict; other:tuple
+    workers:int; streams:int; scheduler:str; bar:tqdm
 
     def run(self, todo, through):
         "Ask for all of `todo`, `Month` → jobs; `through(left)` is called whenever a month is, with those that are not"
@@ -373,8 +370,7 @@ def link_rot(
     n = {}
     for r in photos.rows:
         if r['status'] == 'refused': continue
-        try: k = r['month'] if by == 'month' else urlsplit(r['url']).hostname
-        except ValueError: k = ''
+        k = r['month'] if by == 'month' else r['url'].split('/')[2]
         n.setdefault(k, Counter())['there' if r['status'] != 'failed' else 'gone' if r['reason'] in gone else 'unsure'] += 1
     order = sorted(n.items()) if by == 'month' else sorted(n.items(), key=lambda o: (-o[1].total(), o[0]))
     return Table([{by:k, 'links':v.total(), **{f:v[f] for f in ('there','gone','unsure')}, 'share':round(v['gone']/v.total(), 3)} for k,v in order])
@@ -394,6 +390,5 @@ def rot_picture(
             bar([r[by] for r in rows], height, color=colour, label=part, **{'bottom' if by == 'month' else 'left':left})
             left = [a + b for a,b in zip(left or [0]*len(rows), height)]
         ax.set(title='links by month' if by == 'month' else 'share of links by host')
-        if by == 'host': ax.invert_yaxis()
-        else: ax.legend(fontsize=8)
+        ax.invert_yaxis() if by == 'host' else ax.legend(fontsize=8)
     return fig
