@@ -18,6 +18,7 @@ def readme():
     "The text of README.md."
     nb = nbformat.read(top / 'nbs/index.ipynb', as_version=4)
     nb.cells = [c for c in nb.cells if shown(c)]
+    nb.cells = [c if 'echo: false' not in c.source else nbformat.v4.new_markdown_cell('\n\n'.join(o.data['text/markdown'] for o in c.outputs if 'text/markdown' in o.get('data', {}))) for c in nb.cells]
     for c in nb.cells: c.source = re.sub(r'^#\|.*\n', '', c.source, flags=re.M)
     text, res = MarkdownExporter().from_notebook_node(nb)
     if res.get('outputs'): raise SystemExit('index.ipynb has pictures among its stored outputs: link them as files instead')
