@@ -6,10 +6,10 @@ Docs: https://pttface.github.io/pttface/support/demo.html.md"""
 
 # %% auto #0
 __all__ = ['stages', 'check_links', 'ledger_rows', 'check_photos', 'true_pose', 'check_faces', 'kept_photos', 'square',
-           'road_picture', 'DemoSettings', 'timed', 'walk', 'demo_root', 'share', 'demo_table', 'demo']
+           'road_picture', 'dissolve', 'DemoSettings', 'timed', 'walk', 'demo_root', 'share', 'demo_table', 'demo']
 
 # %% ../nbs/support/demo.ipynb #6363e132
-import os,shutil,time
+import logging,os,shutil,time
 from collections import Counter
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -20,6 +20,9 @@ import numpy as np
 from .board import make_board,serve
 from .show import Picture,Table
 from .store import BadInput,Ledger,atomic_path,need,open_root,read_json,read_jsonl,read_npz,read_tar,same_settings,write_json
+
+# %% ../nbs/support/demo.ipynb #b8fae645
+log = logging.getLogger(__name__)
 
 # %% ../nbs/support/demo.ipynb #6a3ce7f9
 def check_links(
@@ -120,6 +123,23 @@ def road_picture(
         for a,im in zip(line, ims): a.imshow(im)
     return fig
 
+# %% ../nbs/support/demo.ipynb #80395764
+def dissolve(
+    run,              # A trained `Run`
+    n:int=6,          # Pictures
+    ncols:int=12,     # Moments of each, from noise to face
+    seed:int=0,       # Which set of pictures
+    steps:int=36,     # Steps of the sampler
+)->np.ndarray: # (n, ncols, H, W, 3) uint8
+    "Moments of drawing pictures 0 to `n` of `seed`: what the sampler holds, scaled to the range of a picture."
+    import torch
+    from pttface.noise import draw,to_uint8
+    d,seen = run.denoiser('cpu'),[]
+    keep = lambda x,x0,s: seen.append(to_uint8(x/torch.as_tensor(s).reshape(-1,*[1]*(x.ndim - 1)).square().add(run.record['sigma_data']**2).sqrt()*run.record['sigma_data']))
+    last = to_uint8(draw(d, range(n), (3,run.recipe.size,run.recipe.size), 'dpm2m', steps, seed, trace=keep))
+    at = np.linspace(.34, 1, ncols)*len(seen)
+    return np.stack([[*seen,last][round(k)] for k in at], 1)
+
 # %% ../nbs/support/demo.ipynb #17a6cab7
 @dataclass(frozen=True)
 class DemoSettings:
@@ -138,6 +158,7 @@ def timed(
     start = time.time()
     try: yield
     finally:
+        log.info('%s: %.1f s', stage, time.time() - start)
         rec = read_json(root/'demo.json')
         rec['seconds'][stage] = rec['seconds'].get(stage, 0) + time.time() - start
         write_json(root/'demo.json', rec)
