@@ -124,9 +124,9 @@ def plot(self:Links)->Picture:
     for ax,what,title in zip(axes, ('articles','links'), ('articles by month','images by month')):
         ax.bar([m if years else m[5:] for m in months], [v[what] for v in months.values()], color='tab:blue')
         ax.set_title(title, fontsize=9)
-        ax.tick_params(labelsize=7, rotation=90 if years else 0, axis='x')
+        ax.tick_params(axis='x', rotation=90 if years else 0)
     axes[2].barh([h for h,_ in hosts], [n for _,n in hosts], color='tab:orange')
     axes[2].set_title('images by host', fontsize=9)
-    axes[2].tick_params(labelsize=7)
     axes[2].set_xscale('symlog', linthresh=10)
+    for ax in axes: ax.tick_params(labelsize=7)
     return fig

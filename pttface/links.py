@@ -21,6 +21,7 @@ def split_urls(
 )->list[str]: # Raw addresses, in order
     "The addresses in `text`: joined ones parted, well-known hosts found without `https://` or with half of it."
     found = []
+    if '/' not in text: return found
     for run in re.findall(r'https?://[!-~]*', bare.sub(_whole, text), re.I):
         run = re.sub(r'^(?:https?:/*)+(?=https?://)', '', run, flags=re.I)
         found += [o for o in seam.split(run) if len(o) > 8]

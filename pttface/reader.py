@@ -105,8 +105,9 @@ def text_of(
 
 def _piece(o, pushes):
     "The text of one child"
+    if not isinstance(o.tag, str) or o.tag in ('script','style'): return ''
     names = set(o.get('class', '').split())
-    if not isinstance(o.tag, str) or o.tag in ('script','style') or names & aside: return ''
+    if names & aside: return ''
     if '__cf_email__' in names: return revealed(o.get('data-cfemail')) or ''.join(o.itertext())
     if 'push' in names and pushes is not None:
         said = o.xpath(f'.//*[{having("push-content")}]')

@@ -38,7 +38,7 @@ def board_client(
 # %% ../nbs/support/visit.ipynb #78457e55
 def pack(b:bytes)->str: # Text that JSON holds as it is
     "A page, squeezed."
-    return base64.b85encode(zlib.compress(b, 9)).decode()
+    return base64.b85encode(zlib.compress(b, 6)).decode()
 
 def unpack(s:str)->bytes: # The page
     "What `pack` squeezed."

@@ -1,13 +1,21 @@
-"Crawl: requests to find a year, and pages a second on a loopback board that takes 50 ms to answer."
+"Crawl: requests to find a year, pages a second beside Scrapy on a loopback board that takes 50 ms to answer, and a whole year through the command."
+import json
+import multiprocessing
 import os
+import subprocess
+import sys
 import tempfile
 import time
+from contextlib import contextmanager
 from pathlib import Path
 
 import numpy as np
+from peers import peer_python
 
 from pttface.board import make_board, serve
 from pttface.crawl import Pages, Range, board_client, crawl, day
+
+year = ('2024-01-01', '2024-12-31')
 
 
 def spread(v):
@@ -24,12 +32,70 @@ def requests_to_find(year, articles):
     return pages.asked, board.pages - lo + 1
 
 
-def pages_a_second(board, workers, latency):
-    "Pages read, parsed and kept a second by one crawl."
-    with serve(board, latency=latency) as server, tempfile.TemporaryDirectory() as tmp:
+def _serve(pipe, board, latency):
+    "Serve `board`, its pages written beforehand, until the pipe is closed."
+    board = make_board(**board)
+    for n in range(1, board.pages + 1): board.answer(f'/bbs/Beauty/index{n}.html')
+    for i in range(len(board)): board.answer(board.article(i).path)
+    with serve(board, latency=latency) as server:
+        pipe.send(server.url)
+        try: pipe.recv()
+        except EOFError: pass
+
+
+@contextmanager
+def serving_apart(board, latency=0.):
+    "A server in a process of its own, so that neither side shares its interpreter."
+    ours, theirs = multiprocessing.Pipe()
+    p = multiprocessing.get_context('spawn').Process(target=_serve, args=(theirs, board, latency))
+    p.start()
+    theirs.close()
+    try: yield ours.recv()
+    finally:
+        ours.close()
+        p.join(10)
+        if p.is_alive(): p.kill()
+
+
+OURS = '''
+import json, sys, time
+from pttface.crawl import crawl
+start = time.perf_counter()
+links = crawl('Beauty', sys.argv[3], sys.argv[4], sys.argv[2], base_url=sys.argv[1], rate=0, workers=int(sys.argv[5]), progress=False)
+print(json.dumps(dict(pages=links.asked, seconds=time.perf_counter() - start)))
+'''
+
+
+def rate(*command):
+    "Pages a second, by the last line that `command` prints."
+    done = subprocess.run([str(o) for o in command], check=True, capture_output=True, text=True).stdout
+    said = json.loads(done.splitlines()[-1])
+    return said['pages'] / said['seconds'], said['pages']
+
+
+def beside_scrapy(board, workers, repeats, smoke):
+    "Pages a second of ours and of Scrapy, in turns, and the pages that each read."
+    scrapy = peer_python('scrapy', 'scrapy>=2.11', make=not smoke)
+    ours, theirs = [], []
+    with serving_apart(board, .05) as url, tempfile.TemporaryDirectory() as tmp:
+        known = crawl('Beauty', *year, Path(tmp) / 'known', base_url=url, rate=0, workers=workers, progress=False)
+        pages = Range(Pages(Path(tmp) / 'known/links/pages.jsonl', url), 'Beauty', day(year[0]), day('2025-01-01') - 1).find()
+        for i in range(repeats):
+            ours.append(rate(sys.executable, '-c', OURS, url, Path(tmp) / f'{i}', *year, workers))
+            if scrapy: theirs.append(rate(scrapy, Path(__file__).parent / 'scrapy_spider.py', url, *pages, workers, Path(tmp) / f'{i}.jsonl'))
+    assert all(abs(n - len(known)) < .2 * len(known) + 30 for _, n in ours + theirs), (ours, theirs)
+    return [r for r, _ in ours], [r for r, _ in theirs]
+
+
+def whole_year(articles):
+    "Seconds of `pttface crawl` for 2024 of a board with so many rows, and the articles and links it wrote."
+    with serving_apart(dict(n_photos=10 * articles, seed=3, n_articles=articles, since=year[0], until=year[1])) as url, tempfile.TemporaryDirectory() as tmp:
         start = time.perf_counter()
-        links = crawl('Beauty', '2024-01-01', '2024-12-31', Path(tmp) / 'root', base_url=server.url, rate=0, workers=workers, progress=False)
-        return links.asked / (time.perf_counter() - start)
+        subprocess.run([sys.executable, '-c', 'import sys; from pttface.cli import main; sys.exit(main())', 'crawl', 'Beauty', '--since', year[0], '--until', year[1],
+                        '--root', f'{tmp}/root', '--base-url', url, '--rate', '0', '--no-progress'], check=True, stdout=subprocess.DEVNULL)
+        took = time.perf_counter() - start
+        counts = json.loads(Path(f'{tmp}/root/links/crawl.json').read_text())['counts']
+    return took, counts
 
 
 def bench(smoke=False):
@@ -38,9 +104,13 @@ def bench(smoke=False):
     years = (2024,) if smoke else (2008, 2012, 2016, 2020, 2024)
     found = [requests_to_find(y, 8_000 if smoke else 80_000) for y in years]
     asked, walked = (float(np.median(v)) for v in zip(*found))
-    board = make_board(n_photos=200 if smoke else 2000, seed=1, n_articles=60 if smoke else 1500)
-    rates = [pages_a_second(board, workers, .05) for _ in range(repeats)]
+    board = dict(n_photos=200 if smoke else 20_000, seed=1, n_articles=60 if smoke else 3000)
+    ours, theirs = beside_scrapy(board, workers, repeats, smoke)
+    took, counts = whole_year(100 if smoke else 6200)
+    peer = float(np.median(theirs)) if theirs else None
     return [dict(what='requests to find a year', value=asked, unit='requests', peer='walk back from the newest page', peer_value=walked, ratio=walked / asked,
                  n=len(years), spread=spread([a for a, _ in found])),
-            dict(what=f'pages/s, 50 ms latency, {workers} at a time', value=float(np.median(rates)), unit='pages/s', peer=None, peer_value=None, ratio=None,
-                 n=repeats, spread=spread(rates))]
+            dict(what=f'pages/s, 50 ms latency, {workers} at a time', value=float(np.median(ours)), unit='pages/s', peer='Scrapy', peer_value=peer,
+                 ratio=peer and float(np.median(np.divide(ours, theirs))), n=repeats, spread=spread(ours)),
+            dict(what=f'a year: {counts["articles"]:,} articles, {counts["links"]:,} links, by the command', value=took, unit='s', peer=None, peer_value=None, ratio=None,
+                 n=1, spread=None)]
