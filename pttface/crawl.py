@@ -64,8 +64,7 @@ def boundary(
     while lo < hi:
         at,s = next(((n,s) for n in middles(lo, hi) if (s := span(n))), (None,None))
         if s is None: break
-        if s[1] >= when: hi = at
-        else: lo = at + 1
+        lo,hi = (lo,at) if s[1] >= when else (at + 1,hi)
     return lo,hi
 
 # %% ../nbs/00_crawl.ipynb #c838431b
@@ -129,9 +128,9 @@ def swear(self:Range,
     "Keep what the newest page says, and whether pages have moved, beside the page itself."
     if newest: self.witness = [newest.number, [r['id'] or r['title'] for r in newest.rows]]
     row = self.pages.ledger[self.path('')]
-    if (row.get('witness'),row.get('moved', False)) != (self.witness,self.moved):
-        self.pages.ledger.append({**row, 'witness':self.witness, 'moved':self.moved})
+    if (row.get('witness'),row.get('moved', False)) != (self.witness,self.moved): self.pages.ledger.append({**row, 'witness':self.witness, 'moved':self.moved})
 
+# %% ../nbs/00_crawl.ipynb #1914d7c9
 @patch
 def read(self:Range,
     n:int,             # Number of the page
@@ -158,6 +157,7 @@ def find(self:Range)->tuple[int,int]: # First and last page; the last is below t
     if self.hi > self.last or self.spans[self.hi][0] > self.end: self.hi -= 1
     return self.lo,self.hi
 
+# %% ../nbs/00_crawl.ipynb #8027b674
 @patch
 def held(self:Range)->bool:
     "Are the articles of the witness where they were?"
@@ -372,8 +372,7 @@ def _nothing(h, board, since, until):
     "Why there is nothing, as an exception"
     failed = Counter(p.reason for p,_ in h.read.values() if p.reason not in ('404','410'))
     if failed:
-        how = 'run again' + (' without offline' if 'not_cached' in failed else '')
-        return BadInput(f'{board}, {since} to {until}: none of its {len(h.read)} articles could be read ({_said(failed)}): {how}')
+        return BadInput(f'{board}, {since} to {until}: none of its {len(h.read)} articles could be read ({_said(failed)}): run again' + ' without offline'*('not_cached' in failed))
     i,held = index_check(h.rng),Counter(r['left_out'] or 'removed' for r in h.rows.values())
     at = [f'the {where} is of {posted(i[k]):%Y-%m-%d}' for k,where in (('before','last before'),('after','first after')) if i[k]]
     return Nothing(f'{board} has no article to read from {since} to {until}: ' + (f'all its rows are left out ({_said(held)})' if held else ', '.join(at) or 'it has none at all'))
