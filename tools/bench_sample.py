@@ -1,0 +1,64 @@
+"""Samples at equal quality: how many questions to one trained network each sampler needs to draw as well as 999 ancestral steps.
+
+The network is the preset `tiny`, trained for TRAIN (20k images) on drawn heads, kept in runs/bench. SAMPLES (300) pictures for each sampler, from the same noise.
+`as well` means: a KID (against held-out heads) no more than one standard error above that of the 999 steps.
+"""
+import os
+import time
+from pathlib import Path
+
+import numpy as np
+
+top = Path(__file__).resolve().parent.parent
+SAMPLES = int(os.environ.get('SAMPLES', 300))
+TRAIN = os.environ.get('TRAIN', '20k images')
+TRIED = [('unipc', 6), ('unipc', 8), ('unipc', 10), ('unipc', 12), ('unipc', 15), ('unipc', 20), ('dpm2m', 8), ('dpm2m', 10), ('dpm2m', 12), ('dpm2m', 15), ('dpm2m', 18), ('heun', 6), ('heun', 10),
+         ('euler', 10), ('euler', 20)]
+
+
+class Counted:
+    "A denoiser that counts how often it is asked."
+    def __init__(self, d): self.d, self.asked = d, 0
+    def __call__(self, x, sigma):
+        self.asked += 1
+        return self.d(x, sigma)
+
+
+def drawn(d, sampler, steps, n, shape, batch=50):
+    "Pictures 0 … n−1 with a sampler; how many questions each took."
+    import torch
+
+    from pttface.noise import SAMPLERS, Noise, linear_sigmas, sigmas_for, to_uint8
+    sigmas = linear_sigmas()[torch.linspace(999, 0, steps+1).round().long()].float() if sampler == 'ancestral' else sigmas_for(d, sampler, steps).float()
+    out = []
+    for i in range(0, n, batch):
+        ask, noise = Counted(d), Noise(0, range(i, min(n, i+batch)), shape)
+        with torch.no_grad(): out.append(to_uint8(SAMPLERS[sampler](ask, noise()*sigmas[0], sigmas, noise)))
+    return np.concatenate(out), ask.asked
+
+
+def bench(smoke=False):
+    "Row `evaluations to match the 999-step ancestral`, and KID by sampler and number of evaluations."
+    from bench_quality import face_data, pictures, recipe_of
+
+    from pttface.diffusion import train
+    from pttface.distances import kid
+    from pttface.features import features
+    n, many, tried, budget = (12, 4, [('unipc', 3), ('heun', 2)], '64 images') if smoke else (SAMPLES, 999, TRIED, TRAIN)
+    ims = pictures('heads', 60 if smoke else 3000)
+    run = train(face_data(ims, len(ims)*2//3), recipe_of('tiny'), root=top/f'runs/bench/sample{"-smoke" if smoke else ""}', budget=budget, device='cpu', progress=not smoke, force=True)
+    d, size = run.denoiser('cpu'), run.recipe.size
+    held = features(ims[len(ims)*2//3:], device='cpu')
+
+    def score(sampler, steps):
+        start = time.process_time()
+        pics, asked = drawn(d, sampler, steps, n, (3, size, size))
+        return dict(sampler=sampler, asked=asked, cpu=time.process_time() - start, kid=kid(features(pics, device='cpu'), held))
+    ref = score('ancestral', many)
+    got = [score(*o) for o in tried]
+    limit = ref['kid'][0] + ref['kid'][1]
+    good = [o['asked'] for o in got if o['kid'][0] <= limit]
+    rows = [dict(what='evaluations to match the 999-step ancestral', value=min(good, default=None), unit='evaluations', peer='999-step ancestral', peer_value=ref['asked'],
+                 ratio=ref['asked']/min(good) if good else None, n=n, spread=None)]
+    return rows + [dict(what=f'KID, {o["sampler"]}, {o["asked"]} evaluations', value=o['kid'][0], unit='efficientnet features', peer='999-step ancestral', peer_value=ref['kid'][0],
+                        ratio=ref['kid'][0]/o['kid'][0] if o['kid'][0] > 0 else None, n=n, spread=o['kid'][1]/abs(o['kid'][0])) for o in got]
