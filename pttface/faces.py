@@ -192,9 +192,11 @@ def cut_pixels(
     side:float,     # Its side, px
 )->np.ndarray: # (S,S,3) uint8
     "A square of whole pixels, the border repeated where it leaves `im`."
-    n,(x,y) = max(1, round(side)),(int(np.floor(c - side/2 + .5)) for c in centre)
-    at = lambda v, size: np.clip(np.arange(v, v + n), 0, size - 1)
-    return im[at(y, im.shape[0])][:,at(x, im.shape[1])]
+    n,(x,y),(h,w) = max(1, round(side)),(int(np.floor(c - side/2 + .5)) for c in centre),im.shape[:2]
+    at = lambda v, size: (min(max(v, 0), size - 1), max(min(v + n, size), 1))
+    (y1,y2),(x1,x2) = at(y, h),at(x, w)
+    pads = [max(v, 0) for v in (y1 - y, y + n - y2, x1 - x, x + n - x2)]
+    return cv2.copyMakeBorder(im[y1:y2,x1:x2], *pads, cv2.BORDER_REPLICATE)[:n,:n]
 
 # %% ../nbs/02_faces.ipynb #50a416e0
 def pose_of(

@@ -287,3 +287,10 @@ def test_interrupted_and_run_again(root, tmp_path):
     assert not list(Path(root).rglob('*.tmp'))
     F.extract_faces(root, workers=1)
     assert read_jsonl(root/'faces/faces.jsonl') == want and not (root/'faces/parts').exists()
+
+def test_whole_pixels_repeat_the_border():
+    im = np.random.default_rng(0).integers(0, 255, (40,30,3), dtype=np.uint8)
+    for (x,y),side in [((15,20),10), ((0,0),25), ((30,40),25), ((-30,10),12), ((60,90),12), ((15.5,20.5),80.3)]:
+        n = round(side)
+        rows,cols = (np.clip(np.arange(n) + int(np.floor(c - side/2 + .5)), 0, d - 1) for c,d in ((y,40),(x,30)))
+        assert (F.cut_pixels(im, (x,y), side) == im[rows][:,cols]).all()
