@@ -108,7 +108,8 @@ def road_picture(
 )->Picture: # Four rows: photos, faces, samples, nearest training faces
     "The whole road in one picture."
     from pttface.fid import features
-    rows = [r for r in read_jsonl(root/'faces/faces.jsonl') if r['status'] == 'kept'][::7][:ncols]
+    rows = [r for r in read_jsonl(root/'faces/faces.jsonl') if r['status'] == 'kept']
+    rows = rows[::max(1, min(7, len(rows)//ncols))][:ncols]
     cut = {m: dict(zip(z['key'].tolist(), z['im60'])) for m in {r['month'] for r in rows} for z in [read_npz(root/'faces'/f'faces_{m}.npz')]}
     shown = samples[:ncols]
     f,t = (features(o, progress=False) for o in (shown, train))

@@ -106,6 +106,7 @@ def pull(self:Mirror)->int: # Files fetched
             patiently(lambda k=k: copy_whole(self.remote/k, self.local/k), k, wait=self.wait)
             s = (self.local/k).stat()
             self.seen[k] = s.st_size,s.st_mtime_ns
+        for p in list(self.remote.rglob('.*.tmp')) if self.remote.exists() else []: patiently(lambda p=p: p.unlink(missing_ok=True), p.name, wait=self.wait)
         if self.local.exists(): write_json(self._notes, self.seen)
     return len(todo)
 

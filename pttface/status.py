@@ -113,7 +113,7 @@ def run_steps(
         rec,last,name = record(p),last_line(p.parent/'log.jsonl'),p.parent.name
         s = rec.get('settings', {})
         line = f'pttface train --root {root} --recipe {s.get("name", name)}' + (f' --name {name}' if name != s.get('name', name) else '')
-        landed = last and last.get('lr', 1) - s.get('lr_end', 0) <= 1e-3*s.get('lr', 1)
+        landed = last and (last.get('seconds_left') == 0 or last.get('lr', 1) - s.get('lr_end', 0) <= 1e-3*s.get('lr', 1))
         state = 'behind' if card and rec.get('hash', {}).get('data') != card else 'done' if landed else 'under way'
         words = f'{name}: {last["images"]:,} images in {span(last["seconds"])}, loss {last.get("heldout_loss") or last.get("loss"):.3g}' if last else f'{name}: no report yet'
         out += [Step('train', state, words + (', on another data set' if state == 'behind' else ''), line + (' --force' if state == 'behind' else ''), p.parent), samples_step(root, p.parent, last)]
