@@ -1,4 +1,10 @@
-"What the notebooks features, distances and fid would illustrate badly: agreement with clean-fid and SciPy, downloads that fail, false alarms."
+"What the notebooks of evaluation would illustrate badly: agreement with clean-fid and SciPy, downloads and caches that fail, false alarms, several processes."
+import json
+import os
+import subprocess
+import sys
+from pathlib import Path
+
 import cv2
 import numpy as np
 import pytest
@@ -7,9 +13,14 @@ from scipy import linalg
 from types import SimpleNamespace
 
 from pttface import features as ft
+from pttface.copies import Originality, TrainingFaces, are_copies, copies_test, look_for_copies, small_pixels
 from pttface.distances import Stats, frechet_distance, kid, neighbours, prdc
-from pttface.fid import TrainingFaces, are_copies, copies_test, equally_good, evaluate, sweep
+from pttface.fid import Moment, Watch, draw_kept, equally_good, evaluate, sweep
+from pttface.misses import BANDS, band_of, look_at
 from pttface.store import BadInput, open_root
+
+top = Path(__file__).resolve().parent.parent
+sys.path.insert(0, str(top/'tools'))
 
 
 def smooth_faces(n, seed, side=24):
@@ -112,35 +123,36 @@ def test_dull_samples_are_no_copies():
     "A generator that has only learned the mean is near to every training face, and a copy of none."
     train, held = smooth_faces(200, 0), smooth_faces(60, 1)
     dull = np.rint(128 + .3*(smooth_faces(150, 2) - 128.)).astype(np.uint8)
-    report = evaluate(dull, SimpleNamespace(train=train, heldout=held), lambda x: x[:, ::4, ::4].reshape(len(x), -1).astype(np.float32)/255, progress=False)
+    report = evaluate(dull, SimpleNamespace(train=train, heldout=held), lambda x: x[:, ::4, ::4].reshape(len(x), -1).astype(np.float32)/255, progress=False, detector=None)
     assert report['copies of samples'] == 0 and 'do not share' not in report.notes[-1]
     stolen = np.concatenate([dull[:140], train[:10, :, ::-1]])
-    caught = evaluate(stolen, SimpleNamespace(train=train, heldout=held), lambda x: x[:, ::4, ::4].reshape(len(x), -1).astype(np.float32)/255, progress=False)
+    caught = evaluate(stolen, SimpleNamespace(train=train, heldout=held), lambda x: x[:, ::4, ::4].reshape(len(x), -1).astype(np.float32)/255, progress=False, detector=None)
     assert caught['copies of samples'] == 10 and 'do not share' in caught.notes[-1]
 
 
 def test_report_on_disk(tmp_path):
-    import json
     root = open_root(tmp_path/'root', create=True)
     data = SimpleNamespace(train=smooth_faces(40, 0), heldout=smooth_faces(12, 1), hash='abc')
 
     def mean_colour(x): return x.mean((1, 2))
     sets = [smooth_faces(30, s) for s in (2, 3, 4)]
     sets[0][7] = sets[0][8]
-    report = evaluate(sets, data, mean_colour, root=root, progress=False)
+    report = evaluate(sets, data, mean_colour, root=root, progress=False, detector=None)
     saved = json.loads((root/'eval/report.json').read_text())
     assert saved['rows'] == report.rows and saved['settings']['data'] == 'abc' and saved['settings']['sets'] == 3
     assert {'FD-mean_colour of samples', 'FD-mean_colour of real faces (floor)', 'FD-mean_colour of blurred noise'} <= {r['what'] for r in report.rows}
     assert len({r['n'] for r in report.rows if r['metric'] == 'FD-mean_colour'}) == 1
     assert any('1 of 90 samples repeat' in o for o in report.notes)
     assert next(r for r in report.rows if r['metric'] == 'FD-mean_colour (N → ∞)')['sd'] > 0
-    assert '![nearest](nearest.png)' in (root/'eval/report.md').read_text()
-    assert cv2.imread(str(root/'eval/nearest.png')) is not None
+    text = (root/'eval/report.md').read_text()
+    for name in ('figures', 'nearest', 'originality', 'worst', 'histograms'):
+        assert f']({name}.png)' in text and cv2.imread(str(root/f'eval/{name}.png')) is not None
+    assert all(o in text for o in report.notes)
 
 
 def test_no_held_out_faces_is_said_not_hidden():
     data = SimpleNamespace(train=smooth_faces(30, 0), heldout=smooth_faces(30, 1)[:0])
-    report = evaluate(smooth_faces(20, 1), data, lambda x: x.mean((1, 2)), progress=False)
+    report = evaluate(smooth_faces(20, 1), data, lambda x: x.mean((1, 2)), progress=False, detector=None)
     assert any('no floor' in o for o in report.notes)
     odd = SimpleNamespace(train=data.train, heldout=data.heldout, at=lambda side: data)
     with pytest.raises(BadInput, match='8, 9, 3.*24, 24, 3'): evaluate(np.zeros((9, 8, 9, 3), np.uint8), odd, progress=False)
@@ -168,3 +180,185 @@ def test_weights_appear_whole_or_not_at_all(tmp_path, monkeypatch):
     assert ft.inception_weights(tmp_path/'cache').read_bytes() == there.read_bytes()
     there.unlink()
     assert ft.inception_weights(tmp_path/'cache') == path  # asked for once
+
+
+def colours(x): return np.concatenate([x.mean((1, 2)), x.std((1, 2))], 1).astype(np.float32)
+
+
+def test_copies_among_500_drawn_heads():
+    "A generator that hands out 5 % of the training set, in the mirror and lighter, is caught; 500 fresh heads are not."
+    from drawn import heads
+    ims = heads(1100, 32)['images']
+    train, held, fresh = ims[:500], ims[500:600], ims[600:]
+    cheat = np.concatenate([fresh[:475], cv2.convertScaleAbs(train[:25, :, ::-1], alpha=1.04, beta=4)])
+    found = {}
+    for k, v in dict(fresh=fresh, cheat=cheat).items():
+        pixels = map(small_pixels, (train, train[:, :, ::-1], held, v))
+        found[k] = Originality(dict(pixels=look_for_copies(*pixels)))
+    assert np.flatnonzero(found['cheat'].copies).tolist() == list(range(475, 500))
+    assert (found['cheat'].near.index[475:] == np.arange(25)).all() and found['cheat'].near.flipped[475:].all()
+    assert found['cheat'].p < 1e-6 and '25 of 500 samples are copies' in found['cheat'].verdict
+    assert not found['fresh'].copies.any() and found['fresh'].p > .01 and found['fresh'].verdict.startswith('No sample is a copy')
+
+
+FAULTS = {
+    'cut': lambda p: p.write_bytes(p.read_bytes()[:200]),
+    'empty': lambda p: p.write_bytes(b''),
+    'a byte flipped': lambda p: p.write_bytes((b := bytearray(p.read_bytes()), b.__setitem__(len(b)//2, b[len(b)//2] ^ 1))[0]),
+    'other rows': lambda p: np.savez(open(p, 'wb'), features=np.zeros((3, 6), np.float32)),
+    'not numbers': lambda p: np.savez(open(p, 'wb'), features=np.full((9, 6), np.nan, np.float32)),
+    'no features': lambda p: np.savez(open(p, 'wb'), other=np.zeros(3)),
+    'text': lambda p: p.write_text('<html>404</html>'),
+}
+
+
+@pytest.mark.parametrize('fault', FAULTS)
+def test_a_damaged_cache_is_made_anew(fault, tmp_path, caplog):
+    calls = []
+
+    def embed(x):
+        calls.append(len(x))
+        return colours(x)
+    ims, p = smooth_faces(9, 0), ft.Protocol('FD', 'v1', embed)
+    first = ft.cached_features(ims, p, tmp_path)
+    entry, = tmp_path.iterdir()
+    assert (ft.cached_features(ims, p, tmp_path) == first).all() and sum(calls) == 9
+    FAULTS[fault](entry)
+    assert (ft.cached_features(ims, p, tmp_path) == first).all() and sum(calls) == 18
+    assert entry.name in caplog.text and (ft.cached_features(ims, p, tmp_path) == first).all() and sum(calls) == 18
+
+
+def test_a_cache_that_cannot_be_written_costs_only_time(tmp_path, caplog, monkeypatch):
+    ims, p = smooth_faces(9, 0), ft.Protocol('FD', 'v1', colours)
+
+    def full(*a, **k): raise OSError(28, 'No space left on device')
+    monkeypatch.setattr(ft, 'write_npz', full)
+    assert ft.cached_features(ims, p, tmp_path).shape == (9, 6) and 'No space left' in caplog.text
+    assert not list(tmp_path.iterdir())
+
+
+def test_other_pictures_protocols_and_versions_have_other_entries(tmp_path):
+    a, b = smooth_faces(9, 0), smooth_faces(9, 1)
+    for ims, v in ((a, 'v1'), (b, 'v1'), (a, 'v2')): ft.cached_features(ims, ft.Protocol('FD', v, colours), tmp_path)
+    assert len(list(tmp_path.iterdir())) == 3
+    for i in range(12): ft.cached_features(smooth_faces(3, i), ft.Protocol('FD', 'v1', colours), tmp_path, 'samples')
+    assert len(list(tmp_path.glob('samples-*'))) == 8 and len(list(tmp_path.glob('real-*'))) == 3
+    assert ft.PROTOCOLS['inception'] is ft.PROTOCOLS['clean']
+
+
+def test_bad_input_is_one_sentence(tmp_path, caplog):
+    data, ims = SimpleNamespace(train=smooth_faces(20, 0), heldout=smooth_faces(9, 1)), smooth_faces(12, 2)
+
+    def ask(samples, protocol=colours, d=data, **kw): return evaluate(samples, d, protocol, progress=False, **{'detector': None, **kw})
+    for i in range(3): (tmp_path/f'{i}.txt').write_text('no picture')
+    cases = [(ims[:1], 'Found 1 picture'), (ims[:5], '5 samples'), ([ims[0], ims[1, :9]], '2 sizes'), (ims.astype(float), 'float64 from'), (ims.astype(np.int64), 'int64 from'),
+             (np.full((9, 24, 24, 3), np.nan), 'float64 from nan'), (tmp_path, '3 files and 0 pictures'), (tmp_path/'none', 'does not exist'), (ims[..., :1], 'Need pictures'),
+             ([ims, ims[:, :9]], 'cannot be compared')]
+    for samples, said in cases:
+        with pytest.raises(BadInput, match=said): ask(samples)
+    with pytest.raises(BadInput, match='pictures are not finite .the first is number 0'): ask(ims, lambda x: np.full((len(x), 3), np.nan))
+    with pytest.raises(BadInput, match='all the same picture'): ask(ims, d=SimpleNamespace(train=ims[[0]*9], heldout=ims))
+    with pytest.raises(BadInput, match='detector'): ask(lambda n, s: pytest.fail('asked for samples before'), detector='eigenfaces')
+    with pytest.raises(BadInput, match='no protocol'): ask(lambda n, s: pytest.fail('asked for samples before'), 'vgg')
+    with pytest.raises(BadInput, match='no precision'): ask(ims, 'efficientnet', precision='double')
+    assert any('All 12 samples are the same picture' in o for o in ask(ims[[3]*12]).notes)
+    assert any('12 pictures are fewer than 1728 features' in o for o in ask(ims, lambda x: x.reshape(len(x), -1)).notes)
+    cv2.imwrite(str(tmp_path/'a.png'), ims[0])
+    cv2.imwrite(str(tmp_path/'b.png'), ims[1])
+    assert len(ft.as_images(tmp_path)) == 2 and '3 of 5 files' in caplog.text
+
+
+def test_bands_and_looks():
+    rng = np.random.default_rng(0)
+    far = rng.normal(size=4000)
+    shares = np.bincount(band_of(rng.normal(size=4000), far), minlength=4)/4000
+    assert np.allclose(shares, np.diff([0, *BANDS.values()]), atol=.03)
+    assert (band_of(far + 9, far) == 3).all()
+    face = SimpleNamespace(yaw=None, pitch=None)
+    looks = look_at(smooth_faces(8, 0), lambda im, min_face: [face] if im[..., 0].mean() > 128 else [])
+    assert 0 < looks.found.sum() < 8 and len(looks.yaw) == 0 and looks.refused == pytest.approx(100*(~looks.found).mean())
+    turned = [SimpleNamespace(yaw=y, pitch=0.) for y in (-30, 0, 30, 31)]
+    queue = iter(turned)
+    looks = look_at(smooth_faces(4, 0), lambda im, min_face: [next(queue)], batch=4)
+    assert looks.poses == dict(frontal=25., left=25., right=50.) and looks.refused == 0
+
+
+def test_what_was_drawn_is_not_drawn_again(monkeypatch, tmp_path):
+    import pttface.diffusion as d
+    calls, stop = [], [3]
+
+    def sample(moment, n, seed=0, start=0, **kw):
+        calls.append((n, seed, start))
+        if len(calls) in stop: raise KeyboardInterrupt
+        return np.stack([smooth_faces(1, 1000*seed + start + i)[0] for i in range(n)])
+    monkeypatch.setattr(d, 'sample', sample)
+    m = Moment(SimpleNamespace(recipe=None), 'm', 'abc')
+
+    def ask(n, seed=0, **kw): return draw_kept(m, n, seed, tmp_path, block=4, progress=False, device='cpu', **kw)
+    with pytest.raises(KeyboardInterrupt): ask(10)
+    assert calls == [(4, 0, 0), (4, 0, 4), (2, 0, 8)] and len(list(tmp_path.iterdir())) == 2
+    ims = ask(10)
+    assert calls[3:] == [(2, 0, 8)] and (ims == np.stack([smooth_faces(1, i)[0] for i in range(10)])).all()
+    assert (ask(7) == ims[:7]).all() and len(calls) == 4
+    assert (ask(12)[:10] == ims).all() and calls[4:] == [(4, 0, 8)]  # the last block was too short
+    ask(4, seed=1)
+    ask(4, steps=9)
+    assert calls[5:] == [(4, 1, 0), (4, 0, 0)]
+    sorted(tmp_path.iterdir())[0].write_bytes(b'torn')
+    before = len(calls)
+    assert (ask(10) == ims).all() and (ask(4, seed=1) == np.stack([smooth_faces(1, 1000 + i)[0] for i in range(4)])).all()
+    ask(4, steps=9)
+    assert len(calls) == before + 1
+
+
+def test_a_sweep_goes_on_where_it_stopped(monkeypatch, tmp_path):
+    import pttface.diffusion as d
+    calls, stop = [], [4]
+
+    def sample(moment, n, seed=0, start=0, **kw):
+        calls.append((moment.name, seed))
+        if len(calls) in stop: raise KeyboardInterrupt
+        return smooth_faces(n, ord(moment.name) + 100*seed)
+    monkeypatch.setattr(d, 'sample', sample)
+    root = open_root(tmp_path/'root', create=True)
+    data, p = SimpleNamespace(train=smooth_faces(40, 0), heldout=smooth_faces(9, 1), hash='h'), ft.Protocol('FD', 'v1', colours)
+    ms = {k: Moment(None, k, k) for k in 'abc'}
+
+    def ask(ms, **kw): return sweep(ms, data, p, n=20, seeds=2, root=root, progress=False, device='cpu', **kw)
+    with pytest.raises(KeyboardInterrupt): ask(ms)
+    first = ask(ms)
+    assert calls == [('a', 0), ('a', 1), ('b', 0), ('b', 1), ('b', 1), ('c', 0), ('c', 1)]
+    for o in (root/'eval/cache').glob('drawn-*'): o.unlink()
+    assert ask(ms).rows == first.rows and len(calls) == 7  # neither drawn nor measured again
+    more = ask({**ms, 'd': Moment(None, 'd', 'd')})
+    assert calls[7:] == [('d', 0), ('d', 1)] and more.rows[:3] == [{**r, 'good': q['good']} for r, q in zip(first.rows, more.rows)]
+    assert json.loads((root/'eval/sweep.json').read_text())['rows'] == more.rows
+    assert 'nothing can be said' in sweep({'x': smooth_faces(20, 3), 'y': smooth_faces(20, 4)}, data, p, n=20, progress=False).verdict
+    with pytest.raises(BadInput, match='give as many of each'): sweep({'x': smooth_faces(20, 3), 'y': smooth_faces(9, 4)}, data, p, n=20, progress=False)
+
+
+def test_a_watch_knows_when_it_is_due():
+    def trainer(images): return SimpleNamespace(images=images, seconds=0., n_train=100)
+    w = Watch(None, every=3)
+    assert [w.due(trainer(i)) for i in range(7)] == [True, False, False, True, False, False, True]
+    w = Watch(None, every='2 epochs')
+    assert [w.due(trainer(i)) for i in (50, 190, 210, 390, 410, 800)] == [False, False, True, False, True, True]
+    with pytest.raises(BadInput, match='1 samples have no spread'): Watch(None, n=1)
+    with pytest.raises(BadInput): Watch(None, every='5 fortnights')
+
+
+def test_two_processes_find_what_one_finds(tmp_path):
+    "`accelerate launch` with two processes: the same report, each picture seen once."
+    env = dict(os.environ, PYTHONPATH=str(top), OMP_NUM_THREADS='1', CUDA_VISIBLE_DEVICES='')
+    worker = str(Path(__file__).with_name('fid_worker.py'))
+    for k in ('one', 'two'): open_root(tmp_path/k, create=True)
+    one = subprocess.run([sys.executable, worker, str(tmp_path/'one')], env=env, capture_output=True, text=True, timeout=300)
+    assert one.returncode == 0, one.stderr[-2000:]
+    flags = ['--multi_gpu', '--num_processes=2', '--num_machines=1', '--mixed_precision=no', '--dynamo_backend=no', '--main_process_port=0']  # --cpu starts one process
+    cmd = [sys.executable, '-m', 'accelerate.commands.launch', *flags, worker, str(tmp_path/'two')]
+    two = subprocess.run(cmd, env=env, capture_output=True, text=True, timeout=300)
+    assert two.returncode == 0, two.stderr[-2000:]
+    a, b = (json.loads((tmp_path/k/'eval/report.json').read_text()) for k in ('one', 'two'))
+    assert a == b
+    seen = [json.loads((tmp_path/f'{k}.json').read_text()) for k in ('one-0', 'two-0', 'two-1')]
+    assert seen[0] == seen[1] + seen[2] and min(seen) > 0
