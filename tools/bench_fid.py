@@ -1,4 +1,4 @@
-"Evaluation beside clean-fid, pytorch-fid and torch-fidelity, all with the same feature network (EfficientNet-Lite0, from its wheel)."
+"Evaluation beside clean-fid, pytorch-fid and torch-fidelity: the same pictures, the same network, the same run."
 import json
 import os
 import resource
@@ -10,11 +10,13 @@ from pathlib import Path
 
 import numpy as np
 
-# A Python that has the peers: python -m venv .venv-peers && .venv-peers/bin/pip install pytorch-fid torch-fidelity clean-fid torch …
-PEERS = os.environ.get('PEERS_FID', '.venv-peers/bin/python')
-IMAGES = int(os.environ.get('IMAGES', 400))  # for images/s
-REPORT = int(os.environ.get('REPORT', 10_000))  # for the report
-REPEATS = int(os.environ.get('REPEATS', 3))
+from peers import peer_python
+
+PEERS = ('clean-fid', 'pytorch-fid', 'torch-fidelity')
+IMAGES = int(os.environ.get('IMAGES', 200))  # pictures of a round of images/s
+REPORT = int(os.environ.get('REPORT', 10_000))  # pictures on either side of the report
+ROUNDS = int(os.environ.get('ROUNDS', 5))
+top = Path(__file__).resolve().parent.parent
 
 
 def pictures(n, side=64, seed=0):
@@ -23,119 +25,245 @@ def pictures(n, side=64, seed=0):
     return np.stack([cv2.resize(rng.integers(0, 256, (8, 8, 3), np.uint8), (side, side), interpolation=cv2.INTER_CUBIC) for _ in range(n)])
 
 
-def timed(f, n=REPEATS):
-    "Median seconds of `n` runs, and half the interquartile range as a share of it."
-    s = []
-    for _ in range(n):
-        t = time.perf_counter()
-        f()
-        s.append(time.perf_counter() - t)
-    return float(np.median(s)), float(np.subtract(*np.percentile(s, [75, 25]))/2/np.median(s)) if n > 2 else None
+def write_pngs(ims, folder):
+    import cv2
+    folder.mkdir()
+    for i, im in enumerate(ims): cv2.imwrite(f'{folder}/{i:05d}.png', im[..., ::-1], [cv2.IMWRITE_PNG_COMPRESSION, 1])
+    return folder
 
 
-def worker(what, folder):
-    "One measurement in a process of its own; prints JSON."
+def feature_net(kind):
+    "A function of (N,3,H,W) floats 0…255 and its width: EfficientNet-Lite0 as we fold it, or 2,048 random projections, which cost next to nothing."
+    import torch
+
+    from pttface.features import load_protocol, square
+    if kind == 'lite0':
+        net = load_protocol(device='cpu').net
+        return lambda x: net.extract_features((square(x.permute(0, 2, 3, 1), 224, 'cpu') - 127)/128).mean((2, 3)), 1280
+    proj = torch.from_numpy(np.random.default_rng(0).normal(size=(768, 2048)).astype(np.float32)/28)
+    return lambda x: ((x.permute(0, 2, 3, 1).flatten(1)/127.5 - 1) @ proj).relu(), 2048
+
+
+class Ours:
+    def __init__(self, kind):
+        from pttface.features import Protocol
+        self.net, _ = feature_net(kind)
+        self.protocol = 'efficientnet' if kind == 'lite0' else Protocol('FD', 'custom', lambda ims: self.net(__import__('torch').from_numpy(ims).permute(0, 3, 1, 2).float()))
+
+    def features(self, folder):
+        from pttface.features import features
+        return features(folder, self.protocol, device='cpu')
+
+    def distance(self, mu, a, mv, b):
+        from pttface.distances import Stats, frechet_distance
+        return frechet_distance(Stats(mu, a, 10**6), Stats(mv, b, 10**6))
+
+    def report(self, real, fake):
+        from types import SimpleNamespace
+
+        from pttface.features import as_images
+        from pttface.fid import evaluate
+        train = as_images(real)
+        return evaluate(fake, SimpleNamespace(train=train, heldout=pictures(max(6, len(train)//9), train.shape[1], 7)), self.protocol, n=len(train), batch=500, progress=False, detector=None)
+
+
+class CleanFid:
+    def __init__(self, kind):
+        import torch
+        from cleanfid import fid
+        self.fid, (net, _) = fid, feature_net(kind)
+
+        class Net(torch.nn.Module):
+            def forward(self, x): return net(x)
+        self.net = Net()
+
+    def features(self, folder):
+        return self.fid.get_folder_features(str(folder), self.net, num_workers=2, batch_size=32, device=__import__('torch').device('cpu'), custom_fn_resize=lambda x: x.astype(np.float32), verbose=False)
+
+    def distance(self, mu, a, mv, b): return self.fid.frechet_distance(mu, a, mv, b)
+    def report(self, real, fake):
+        x, y = self.features(real), self.features(fake)
+        return self.fid.fid_from_feats(x, y), self.fid.kernel_distance(x, y)
+
+
+class PytorchFid:
+    def __init__(self, kind):
+        import torch
+        from pytorch_fid import fid_score
+        self.fid, (net, self.dims) = fid_score, feature_net(kind)
+
+        class Net(torch.nn.Module):
+            def forward(self, x): return [net(x*255)[:, :, None, None]]
+        self.net = Net()
+
+    def features(self, folder): return self.fid.get_activations(sorted(Path(folder).glob('*.png')), self.net, batch_size=50, dims=self.dims, num_workers=2)
+    def distance(self, mu, a, mv, b): return self.fid.calculate_frechet_distance(mu, a, mv, b)
+    def report(self, real, fake):
+        stats = [(x.mean(0), np.cov(x, rowvar=False)) for x in map(self.features, (real, fake))]
+        return self.distance(*stats[0], *stats[1])
+
+
+class TorchFidelity:
+    def __init__(self, kind):
+        from torch_fidelity.feature_extractor_base import FeatureExtractorBase
+        net, dims = feature_net(kind)
+
+        class Net(FeatureExtractorBase):
+            def __init__(self): super().__init__('net', [str(dims)])
+            @staticmethod
+            def get_provided_features_list(): return (str(dims),)
+            def forward(self, x): return (net(x.float()),)
+        self.net, self.layer = Net(), str(dims)
+
+    def features(self, folder):
+        from torch_fidelity.datasets import ImagesPathDataset
+        from torch_fidelity.utils import get_featuresdict_from_dataset
+        return get_featuresdict_from_dataset(ImagesPathDataset(sorted(str(p) for p in Path(folder).glob('*.png'))), self.net, 64, False, False, True)[self.layer].numpy()
+
+    def distance(self, mu, a, mv, b):
+        from torch_fidelity.metric_fid import fid_statistics_to_metric
+        return fid_statistics_to_metric(dict(mu=mu, sigma=a), dict(mu=mv, sigma=b), False)['frechet_inception_distance']
+
+    def report(self, real, fake):
+        from torch_fidelity.metric_fid import fid_featuresdict_to_metric
+        from torch_fidelity.metric_kid import kid_featuresdict_to_metric
+        x, y = ({self.layer: __import__('torch').from_numpy(self.features(o))} for o in (real, fake))
+        return fid_featuresdict_to_metric(x, y, self.layer), kid_featuresdict_to_metric(x, y, self.layer, kid_subset_size=min(1000, len(x[self.layer]) - 1))
+
+
+SIDES = {'ours': Ours, 'clean-fid': CleanFid, 'pytorch-fid': PytorchFid, 'torch-fidelity': TorchFidelity}
+
+
+def worker(side, kind):
+    "Do what each line of the standard input asks; answer with seconds, peak memory and a figure."
     import contextlib
-    import io
+    import warnings
 
     import torch
-    out, files = io.StringIO(), sorted(str(p) for p in Path(folder).glob('*.png'))
-    from pttface.features import features, load_protocol, square
-    net = load_protocol(device='cpu').net
-
-    class Net(torch.nn.Module):  # the same network, fed bytes or floats 0…1
-        def forward(self, x, scale=1.): return net.extract_features((square((x*scale).permute(0, 2, 3, 1), 224, 'cpu') - 127)/128).mean((2, 3))
-    with contextlib.redirect_stdout(out), contextlib.redirect_stderr(out), torch.inference_mode():
-        if what == 'ours':
-            ims = np.stack([np.asarray(__import__('PIL.Image').Image.open(f)) for f in files])
-            run = lambda: features(ims, device='cpu')
-        elif what == 'clean-fid':
-            from cleanfid.fid import get_folder_features
-            run = lambda: get_folder_features(folder, Net(), num_workers=2, batch_size=32, device=torch.device('cpu'), custom_fn_resize=lambda x: x.astype(np.float32), verbose=False)
-        elif what == 'pytorch-fid':
-            from pytorch_fid.fid_score import get_activations
-
-            class Four(Net):
-                def forward(self, x): return [super(Four, self).forward(x, 255.)[:, :, None, None]]
-            run = lambda: get_activations(files, Four(), batch_size=50, dims=1280, num_workers=2)
-        elif what == 'torch-fidelity':
-            from torch_fidelity.feature_extractor_base import FeatureExtractorBase
-            from torch_fidelity.datasets import ImagesPathDataset
-            from torch_fidelity.utils import get_featuresdict_from_dataset
-
-            class Lite(FeatureExtractorBase):
-                def __init__(self): super().__init__('lite0', ['1280'])
-                @staticmethod
-                def get_provided_features_list(): return ('1280',)
-                def forward(self, x): return (Net.forward(self, x.float()),)
-            fe = Lite()
-            run = lambda: get_featuresdict_from_dataset(ImagesPathDataset(files), fe, 64, False, False, True)
-        run()
-        seconds, spread = timed(run)
-    print(json.dumps(dict(rate=len(files)/seconds, spread=spread)))
+    warnings.filterwarnings('ignore')
+    answers = os.fdopen(os.dup(1), 'w')
+    with open(os.devnull, 'w') as null, contextlib.redirect_stdout(null), contextlib.redirect_stderr(null), torch.inference_mode():
+        it = SIDES[side](kind)
+        for line in sys.stdin:
+            what, *args = json.loads(line)
+            if what == 'distance':
+                with np.load(args[0]) as z: args = [z[k] for k in ('mu', 'a', 'mv', 'b')]
+            t = time.perf_counter()
+            got = getattr(it, what)(*args)
+            s = time.perf_counter() - t
+            mb = sum(resource.getrusage(o).ru_maxrss for o in (resource.RUSAGE_SELF, resource.RUSAGE_CHILDREN))/1024
+            print(json.dumps(dict(s=s, mb=mb, value=float(np.mean(got)) if isinstance(got, (float, np.ndarray, np.floating)) else None)), file=answers, flush=True)
 
 
-def report_worker(n):
-    "The whole report but the network: 2,048 random projections stand in for it."
-    from types import SimpleNamespace
+class Worker:
+    "A side in a process of its own, so that its memory is its own and rounds can be interleaved."
+    def __init__(self, side, python, kind):
+        env = dict(os.environ, PYTHONPATH=os.pathsep.join([str(top), str(top/'tools')]), TQDM_DISABLE='1')
+        self.log = tempfile.TemporaryFile('w+')
+        self.p = subprocess.Popen([str(python), __file__, 'worker', side, kind], stdin=subprocess.PIPE, stdout=subprocess.PIPE, stderr=self.log, text=True, env=env)
 
-    from pttface.fid import evaluate
-    ims = pictures(2*n + n//9, 16)
-    proj = np.random.default_rng(0).normal(size=(768, 2048)).astype(np.float32)/28
+    def ask(self, *what):
+        self.p.stdin.write(json.dumps([str(o) for o in what]) + '\n')
+        self.p.stdin.flush()
+        said = self.p.stdout.readline()
+        if said: return json.loads(said)
+        self.p.wait()
+        self.log.seek(0)
+        raise RuntimeError(f'{what}: {self.log.read()[-1500:]}')
 
-    def projection(x): return np.maximum((x.reshape(len(x), -1)/127.5 - 1) @ proj, 0)
-    t = time.perf_counter()
-    evaluate(ims[:n], SimpleNamespace(train=ims[n:2*n], heldout=ims[2*n:]), projection, n=n, batch=500, progress=False)
-    print(json.dumps(dict(seconds=time.perf_counter() - t, mb=resource.getrusage(resource.RUSAGE_SELF).ru_maxrss/1024)))
-
-
-def ask(python, *args):
-    env = dict(os.environ, PYTHONPATH=str(Path(__file__).resolve().parent.parent))
-    r = subprocess.run([python, __file__, *map(str, args)], capture_output=True, text=True, env=env)
-    if r.returncode: raise RuntimeError(f'{args}: {r.stderr[-800:]}')
-    return json.loads(r.stdout.strip().splitlines()[-1])
-
-
-def row(what, value, unit, peer=None, peer_value=None, better='higher', n=None, spread=None):
-    ratio = None if peer_value is None else (value/peer_value if better == 'higher' else peer_value/value)
-    return dict(what=what, value=value, unit=unit, peer=peer, peer_value=peer_value, ratio=ratio, n=n, spread=spread)
+    def __enter__(self): return self
+    def __exit__(self, *a):
+        self.p.stdin.close()
+        self.p.wait()
 
 
-def distances(dim, repeats):
-    "Seconds of one distance at `dim` features: ours, and the peers' SciPy matrix root."
-    from scipy import linalg
+def spread(v): return float(np.subtract(*np.percentile(v, [75, 25]))/2/np.median(v)) if len(v) > 2 else None
+
+
+def row(what, ours, unit, peer=None, theirs=None, better='higher', n=None, key=lambda a: a['s'], per=None):
+    "A row of the table from the answers of both sides; the ratio is the median of the rounds' own."
+    f = (lambda a: per/a['s']) if per else key
+    a, b = [f(o) for o in ours], [f(o) for o in theirs or []]
+    ratio = float(np.median([x/y if better == 'higher' else y/x for x, y in zip(a, b)])) if b else None
+    return dict(what=what, value=float(np.median(a)), unit=unit, peer=peer, peer_value=float(np.median(b)) if b else None, ratio=ratio, n=n or len(a), spread=spread(a))
+
+
+def rounds(python, kind, jobs):
+    "Each side in turn: side → what was asked → answers. A job is (rounds, warm up first?, what, arguments); all sides stay open, each in its process."
+    from contextlib import ExitStack
+    got = {}
+    with ExitStack() as stack:
+        sides = {k: stack.enter_context(Worker(k, v, kind)) for k, v in python.items() if v}
+        for n, warm, *job in jobs:
+            if warm:
+                for w in sides.values(): w.ask(*job)
+            for _ in range(n):
+                for k, w in sides.items(): got.setdefault(k, {}).setdefault(job[0], []).append(w.ask(*job))
+    return got
+
+
+def half_rows(ims):
+    "Half precision: how much faster, and how much it changes the distance of blurred pictures."
+    import cv2
 
     from pttface.distances import Stats, frechet_distance
-    rng = np.random.default_rng(0)
-    scale = np.arange(1, dim+1)**-.6
-    a, b = (Stats.of(rng.normal(size=(2*dim, dim))*scale + m) for m in (0, .05))
-    ours, spread = timed(lambda: frechet_distance(a, b), repeats)
-    t = time.perf_counter()
-    root = linalg.sqrtm(a.sigma @ b.sigma)
-    theirs = time.perf_counter() - t
-    want = ((a.mu - b.mu)**2).sum() + np.trace(a.sigma + b.sigma) - 2*np.trace(root).real
-    return [row('distance s', ours, f's, {dim} features', 'clean-fid, pytorch-fid, torch-fidelity (scipy sqrtm)', theirs, 'lower', repeats, spread),
-            row('distance, relative difference', abs(frechet_distance(a, b) - want)/want, 'share', n=1)]
+    from pttface.features import features
+    sets = [ims[::2], np.stack([cv2.GaussianBlur(o, (0, 0), 1) for o in ims[1::2]])]
+    got, s = {}, {'float32': [], 'half': []}
+    for _ in range(3):
+        for p in s:
+            t = time.perf_counter()
+            got[p] = [features(o, device='cpu', precision=p) for o in sets]
+            s[p].append(dict(s=time.perf_counter() - t))
+    d = {k: frechet_distance(*map(Stats.of, v)) for k, v in got.items()}
+    return [row('features images/s, half precision', s['half'], 'images/s', 'ours in float32', s['float32'], per=len(ims)),
+            dict(what='distance in half precision, relative difference', value=abs(d['half']/d['float32'] - 1), unit='share', n=1)]
+
+
+def copies_rows(n):
+    "Drawn heads, `n` of each: how many copies are found among samples of which 5 % are copies, and among fresh ones."
+    import cv2
+
+    from drawn import heads
+    from pttface.copies import Originality, look_for_copies, small_pixels
+    from pttface.features import features
+    ims = heads(2*n + n//5, 48)['images']
+    train, held, fresh = ims[:n], ims[n:n + n//5], ims[n + n//5:]
+    k = max(1, n//20)
+    cheat = np.concatenate([fresh[k:], cv2.convertScaleAbs(train[:k, :, ::-1], alpha=1.04, beta=4)])
+    x = {name: [f(o) for o in (train, train[:, :, ::-1], held)] for name, f in (('features', features), ('pixels', small_pixels))}
+    out = []
+    for what, samples in (('fresh', fresh), ('5 % copies', cheat)):
+        found = Originality({name: look_for_copies(*x[name], f(samples)) for name, f in (('features', features), ('pixels', small_pixels))})
+        out += [dict(what=f'copies found among {n} drawn heads, {what}', value=int(found.copies.sum()), unit=f'of {0 if what == "fresh" else k}', n=n),
+                dict(what=f'p of the same, {what}', value=found.p, unit='p', n=n)]
+    return out
 
 
 def bench(smoke=False):
-    "Rows: features images/s and distance s with each peer, the report's time and memory."
-    import cv2
-    rows = []
+    "Rows: features images/s and distance s with each peer, the report's time and memory, half precision, copies among drawn heads."
+    made = peer_python('fid', 'clean-fid', 'pytorch-fid', 'torch-fidelity', share=True, make=not smoke)
+    python = {'ours': sys.executable, **{p: made or (sys.executable if p == 'clean-fid' else None) for p in PEERS}}
+    n, many, dim, k = (8, 40, 64, 1) if smoke else (IMAGES, REPORT, 2048, ROUNDS)
     with tempfile.TemporaryDirectory() as d:
-        for i, im in enumerate(pictures(8 if smoke else IMAGES)): cv2.imwrite(f'{d}/{i:05d}.png', im)
-        os.environ['REPEATS'] = '1' if smoke else str(REPEATS)
-        ours = ask(sys.executable, 'features', 'ours', d)
-        peers = ['clean-fid'] if smoke else ['clean-fid', 'pytorch-fid', 'torch-fidelity']
-        for peer in peers:
-            try: theirs = ask(PEERS if Path(PEERS).exists() and not smoke else sys.executable, 'features', peer, d)['rate']
-            except RuntimeError as e: theirs, peer = None, f'{peer}: {str(e).splitlines()[-1][:60]}'
-            rows.append(row('features images/s', ours['rate'], 'images/s', peer, theirs, 'higher', 8 if smoke else IMAGES, ours['spread']))
-    rows += distances(64 if smoke else 2048, 1 if smoke else REPEATS)
-    n = 60 if smoke else REPORT
-    got = ask(sys.executable, 'report', n)
-    return rows + [row(f'report s for {n:,} × {n:,}, network apart', got['seconds'], 's', n=1), row('peak MB', got['mb'], 'MB', n=1)]
+        d = Path(d)
+        write_pngs(pictures(n), d/'few')
+        got = rounds(python, 'lite0', [(k, True, 'features', d/'few')])
+        rows = [row('features images/s', got['ours']['features'], 'images/s', p, got.get(p, {}).get('features'), per=n) for p in PEERS]
+        rng, scale = np.random.default_rng(0), np.arange(1, dim+1)**-.6
+        x, y = (rng.normal(size=(2*dim, dim))*scale + m for m in (0, .05))
+        np.savez(d/'stats.npz', mu=x.mean(0), a=np.cov(x.T), mv=y.mean(0), b=np.cov(y.T))
+        for i, name in enumerate(('real', 'fake')): write_pngs(pictures(many, 16, i), d/name)
+        got = rounds(python, 'projection', [(1 if smoke else 3, False, 'distance', d/'stats.npz'), (1, False, 'report', d/'real', d/'fake')])
+        rows += [row('distance s', got['ours']['distance'], f's, {dim} features', p, got.get(p, {}).get('distance'), 'lower') for p in PEERS]
+        mine = got['ours']['distance'][0]['value']
+        for p in PEERS:
+            if p in got: rows.append(dict(what='distance, relative difference', value=abs(mine/got[p]['distance'][0]['value'] - 1), unit='share', peer=p, n=1))
+        for p in PEERS:
+            theirs = got.get(p, {}).get('report')
+            rows += [row('report s for 10k' if many == 10_000 else f'report s for {many}', got['ours']['report'], 's, network apart', p, theirs, 'lower'),
+                     row('peak MB', got['ours']['report'], 'MB', p, theirs, 'lower', key=lambda a: a['mb'])]
+    return rows + half_rows(pictures(8 if smoke else 128)) + copies_rows(20 if smoke else 500)
 
 
-if __name__ == '__main__':
-    worker(*sys.argv[2:]) if sys.argv[1] == 'features' else report_worker(int(sys.argv[2]))
+if __name__ == '__main__': worker(*sys.argv[2:])
