@@ -1,5 +1,6 @@
-"The packed set: batches a second against ImageFolder and DataLoader, load time, near duplicates among 55,000 (DATA_N faces, 25,000 by default)."
+"The packed set: batches a second against ImageFolder and DataLoader, load time, near duplicates among 55,000, a page of the curator (DATA_N faces, 25,000 by default)."
 import os
+import sys
 import tempfile
 import time
 from pathlib import Path
@@ -7,9 +8,14 @@ from pathlib import Path
 import cv2
 import numpy as np
 
+sys.path.insert(0, str(Path(__file__).resolve().parent.parent/'tests'))
+
 
 def _row(what, value, unit='', peer=None, peer_value=None, ratio=None, n=None, spread=None):
     return dict(what=what, value=value, unit=unit, peer=peer, peer_value=peer_value, ratio=ratio, n=n, spread=spread)
+
+
+def _spread(v): return float(np.subtract(*np.percentile(v, [75, 25]))/2/np.median(v)) if len(v) > 2 else None
 
 
 def _faces(n, seed=0):
@@ -17,6 +23,14 @@ def _faces(n, seed=0):
     rng = np.random.default_rng(seed)
     base = rng.integers(0, 255, (512, 9, 9, 3), dtype=np.uint8)
     return np.stack([cv2.resize(base[i % 512], (64, 64), interpolation=cv2.INTER_CUBIC) for i in range(n)]) + rng.integers(0, 9, (n, 1, 1, 1), dtype=np.uint8)
+
+
+def _hashes(n, seed=1):
+    "Perceptual hashes as faces have them, all a little alike: of all pairs a third of a percent lie within 10 bits, as measured on drawn faces"
+    rng = np.random.default_rng(seed)
+    def flip(h, p): return h ^ (rng.random((len(h), 64)) < p)
+    bits = flip(flip(np.tile(rng.random(64) < .5, (200, 1)), .28)[rng.integers(0, 200, n)], .08)
+    return np.packbits(bits, axis=1).view(np.uint64)[:, 0].copy()
 
 
 def _rate(batches, n, batch):
@@ -30,53 +44,98 @@ def _rate(batches, n, batch):
 
 def _folder(ims, root, batch, workers):
     "ImageFolder + DataLoader as in any tutorial, on the same faces as PNGs"
+    import torch
     from torch.utils.data import DataLoader
     from torchvision.datasets import ImageFolder
     from torchvision.transforms import v2
-    import torch
     (root/'all').mkdir(parents=True)
     for i, im in enumerate(ims): cv2.imwrite(str(root/f'all/{i:05d}.png'), im[..., ::-1])
     tfm = v2.Compose([v2.ToImage(), v2.RandomHorizontalFlip(), v2.ToDtype(torch.float32, scale=True), v2.Normalize([.5]*3, [.5]*3)])
     return DataLoader(ImageFolder(root, tfm), batch, shuffle=True, num_workers=workers, drop_last=True, persistent_workers=workers > 0)
 
 
-def bench(smoke=False):
-    from pttface.dataset import FaceData, _hash, duplicate_groups
+def _epoch(loader):
+    "Images a second over one pass"
+    t = time.perf_counter()
+    return sum(len(x) for x, _ in loader)/(time.perf_counter() - t)
+
+
+def feed(tmp, n, batch, smoke):
+    "Loading the packed set, and batches from it beside those of a folder of PNGs, in turns"
+    from pttface.dataset import FaceData, _hash
     from pttface.store import open_root, write_json, write_npz
+    root = open_root(tmp/'run', create=True)
+    ims, text = _faces(n), np.full(n, 'x')
+    arrays = dict(images=ims, split=np.zeros(n, np.uint8), key=np.arange(n).astype(str), article=text, pose=text, gender=text, month=text)
+    write_npz(root/'dataset/faces.npz', **arrays)
+    write_json(root/'dataset/card.json', dict(settings={}, counts={}, hash=_hash(arrays)))
+    loads, ours, theirs = [], [], []
+    for _ in range(1 if smoke else 5):
+        t = time.perf_counter()
+        data = FaceData.load(root)
+        loads.append(time.perf_counter() - t)
+    loader = _folder(ims[:300 if smoke else 4000], tmp/'png', batch, workers=0 if smoke else 2)
+    for _ in range(1 if smoke else 5):
+        ours.append(_rate(data.batches(batch), 5 if smoke else 200, batch))
+        theirs.append(_epoch(loader))
+    ratio = np.array(ours)/theirs
+    return [_row('images/s', float(np.median(ours)), '1/s', 'ImageFolder + DataLoader(num_workers=2)', float(np.median(theirs)), float(np.median(ratio)), len(ours), _spread(ratio)),
+            _row(f'load {n//1000}k s', float(np.median(loads)), 's', n=len(loads), spread=_spread(loads))]
+
+
+def dedupe(m, ims):
+    "Near duplicates among `m` faces, one in fifty of them planted; all of those must be found"
+    from pttface.dataset import duplicate_groups
+    hashes, at = _hashes(m), np.arange(m) % len(ims)
+    twins = np.arange(0, m - 1, 50)
+    hashes[twins + 1], at[twins + 1] = hashes[twins], at[twins]
+    many = ims[at]
+    t = time.perf_counter()
+    groups = duplicate_groups(hashes, many)
+    took = time.perf_counter() - t
+    assert (groups[twins] == groups[twins + 1]).all()
+    return [_row(f'dedupe {m//1000}k s', took, 's', n=1)]
+
+
+TURN = '''() => new Promise((done, fail) => {
+  setTimeout(() => fail('the page did not turn'), 60000);
+  const face = document.querySelector('.pf-face'), old = getComputedStyle(face).backgroundImage, start = performance.now();
+  document.querySelector('.pf-next').click();
+  (function look() { getComputedStyle(face).backgroundImage != old ? requestAnimationFrame(() => done(performance.now() - start)) : setTimeout(look, 2) })()
+})'''
+
+
+def curator(tmp, n, turns):
+    "Turning a page of the curator: in the kernel, decisions on disk included, and from click to picture in JupyterLab where there is a browser"
+    from browser import Browser, lacks
+    from lab import jupyter_lab, needs_lab, write_notebook
+    from pttface.curate import Curator
+    from test_curator import make
+    root = make(tmp/'faces', n, _faces(256))
+    c, took, seen = Curator(root, outliers=False, progress=False), [], []
+    for _ in range(turns):
+        t = time.perf_counter()
+        c.next_button.click()
+        took.append(1000*(time.perf_counter() - t))
+    if not lacks and not needs_lab.args[0]:
+        write_notebook(tmp/'clean.ipynb', f'from pttface.curate import Curator\nCurator({str(root)!r}, outliers=False, progress=False)')
+        with jupyter_lab(tmp, tmp/'home') as lab, Browser() as b:
+            b.goto(lab.address('clean.ipynb'))
+            b.page.locator('.jp-Notebook .cm-content').first.click()
+            b.wait("document.querySelector('.jp-Notebook-ExecutionIndicator')?.dataset.status == 'idle'")
+            b.key('Shift+Enter')
+            b.wait("!!document.querySelector('[data-lm-suppress-shortcuts]')")
+            for _ in range(turns):
+                time.sleep(.3)
+                seen.append(b.page.evaluate(TURN))
+    return [_row('curator page, kernel', float(np.median(took)), 'ms', n=len(took), spread=_spread(took)),
+            _row('curator page, JupyterLab', float(np.median(seen)) if seen else None, 'ms', n=len(seen), spread=_spread(seen))]
+
+
+def bench(smoke=False):
     n, batch = (600, 64) if smoke else (int(os.environ.get('DATA_N', 25_000)), 64)
     with tempfile.TemporaryDirectory() as tmp:
-        root = open_root(Path(tmp)/'run', create=True)
-        ims, text = _faces(n), np.full(n, 'x')
-        arrays = dict(images=ims, split=np.zeros(n, np.uint8), key=np.arange(n).astype(str), article=text, pose=text, gender=text, month=text)
-        write_npz(root/'dataset/faces.npz', **arrays)
-        write_json(root/'dataset/card.json', dict(settings={}, counts={}, hash=_hash(arrays)))
-        loads = []
-        for _ in range(1 if smoke else 5):
-            t = time.perf_counter()
-            data = FaceData.load(root)
-            loads.append(time.perf_counter() - t)
-        ours = [_rate(data.batches(batch), 5 if smoke else 200, batch) for _ in range(1 if smoke else 5)]
-        few = ims[:300 if smoke else 4000]
-        loader = _folder(few, Path(tmp)/'png', batch, workers=0 if smoke else 2)
-        theirs = []
-        for _ in range(1 if smoke else 3):
-            t = time.perf_counter()
-            seen = sum(len(x) for x, _ in loader)
-            theirs.append(seen/(time.perf_counter() - t))
-        m = 1500 if smoke else 55_000
-        rng = np.random.default_rng(1)
-        hashes = rng.integers(0, 2**64, m, dtype=np.uint64)
-        hashes[1::50] = hashes[::50][:len(hashes[1::50])]
-        t = time.perf_counter()
-        groups = duplicate_groups(hashes, data.images[np.arange(m) % n])
-        dedupe = time.perf_counter() - t
-    spread = lambda v: float(np.subtract(*np.percentile(v, [75, 25]))/2/np.median(v)) if len(v) > 2 else None
-    ours_, theirs_ = float(np.median(ours)), float(np.median(theirs))
-    return [
-        _row('images/s', ours_, '1/s', 'ImageFolder + DataLoader(num_workers=2)', theirs_, ours_/theirs_, len(ours), spread(ours)),
-        _row(f'load {n//1000}k s', float(np.median(loads)), 's', n=len(loads), spread=spread(loads)),
-        _row(f'dedupe {m//1000}k s', dedupe, 's', n=len(np.unique(groups))),
-    ]
+        return feed(Path(tmp), n, batch, smoke) + dedupe(1500 if smoke else 55_000, _faces(n)) + curator(Path(tmp), 600 if smoke else 5000, 3 if smoke else 20)
 
 
 if __name__ == '__main__':
