@@ -125,10 +125,11 @@ class TorchFidelity:
         return fid_statistics_to_metric(dict(mu=mu, sigma=a), dict(mu=mv, sigma=b), False)['frechet_inception_distance']
 
     def report(self, real, fake):
-        from torch_fidelity.metric_fid import fid_featuresdict_to_metric
+        from torch_fidelity.metric_fid import fid_featuresdict_to_statistics, fid_statistics_to_metric
         from torch_fidelity.metric_kid import kid_featuresdict_to_metric
         x, y = ({self.layer: __import__('torch').from_numpy(self.features(o))} for o in (real, fake))
-        return fid_featuresdict_to_metric(x, y, self.layer), kid_featuresdict_to_metric(x, y, self.layer, kid_subset_size=min(1000, len(x[self.layer]) - 1))
+        stats = [fid_featuresdict_to_statistics(o, self.layer) for o in (x, y)]
+        return fid_statistics_to_metric(*stats, False), kid_featuresdict_to_metric(x, y, self.layer, kid_subset_size=min(1000, len(x[self.layer])))
 
 
 SIDES = {'ours': Ours, 'clean-fid': CleanFid, 'pytorch-fid': PytorchFid, 'torch-fidelity': TorchFidelity}
