@@ -84,7 +84,7 @@ def cpu_per_image(names, ims, rounds=5, steps=3):
     return {n: float(np.median(v)) for n, v in took.items()}
 
 
-def job(preset, kind, seed, n, images, samples, out):
+def job(preset, kind, seed, n, images, samples, steps, out):
     "Train one, draw from it, in a process of its own with one thread."
     import torch
     torch.set_num_threads(1)
@@ -95,7 +95,7 @@ def job(preset, kind, seed, n, images, samples, out):
         start = time.process_time()
         run = train(face_data(ims, n*2//3), recipe_of(preset, seed), root=root, budget=f'{images} images', device='cpu', progress=False)
         spent = time.process_time() - start
-        write_npz(Path(out), images=sample(run, samples, seed=seed, device='cpu', progress=False), spent=np.array(spent))
+        write_npz(Path(out), images=sample(run, samples, steps=steps or None, seed=seed, device='cpu', progress=False), spent=np.array(spent))
 
 
 def bench(smoke=False):
@@ -117,7 +117,7 @@ def bench(smoke=False):
     def run(what):
         kind, preset, seed = what
         file = out/f'{kind}-{preset}-{seed}.npz'
-        r = subprocess.run([sys.executable, __file__, preset, kind, *map(str, (seed, n, images[preset], samples, file))], capture_output=True, text=True,
+        r = subprocess.run([sys.executable, __file__, preset, kind, *map(str, (seed, n, images[preset], samples, 3 if smoke else 0, file))], capture_output=True, text=True,
                            env={**os.environ, 'OMP_NUM_THREADS': '1', 'PYTHONPATH': str(top)})
         if r.returncode: raise RuntimeError(r.stderr[-2000:])
         with np.load(file) as f: return f['images'], float(f['spent'])
@@ -143,4 +143,4 @@ def bench(smoke=False):
 
 if __name__ == '__main__':
     a = sys.argv[1:]
-    job(a[0], a[1], *map(int, a[2:6]), a[6])
+    job(a[0], a[1], *map(int, a[2:7]), a[7])
