@@ -145,12 +145,16 @@ def train_run(
     name:str=None,         # Folder under `runs/`; the recipe's name by default
     device:str=None,       # `cpu`, `cuda`, …; the fastest there is by default
     force:bool=False,      # Begin anew where another recipe's or data set's run stands?
+    accumulate:int=1,      # Cut each batch into so many parts, when memory is small
+    trackers:str=None,     # `tensorboard`, `wandb`, or both with a comma
+    speed:str='auto',      # `plain`, `channels_last`, `compile`, or what is fastest
     progress:bool=True,    # Show a bar?
 ): # The run
     "Train on the packed set, from where it stopped."
     from pttface.dataset import FaceData
     from pttface.diffusion import train
-    return train(FaceData.load(root), recipe, root=root, budget=budget, name=name, device=device, force=force, progress=progress)
+    return train(FaceData.load(root), recipe, root=root, budget=budget, name=name, device=device, force=force,
+                 accumulate=accumulate, trackers=trackers, speed=speed, progress=progress)
 
 # %% ../nbs/support/cli.ipynb #df3c7e23
 def sample_run(
