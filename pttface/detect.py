@@ -170,7 +170,7 @@ class MTCNN:
     def __init__(self,
         min_face:float=None,      # Side of the smallest face to find, px; `None`: by the 1.5 % rule for each photo
         share:float=.015,         # That rule's share
-        thresholds=(.6,.7,.7),    # Score a window needs at each of the three networks
+        thresholds=(.6,.7,.5),    # Score a window needs at each of the three networks; the last is the original's 0.5
     ):
         self.nets,self.min_face,self.share,self.thresholds = _nets(),min_face,share,thresholds
 

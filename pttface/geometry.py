@@ -82,11 +82,11 @@ def shrunk(
     im:np.ndarray,  # Picture, (H,W,…) uint8
     scale:float,    # Size wanted over size there is, at most 1
 )->np.ndarray: # Picture whose edge x lies at `scale`·x
-    "`im` shrunk to `scale`: halved, then linear."
+    "`im` shrunk to `scale`: halved, then by area."
     if scale >= 1: return im
     small = halved(im, halvings(scale))
     s = scale*2**halvings(scale)
-    return small if s > .999 else cv2.resize(small, None, fx=s, fy=s, interpolation=cv2.INTER_LINEAR)
+    return small if s > .999 else cv2.resize(small, None, fx=s, fy=s, interpolation=cv2.INTER_AREA)
 
 # %% ../nbs/support/geometry.ipynb #43aedf94
 def cut(
