@@ -49,15 +49,22 @@ def _pool(f, tasks, workers, tries, ahead, broken):
     "Yields `(task, result or exception)`; tasks that were lost with a process that died go to `broken`"
     new = lambda: ProcessPoolExecutor(workers, mp_context=multiprocessing.get_context('spawn'), initializer=_quiet)
     pool = new()
+    def end(pool):
+        "A worker that starts while its pool breaks is left behind (Python 3.11), and would be waited for"
+        for p in list((pool._processes or {}).values()): p.kill()
     def submit(t):
         nonlocal pool
-        try: return pool.submit(_tried, f, tries, t)
-        except BrokenProcessPool: pool = new()
-        return pool.submit(_tried, f, tries, t)
+        try: job = pool.submit(_tried, f, tries, t)
+        except BrokenProcessPool:
+            end(pool)
+            pool = new()
+            job = pool.submit(_tried, f, tries, t)
+        job.pool = pool
+        return job
     try:
         for t,job in window(tasks, submit, lambda running: wait(running, return_when=FIRST_COMPLETED).done, ahead):
             e = job.exception()
-            if isinstance(e, BrokenProcessPool): broken.append(t)
+            if isinstance(e, BrokenProcessPool): end(job.pool); broken.append(t)
             else: yield t,e or job.result()
     finally: pool.shutdown(wait=True, cancel_futures=True)
 
