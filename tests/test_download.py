@@ -31,7 +31,7 @@ def made(n):
         k = kind(i)
         if k == 'gone': continue
         same = i - 10 if i % 13 == 12 and kind(i-10) == 'face' and k == 'face' else i
-        files[f'/i.imgur.com/pic{i:04d}.jpg'] = jpeg(portrait, same) if k == 'face' else jpeg(scene, i) if k == 'none' else cv2.imencode('.jpg', cv2.GaussianBlur(portrait, (0,0), 5+i/100))[1].tobytes()
+        files[f'/i.imgur.com/pic{i:04d}.jpg'] = jpeg(portrait, same) if k == 'face' else jpeg(scene, i) if k == 'none' else cv2.imencode('.jpg', cv2.GaussianBlur(portrait, (0,0), 2.5+i/100))[1].tobytes()
     return files
 
 @pytest.fixture(scope='module')
