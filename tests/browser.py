@@ -1,11 +1,22 @@
 "A real browser for tests: Debian's headless Chromium through Playwright, with nothing of the outside world in reach."
 import shutil
+import subprocess
 from importlib.util import find_spec
 
 import pytest
 
 CHROMIUM = next((p for p in map(shutil.which, ('chromium', 'chromium-browser', 'google-chrome-stable', 'google-chrome')) if p), None)
-lacks = 'no Chromium on this machine: `apt-get install chromium`' if CHROMIUM is None else 'no Playwright: `pip install playwright`' if find_spec('playwright') is None else ''
+
+
+def opens(path):
+    "Does this Chromium open a page here at all?"
+    try: return 'a page' in subprocess.run([path, '--headless', '--no-sandbox', '--disable-gpu', '--disable-dev-shm-usage', '--disable-background-networking', '--dump-dom', 'data:text/html,a page'],
+        capture_output=True, text=True, timeout=90).stdout
+    except (OSError, subprocess.TimeoutExpired): return False
+
+
+lacks = ('no Chromium on this machine: `apt-get install chromium`' if CHROMIUM is None else 'no Playwright: `pip install playwright`' if find_spec('playwright') is None
+         else '' if opens(CHROMIUM) else f'{CHROMIUM} cannot open a page here')
 needs_browser = pytest.mark.skipif(bool(lacks), reason=lacks)
 FLAGS = ['--disable-gpu', '--disable-quic', '--disable-dev-shm-usage', '--hide-scrollbars', '--force-color-profile=srgb', '--disable-background-networking',
          '--disable-component-update', '--disable-sync', '--host-resolver-rules=MAP * ~NOTFOUND , EXCLUDE 127.0.0.1 , EXCLUDE localhost']

@@ -4,6 +4,7 @@ import re
 import subprocess
 import sys
 import time
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 top = Path(__file__).resolve().parent.parent
@@ -24,8 +25,7 @@ def run(*cmd, timeout=1800):
 def note(name, ok, said='', secs=0., n=1):
     "Record a check and say how it went; what a failed one said is shown."
     results.append((n if ok else 0, 0 if ok else 1))
-    print(f'{"ok  " if ok else "FAIL"} {name}{f" ({secs:.0f} s)" if secs >= 1 else ""}', flush=True)
-    if not ok: print(re.sub('^', '     ', said.strip()[-6000:], flags=re.M), flush=True)
+    print(f'{"ok  " if ok else "FAIL"} {name}{f" ({secs:.0f} s)" if secs >= 1 else ""}' + ('' if ok else '\n' + re.sub('^', '     ', said.strip()[-6000:], flags=re.M)), flush=True)
 
 
 def check(name, *cmd, **kw):
@@ -50,10 +50,10 @@ def generated():
 
 
 def notebooks():
-    "Each notebook runs from top to bottom."
-    for p in sorted(top.glob('nbs/**/*.ipynb')):
-        if any(part.startswith(('.', '_')) for part in p.relative_to(top).parts): continue
-        check(f'notebook {p.relative_to(top)}', str(bin / 'nbdev-test'), str(p), '--n-workers', '0')
+    "Each notebook runs from top to bottom, two at a time."
+    paths = [p.relative_to(top) for p in sorted(top.glob('nbs/**/*.ipynb'))]
+    paths = [p for p in paths if not any(part.startswith(('.', '_')) for part in p.parts)]
+    with ThreadPoolExecutor(2) as pool: list(pool.map(lambda p: check(f'notebook {p}', str(bin / 'nbdev-test'), str(p), '--n-workers', '0'), paths))
 
 
 def tests():
