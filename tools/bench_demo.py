@@ -30,7 +30,7 @@ class Peak:
 
     def watch(self):
         me = psutil.Process()
-        while not self.stop.wait(.5): self.bytes = max(self.bytes, sum(map(held, [me, *me.children(recursive=True)])))
+        while not self.stop.wait(3): self.bytes = max(self.bytes, sum(map(held, [me, *me.children(recursive=True)])))
 
     def __exit__(self, *_):
         self.stop.set()
