@@ -8,6 +8,7 @@ Docs: https://pttface.github.io/pttface/support/form.html.md"""
 __all__ = ['ROADS', 'Form']
 
 # %% ../nbs/support/form.ipynb #37085da6
+import os
 from pathlib import Path
 
 from ipywidgets import HTML,Dropdown,IntText,Layout,Text,VBox
@@ -20,7 +21,7 @@ _year = dict(board='Beauty', since='2024-01-01', until='2024-12-31')
 ROADS = {
     'ours':        dict(**_year, rules='default', detector='insightface', recipe='edm', budget='10h', samples=10_000, protocol='clean'),
     'the original': dict(**_year, rules='original', detector='insightface', recipe='original', budget='160 epochs', samples=10_000, protocol='course'),
-    'drawn heads': dict(**_year, rules='default', detector='mtcnn', recipe='tiny', budget='8s', samples=24, protocol='efficientnet')}
+    'drawn heads': dict(**_year, rules='default', detector='mtcnn', recipe='tiny', budget=os.environ.get('PTTFACE_BUDGET', '3m'), samples=24, protocol='efficientnet')}
 _options = dict(rules=['default','original'], detector=['insightface','mtcnn'], recipe=['edm','edm-t4','original','tiny'], protocol=['clean','course','efficientnet'])
 _says = dict(board='board of PTT', since='first day', until='last day', rules='thresholds of crawl, download and faces', detector='insightface also knows age and gender',
              recipe='edm-t4 for a T4, edm for an L4 or better', budget='12h, 90s, 20k images or 160 epochs', samples='to draw and to measure', protocol='clean is FID as published')

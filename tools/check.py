@@ -9,7 +9,7 @@ from pathlib import Path
 
 top = Path(__file__).resolve().parent.parent
 bin = Path(sys.executable).parent
-env = {**os.environ, 'TQDM_DISABLE': '1', 'OMP_NUM_THREADS': '1', 'MPLBACKEND': 'agg', 'PYTHONWARNINGS': 'ignore', 'PATH': f'{bin}{os.pathsep}{os.environ["PATH"]}'}
+env = {**os.environ, 'TQDM_DISABLE': '1', 'OMP_NUM_THREADS': '1', 'PTTFACE_BUDGET': '8s', 'MPLBACKEND': 'agg', 'PYTHONWARNINGS': 'ignore', 'PATH': f'{bin}{os.pathsep}{os.environ["PATH"]}'}
 models = top.parent / 'shared/models/insightface/scrfd_500m'
 if models.is_dir(): env.setdefault('PTTFACE_INSIGHTFACE_MODELS', str(models))
 results = []
