@@ -244,7 +244,7 @@ def render(self:Board,
     pool = ProcessPoolExecutor(self.workers or os.cpu_count(), get_context(method), pool_process)
     try:
         results = pool.map(draw_photo, [p for _,p in todo], chunksize=2)
-        for (key,_),done in zip(todo, tqdm(results, total=len(todo), desc='drawing photos', disable=not progress)):
+        for (key,_),done in zip(todo, tqdm(results, total=len(todo), desc='drawing photos', disable=None if progress else True)):
             self.store[key] = done
     finally: pool.shutdown(wait=True, cancel_futures=True)
     return len(todo)

@@ -102,7 +102,7 @@ def pull(self:Mirror)->int: # Files fetched
         there = patiently(lambda: self.files(self.remote), str(self.remote), wait=self.wait)
         here = self.files(self.local)
         todo = [k for k in there if k not in here and k not in self.seen or k == 'optout.txt']
-        for k in tqdm(todo, desc='from Drive', unit='file', disable=len(todo) < 2):
+        for k in tqdm(todo, desc='from Drive', unit='file', disable=True if len(todo) < 2 else None):
             patiently(lambda k=k: copy_whole(self.remote/k, self.local/k), k, wait=self.wait)
             s = (self.local/k).stat()
             self.seen[k] = s.st_size,s.st_mtime_ns

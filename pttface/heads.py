@@ -454,7 +454,7 @@ def draw_heads(
 )->list[Head]: # In order, whatever the number of processes
     "Draw many heads in a pool of processes."
     kws = [dict(seed=seed+i) | (o or {}) for i,o in enumerate([None]*heads if isinstance(heads, int) else heads)]
-    workers,bar = min(len(kws), os.cpu_count() if workers is None else workers),dict(total=len(kws), desc='drawing heads', disable=not progress)
+    workers,bar = min(len(kws), os.cpu_count() if workers is None else workers),dict(total=len(kws), desc='drawing heads', disable=None if progress else True)
     if workers < 2:
         with ThreadpoolController().limit(limits=1): return [_draw(o) for o in tqdm(kws, **bar)]
     from pttface.heads import _draw as draw,_one_thread as quiet
