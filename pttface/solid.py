@@ -110,8 +110,9 @@ def all(self:Solid,
     p:np.ndarray,  # Points, (3,N) float32
 )->np.ndarray: # (G,N) float32
     "Distances to every group."
-    D = self._each(p, slice(None))
-    return np.stack([self._fold(D[i], i) for i in self.groups.values()])
+    D,out = self._each(p, slice(None)),np.empty((len(self.groups),p.shape[1]), np.float32)
+    for k,i in enumerate(self.groups.values()): out[k] = self._fold(D[i], i)
+    return out
 
 @patch
 def __call__(self:Solid,
@@ -178,7 +179,7 @@ def march(
         miss = np.abs(s)/(px*t)
         k = miss < best[live]
         best[live[k]],tb[live[k]] = miss[k],t[k]
-        slope = np.clip((s0-s)/np.where(np.abs(t-t0) < 1e-6, 1, t-t0), .45, 1.07) if i else np.float32(.93)
+        slope = ((s0-s)/np.where(np.abs(t-t0) < 1e-6, 1, t-t0)).clip(.45, 1.07) if i else np.float32(.93)
         go = (miss > eps) & (t < far)
         s0,t0,t,live,d = s[go],t[go],(t + s/slope)[go],live[go],d[:,go]
         if not len(live): break
