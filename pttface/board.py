@@ -22,6 +22,7 @@ import numpy as np
 from fastcore.basics import patch
 from tqdm.auto import tqdm
 
+from .jobs import uninterrupted
 from .loopback import Reply,serving
 from .pages import (Article,anchor,article_html,deleted_titles,index_html,not_files,not_found,over18_page,over18_script,page_html,
                            quirks,taipei,tags,talk,topics,user,write_links)
@@ -243,7 +244,7 @@ def render(self:Board,
     method = 'forkserver' if 'forkserver' in get_all_start_methods() else 'spawn'
     pool = ProcessPoolExecutor(self.workers or os.cpu_count(), get_context(method), pool_process)
     try:
-        results = pool.map(draw_photo, [p for _,p in todo], chunksize=2)
+        with uninterrupted(): results = pool.map(draw_photo, [p for _,p in todo], chunksize=2)
         for (key,_),done in zip(todo, tqdm(results, total=len(todo), desc='drawing photos', disable=None if progress else True)):
             self.store[key] = done
     finally: pool.shutdown(wait=True, cancel_futures=True)

@@ -1,7 +1,10 @@
 "Tasks on a dask cluster of two processes give what they give in this one, a failing one included, and outlive a worker."
 import operator
 import os
+import random
 import signal
+import subprocess
+import sys
 import time
 
 import pytest
@@ -106,3 +109,31 @@ def test_what_raises_is_tried_again(tmp_path, cluster):
 def test_no_scheduler(monkeypatch):
     monkeypatch.setattr(distributed, 'Client', lambda address, timeout: (_ for _ in ()).throw(OSError('nobody')))
     with pytest.raises(BadInput, match='No scheduler answers at tcp://127.0.0.1:9'): list(run_tasks(pow, [(1, 2)], scheduler='tcp://127.0.0.1:9'))
+
+
+POOL = '''
+import sys, time
+from pttface.jobs import run_tasks
+if __name__ == '__main__':
+    print('ready', flush=True)
+    try:
+        for _ in run_tasks(time.sleep, [(.05,)]*40, workers=3): pass
+    except KeyboardInterrupt: sys.exit(130)
+'''
+
+
+def test_ctrl_c_while_processes_start(tmp_path):
+    "At whatever moment it comes, and whoever it is sent to: no process speaks of it, and none is left"
+    script, r, stopped = tmp_path/'pool.py', random.Random(0), 0
+    script.write_text(POOL)
+    for group in [False, True]*4:
+        p = subprocess.Popen([sys.executable, script], stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, start_new_session=True)
+        assert p.stdout.readline() == 'ready\n'
+        time.sleep(r.uniform(0, .6))
+        os.killpg(p.pid, signal.SIGINT) if group else p.send_signal(signal.SIGINT)
+        said = p.communicate(timeout=60)[1]
+        assert p.returncode in (0, 130) and not said, said
+        with pytest.raises(ProcessLookupError):
+            for _ in range(250): os.killpg(p.pid, 0); time.sleep(.02)
+        stopped += p.returncode == 130
+    assert stopped >= 4
