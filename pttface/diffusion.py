@@ -86,7 +86,7 @@ class Trainer:
         d = Denoiser(make_net(r), r.kind, run.record['sigma_data'])
         adam = torch.optim.AdamW(d.parameters(), lr=r.lr, betas=(.9, r.beta2), weight_decay=r.decay, fused=state.device.type in ('cpu','cuda'))
         self.denoiser,self.opt = d.to(self.accel.device),adam
-        self.go('channels_last' if speed == 'auto' and r.net == 'unet' else 'plain' if speed == 'auto' else speed)
+        self.go(speed if speed != 'auto' else 'channels_last' if r.net == 'unet' and (state.device.type, self.accel.mixed_precision) != ('cpu','bf16') else 'plain')
         self.ema = EMA(d.net, r.ema, r.batch)
         self.model,self.opt = self.accel.prepare(d, adam)
         self.step = self.images = self.infinite = 0

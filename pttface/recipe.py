@@ -82,7 +82,7 @@ RECIPES = {o.name:o for o in [
     replace(_edm, name='edm-t4', net_args=dict(ch=96), batch=128, lr=3e-4),
     Recipe('tiny', net_args=dict(ch=32, mults=(1,2,2,2), blocks=1, attn=(8,), dropout=0., size=32, lean=True), size=32, batch=16, lr=2e-3, warmup=1e3,
            beta2=.99, ema='power 0.10', budget='270s', report='5k images', grid='10k images', save='30s'),
-    Recipe('tiny-original', net='stronger', net_args=dict(widths=(32,48,64,64), mid=96), size=32, kind='linear', spread=False, batch=16, lr_end=1e-5,
+    Recipe('tiny-original', net='stronger', net_args=dict(widths=(32,48,64,64), mid=96, heads=1), size=32, kind='linear', spread=False, batch=16, lr_end=1e-5,
            decay=.01, flip=False, ema='decay 0.998', budget='270s', report='5k images', grid='10k images', save='30s', sampler='ancestral', steps=250)]}
 
 # %% ../nbs/support/recipe.ipynb #eea26f2c
