@@ -23,6 +23,7 @@ from fastcore.basics import patch
 from tqdm.auto import tqdm
 
 from .account import Links,article_url,audit,index_check
+from .fetch import Answer
 from .links import canonical
 from .reader import Index,Page,ids,parse_article,parse_index,posted,taipei
 from .store import BadInput,marker,open_root,read_json,read_optout,same_settings,write_json,write_jsonl
@@ -237,18 +238,26 @@ class Harvest:
             self.rows[r['id']] = {**r, 'left_out':'opt_out' if out else left_out(r['title'], self.settings)}
         return [r['id'] for r in new if not self.rows[r['id']]['left_out']]
 
-    def article(self,
+    def ask(self,
         id:str,  # File name of an article
-    ): # The id, its `Page`, and its row, or None when it could not be read
-        "Ask for one article and read it."
+    )->tuple[str,Answer]: # The same, and what came
+        "Ask for one article."
         row = self.rows[id]
-        a = self.rng.pages.get(f'/bbs/{self.rng.board}/{id}.html', title=row['title'], author=row['author'])
+        return id,self.rng.pages.get(f'/bbs/{self.rng.board}/{id}.html', title=row['title'], author=row['author'])
+
+    def enter(self,
+        id:str,    # File name of an article
+        a:Answer,  # What came for it
+    )->int: # How many images it shows
+        "Read one article, and enter it."
         try:
             page = parse_article(a.body) if a.ok else Page(a.reason)
-            return id,page,None if page.reason else _row(row, page, self.rng.board, self.settings)
+            row = None if page.reason else _row(self.rows[id], page, self.rng.board, self.settings)
         except Exception:
             log.exception('%s cannot be read', id)
-            return id,Page('unreadable'),None
+            page,row = Page('unreadable'),None
+        self.read[id] = page,row
+        return len(row['images']) if row else 0
 
 # %% ../nbs/00_crawl.ipynb #78f9c79c
 def reap(
@@ -261,14 +270,14 @@ def reap(
     bar = tqdm(total=21*max(rng.hi - rng.lo + 1, 0), desc=f'crawling {rng.board}', unit='page', disable=None if progress else True)
     def take(rows):
         todo = h.take(rows)
-        for id in todo: crew.add(h.article, id)
+        for id in todo: crew.add(h.ask, id)
         bar.total += len(todo) - 20
     def work(n=0):
         for o in crew:
             if isinstance(o, Index): take(o.rows)
-            else: h.read[o[0]] = o[1:]; n += len(o[2]['images']) if o[2] else 0
+            else: n += h.enter(*o)
             bar.update()
-            bar.set_postfix(articles=len(h.read), images=n, refresh=False)
+            if not bar.disable: bar.set_postfix(articles=len(h.read), images=n, refresh=False)
     try:
         for n in range(rng.lo, rng.hi+1): crew.add(rng.read, n)
         work()

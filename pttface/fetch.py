@@ -205,10 +205,12 @@ class Client:
         self.retries,self.backoff,self.patience,self.timeout,self.total = retries,backoff,patience,(min(connect, timeout),timeout),total
         self.max_bytes,self.redirects,self.judge,self.fuse,self.silent,self.plain = max_bytes,redirects,judge,fuse,{},set()
         self.stop,self._lock,self._dog,self.asked,self.headers = threading.Event(),threading.Lock(),_Watchdog(),0,headers or {}
+        self._first = None
         if session is None:
             session = requests.Session()
             session.trust_env,session.headers = False,requests.structures.CaseInsensitiveDict({'User-Agent':agent, 'Accept':'*/*', 'Accept-Encoding':'gzip'})
             for s in ('http://', 'https://'): session.mount(s, _Adapter(None if allow_private or gateway else resolve, 32))
+            self._first = session.prepare_request(requests.Request('GET', self.gateway or 'http://localhost', headers))
         self.session = session
 
     def pace(self,
@@ -266,7 +268,7 @@ def _hop(self:Client, url):
     with self.pace(urlsplit(url).hostname).turn(self.stop), self._dog.over(self.total) as late:
         self.asked += 1
         try:
-            with self.session.get(ask, stream=True, allow_redirects=False, timeout=self.timeout, headers=self.headers) as r:
+            with _send(self, ask) as r:
                 a = Answer(url, status=r.status_code, headers={k.lower():v for k,v in r.headers.items()}, final=url)
                 if int(a.headers.get('content-length') or 0) > self.max_bytes: a.reason = 'too_large'
                 elif a.status < 400: a.reason,a.body = _body(r, self.max_bytes)
@@ -275,6 +277,15 @@ def _hop(self:Client, url):
         except (requests.RequestException, urllib3.exceptions.HTTPError, OSError, ValueError) as e: a = Answer(url, reason='too_slow' if late[2] else fault(e), final=url)
         if late[2] and not a.reason: a.reason = 'too_slow'
     return a
+
+def _send(self:Client, url):
+    "A GET of `url`; with our own session, all but the address and the cookies of a request is prepared once"
+    how = dict(stream=True, allow_redirects=False, timeout=self.timeout)
+    if self._first is None: return self.session.get(url, headers=self.headers, **how)
+    r = self._first.copy()
+    r.prepare_url(url, None)
+    if self.session.cookies: r.prepare_cookies(self.session.cookies)
+    return self.session.send(r, **how)
 
 def _body(r, cap):
     "The body of a streamed answer, no longer than `cap`"

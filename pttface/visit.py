@@ -38,11 +38,11 @@ def board_client(
 # %% ../nbs/support/visit.ipynb #78457e55
 def pack(b:bytes)->str: # Text that JSON holds as it is
     "A page, squeezed."
-    return base64.b85encode(zlib.compress(b, 6)).decode()
+    return base64.b64encode(zlib.compress(b, 3)).decode()
 
 def unpack(s:str)->bytes: # The page
     "What `pack` squeezed."
-    return zlib.decompress(base64.b85decode(s))
+    return zlib.decompress(base64.b64decode(s) if s.startswith('e') else base64.b85decode(s))
 
 # %% ../nbs/support/visit.ipynb #5e3ce4c0
 class Pages:
@@ -54,7 +54,7 @@ class Pages:
         breaker:int=5,         # So many refusals in a row mean that the board does not want us
     ):
         self.ledger,self.base_url,self.client,self.breaker = Ledger(path, 'path'),base_url,client,breaker
-        self.asked,self.refused,self._lock = 0,0,threading.Lock()
+        self.asked,self.refused,self.blocked,self._lock = 0,0,'',threading.Lock()
 
     def get(self,
         path:str,          # Such as `/bbs/Beauty/index.html`
@@ -74,14 +74,15 @@ class Pages:
 # %% ../nbs/support/visit.ipynb #0f544f47
 def _ask(self:Pages, path):
     "One request to the board, counted; a refusal too many ends them all"
+    if self.blocked: raise Blocked(self.blocked)
     a = self.client.get(urljoin(self.base_url, path))
     with self._lock:
         self.asked += 1
         self.refused = 0 if a.ok or a.reason in ('404','410') else self.refused + 1
-        refused = self.refused
-    if refused >= self.breaker: raise Blocked(f'{self.base_url} refused {refused} requests in a row, {a.reason} at last for {path}: '
-                                              'wait a day or lower the rate, and run again; what has come is kept')
-    return a
+        if self.refused < self.breaker: return a
+        self.blocked = (f'{self.base_url} refused {self.refused} requests in a row, {a.reason} at last for {path}: '
+                        'wait a day or lower the rate, and run again; what has come is kept')
+    raise Blocked(self.blocked)
 
 Pages._ask = _ask
 
