@@ -56,6 +56,40 @@ def test_commuting_covariances_have_a_closed_form():
     assert frechet_distance(a, b) == pytest.approx(mu @ mu + ((va**.5 - vb**.5)**2).sum(), rel=1e-6)
 
 
+@pytest.mark.parametrize('decades', [2, 10, 14])
+def test_known_distances_over_many_orders_of_magnitude(decades):
+    "With B = T·A·T the optimal map is T, whatever the spectrum of A: the cross term is tr(A·T). SciPy's root agrees to 1e-6; ours is nearer."
+    rng, dim, sym = np.random.default_rng(decades), 120, lambda m: (m + m.T)/2
+    q, r = (np.linalg.qr(rng.normal(size=(dim, dim)))[0] for _ in range(2))
+    for t in (sym(q*rng.uniform(.3, 3, dim) @ q.T), np.diag(rng.uniform(.3, 3, dim))):
+        a = sym(r*np.logspace(0, -decades, dim) @ r.T)
+        a, b = Stats(np.zeros(dim), a, 1000), Stats(rng.normal(size=dim)*.1, sym(t @ a @ t), 1000)
+        want = b.mu @ b.mu + np.trace(a.sigma) + np.trace(b.sigma) - 2*np.trace(a.sigma @ t)
+        assert frechet_distance(a, b) == pytest.approx(want, rel=1e-10)
+        assert textbook(a, b) == pytest.approx(want, rel=1e-6)
+        assert frechet_distance(a, a) < 1e-12*np.trace(a.sigma)
+
+
+@pytest.mark.parametrize('decay', [3., 6., 8.])
+def test_the_order_of_features_does_not_matter(decay):
+    "Not even when the liveliest come last, which would cost the small eigenvalues, and the distance all but six digits."
+    rng, scale = np.random.default_rng(0), np.logspace(0, -decay, 160)
+    x, y = (rng.normal(size=(500, 160))*scale for _ in range(2))
+    first, *others = (frechet_distance(Stats.of(x[:, i]), Stats.of(y[:, i])) for i in (np.arange(160), np.arange(160)[::-1], rng.permutation(160)))
+    assert others == pytest.approx([first]*2, rel=1e-10)
+
+
+def test_features_that_repeat_or_stand_still():
+    "Singular, with many more pictures than features: Cholesky may fail on it or just succeed, and the answer is that of the features that count."
+    rng = np.random.default_rng(0)
+    x, y = rng.normal(size=(900, 40)) @ rng.normal(size=(40, 40)), rng.normal(size=(900, 40)) + .1
+    for f in (lambda z: np.c_[z, np.zeros((len(z), 7))], lambda z: np.c_[z, z]/2**.5, lambda z: np.c_[z, z @ np.ones((40, 3))/120**.5]):
+        a, b = Stats.of(f(x)), Stats.of(f(y))
+        q = np.linalg.svd(f(np.eye(40)), full_matrices=False)[2].T  # spans all that can vary
+        want = textbook(Stats.of(f(x) @ q), Stats.of(f(y) @ q))
+        assert frechet_distance(a, b) == pytest.approx(want, rel=1e-6)
+
+
 @pytest.mark.parametrize('n,m', [(20, 20), (20, 400), (400, 20)])
 def test_fewer_pictures_than_features(n, m):
     "Directions in which one set does not vary at all add nothing to the cross term: compare with the problem turned into the small space."

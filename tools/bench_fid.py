@@ -255,7 +255,7 @@ def bench(smoke=False):
         x, y = (rng.normal(size=(2*dim, dim))*scale + m for m in (0, .05))
         np.savez(d/'stats.npz', mu=x.mean(0), a=np.cov(x.T), mv=y.mean(0), b=np.cov(y.T))
         for i, name in enumerate(('real', 'fake')): write_pngs(pictures(many, 16, i), d/name)
-        got = rounds(python, 'projection', [(1 if smoke else 3, False, 'distance', d/'stats.npz'), (1, False, 'report', d/'real', d/'fake')])
+        got = rounds(python, 'projection', [(k, not smoke, 'distance', d/'stats.npz'), (1, False, 'report', d/'real', d/'fake')])
         rows += [row('distance s', got['ours']['distance'], f's, {dim} features', p, got.get(p, {}).get('distance'), 'lower') for p in PEERS]
         mine = got['ours']['distance'][0]['value']
         for p in PEERS:
