@@ -13,6 +13,7 @@ import re
 from dataclasses import dataclass
 from datetime import datetime,timedelta,timezone
 
+from bs4 import BeautifulSoup
 from lxml import etree
 
 from .links import split_urls
@@ -179,5 +180,5 @@ def gated(
 )->str: # `gate_over18`, or ''
     "Whether the board shows its over-18 notice instead of the page."
     if b'over18-notice' not in body: return ''
-    root = tree(body)
-    return 'gate_over18' if root.xpath(f'//*[{having("over18-notice")}]') and not root.xpath(f'//*[{having("r-ent")} or @id="main-content"]') else ''
+    soup = BeautifulSoup(body, 'lxml')
+    return 'gate_over18' if soup.select_one('.over18-notice') and not soup.select_one('.r-ent, #main-content') else ''
