@@ -137,9 +137,9 @@ def body_parts(
     torso = [((0,-.48,-.04), (1.3*s,.25,.34), 0), ((.5*s,-.3,-.1), (.62*s,.2,.26), 20), ((-.5*s,-.3,-.1), (.62*s,.2,.26), -20), ((1.3*s,-1.4,-.05), (.27,1.1,.32), -5),
              ((-1.3*s,-1.4,-.05), (.27,1.1,.32), 5), ((0,-1.25,.04), (.98*s,1.,.5), 0), ((0,-5.5,0), (1.2*s,4.7,.65), 0)]
     out = []
-    for g,more in (('skin',0),('cloth',.04)):
+    for g,more,show in (('skin',0,(0,1,2,5)),('cloth',.04,range(7))):  # arms inside sleeves are never seen
         out += [(g,'+',.18, quadric(mid, (.31*s+more,.8,.31+more), N))]
-        out += [(g,'+',.3, quadric(at(c), np.add(r, more), H @ turn(0,0,a))) for c,r,a in torso]
+        out += [(g,'+',.3, quadric(at(c), np.add(r, more), H @ turn(0,0,a))) for c,r,a in (torso[i] for i in show)]
     c,r = necklines[L['neck']]
     return out + [('cloth','-',.04, quadric(at(c), r, H))]
 
@@ -209,10 +209,10 @@ class Paint:
         "Let `f` paint the points `where`; its answer there, 0 elsewhere"
         out,j = np.zeros(len(where), np.float32),np.flatnonzero(where)
         if len(j):
-            F = Paint(self.L, np.stack([self.x[j], self.y[j], self.z[j]]), self.px)
-            F.col = self.col[:,j]
+            F = Paint(self.L, np.stack([self.x.take(j), self.y.take(j), self.z.take(j)]), self.px)
+            F.col = self.col.take(j, 1)
             got = f(F)
-            self.col[:,j] = F.col
+            for c,o in zip(self.col, F.col): c[j] = o
             if got is not None: out[j] = got
         return out
 
@@ -322,9 +322,10 @@ def shade(
     for g,w in zip(hits.D, near):
         j = np.flatnonzero(w > .02)
         if not len(j): continue
-        m = unit(n[:,j] + round_head[:,j]*(.35*strand[j])) if g == 'hair' else n[:,j]
-        glow = Glow(light, s.cam.R, m, d[:,j], *lit[:,k][:,j])
-        out[:,j] += w[j]*_coat(g, L, p[:,j], m, round_head[:,j], strand[j], grain[k][j], glow, np.float32(s.cam.away/s.cam.f))
+        m,pj,dj,round_j,lit_j = (o.take(j, 1) for o in (n, p, d, round_head, lit[:,k]))
+        if g == 'hair': m = unit(m + round_j*(.35*strand[j]))
+        c = w[j]*_coat(g, L, pj, m, round_j, strand[j], grain[k][j], Glow(light, s.cam.R, m, dj, *lit_j), np.float32(s.cam.away/s.cam.f))
+        for o,v in zip(out, c): o[j] += v
     return out/np.maximum((near*(near > .02)).sum(0), .5)
 
 def _coat(g, L, p, n, round_head, strand, grain, glow, px):
@@ -360,8 +361,8 @@ def develop(
     C,A,Z = C.reshape(H,W,3),A.reshape(H,W),Z.reshape(H,W)
     jump = cv2.morphologyEx(Z, cv2.MORPH_GRADIENT, np.ones((3,3), np.uint8))*(cv2.erode(A, np.ones((3,3))) == 1)
     m = cv2.GaussianBlur(step(.1, .3, jump).astype(np.float32), (0,0), .6)[...,None]
-    j = np.flatnonzero(m)
-    C.reshape(-1,3)[j] += m.reshape(-1,1)[j]*(cv2.GaussianBlur(C, (0,0), .7) - C).reshape(-1,3)[j]
+    j,flat,soft = np.flatnonzero(m),C.reshape(-1,3),cv2.GaussianBlur(C, (0,0), .7).reshape(-1,3)
+    flat[j] += m.reshape(-1,1)[j]*(soft[j] - flat[j])
     return C,A
 
 # %% ../nbs/support/heads.ipynb #6f1a7600

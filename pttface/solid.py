@@ -63,17 +63,15 @@ class Solid:
         self.parts,self.groups = parts,{}
         for i,(g,*_) in enumerate(parts): self.groups[g] = slice(self.groups[g].start if g in self.groups else i, i+1)
         self.q = np.stack([o[3] for o in parts], 1).astype(np.float32) if q is None else q
-        self.sign = np.array([[1 if o[1] == '+' else -1] for o in parts], np.float32)
         self.buf,self.zero = np.empty(0, np.float32),np.zeros(0, np.float32)
 
     def _each(self, p, i):
-        "Distances to the ellipsoids of slice `i`, those to carve with a minus, (M,N), in a buffer that the next call overwrites"
+        "Distances to the ellipsoids of slice `i`, (M,N), in a buffer that the next call overwrites"
         q,n = self.q[:,i],p.shape[1]
         m = q.shape[1]
         if len(self.buf) < 2*m*n: self.buf = np.empty(2*m*n, np.float32)
         k0,k1 = K = np.matmul(q, monomials(p), out=self.buf[:2*m*n].reshape(2, m, n))
         np.sqrt(K, K)
-        k1 *= self.sign[i]
         np.divide(k0, k1, k1)
         k0 -= 1
         k0 *= k1
@@ -85,6 +83,7 @@ class Solid:
         if len(self.zero) < len(h): self.zero = np.zeros_like(h)
         zero = self.zero[:len(h)]  # a row of zeros is compared with three times faster than a number
         for (_,op,k,_),e in zip(self.parts[i][1:], D[1:]):
+            if op == '-': np.negative(e, e)
             np.subtract(d, e, h)
             np.abs(h, h)
             np.subtract(k, h, h)
@@ -168,21 +167,21 @@ def march(
     d:np.ndarray,     # Their directions, (3,N)
     t:np.ndarray,     # Distances to begin at, (N,)
     px:float,         # Width of a pixel at distance 1
-    far:float=16.,    # Give up here
-    steps:int=9,      # At most so many
+    far:np.ndarray,   # Distances to give up at, (N,)
+    few:int=0,        # Stop when no more than so many rays are under way
     eps:float=.3,     # Near enough, in pixels
 )->tuple: # Distances (N,); nearest miss in pixels (N,); numbers of the rays still under way, and their distances
     "Walk rays to a surface."
     live,best,tb,s0,t0 = np.arange(len(t)),np.full(len(t), 1e9, np.float32),t.copy(),None,None
-    for i in range(steps):
+    for i in range(40):
         s = f(o + t*d)
         miss = np.abs(s)/(px*t)
         k = miss < best[live]
         best[live[k]],tb[live[k]] = miss[k],t[k]
         slope = ((s0-s)/np.where(np.abs(t-t0) < 1e-6, 1, t-t0)).clip(.45, 1.07) if i else np.float32(.93)
-        go = (miss > eps) & (t < far)
-        s0,t0,t,live,d = s[go],t[go],(t + s/slope)[go],live[go],d[:,go]
-        if not len(live): break
+        go = np.flatnonzero((miss > eps) & (t < far))
+        s0,t0,t,far,live,d = s[go],t[go],(t + s/slope)[go],far[go],live[go],d.take(go, 1)
+        if len(live) <= few: break
     return tb,best,live,t
 
 # %% ../nbs/support/solid.ipynb #a0ccc6cc
@@ -203,7 +202,7 @@ def cones(
         out[live[done]] = t[done]
         t += np.maximum(s-rim, 0)*.95
         go = ~done & (t < cam.span[1])
-        live,t,d = live[go],t[go],d[:,go]
+        live,t,d = live[go],t[go],d.compress(go, 1)
         if not len(live): break
     out[live] = t
     return out.reshape(h, w)
@@ -215,11 +214,12 @@ def near(self:Solid,
     margin:float,   # How far from them it will be asked
 )->Solid: # With the parts that are felt there
     "The same solid around `p`, without the parts that are too far away."
-    E,D,keep = self._each(p, slice(None)).copy(),self.all(p),[]
-    top = D.min(0)
+    E,keep = self._each(p, slice(None)),[]
+    D = [self._fold(E[i].copy(), i) for i in self.groups.values()]
+    top = np.min(D, 0)
     for d,i in zip(D, self.groups.values()):
         if (d-top).min() > margin: continue
-        gap = (self.sign[i]*E[i] - self.sign[i]*d).min(1) - [o[2] for o in self.parts[i]]
+        gap = np.stack([e-d if o[1] == '+' else e+d for o,e in zip(self.parts[i], E[i])]).min(1) - [o[2] for o in self.parts[i]]
         gap[0] = -1
         keep += (np.flatnonzero(gap < margin) + i.start).tolist()
     return Solid([self.parts[k] for k in keep], self.q[:,keep])
@@ -236,48 +236,48 @@ class Hits:
     D: dict            # Distance to each group, (N,) by name
     cover: np.ndarray  # How much of the pixel is covered, in [0,1]
 
-def _tiles(idx, W, side=72):
-    "Order pixel numbers by square tile; gives them, and a slice for each tile"
-    key = idx//W//side*1000 + idx%W//side
-    order = np.argsort(key, kind='stable')
-    cuts = [0, *(np.flatnonzero(np.diff(key[order]))+1), len(idx)] if len(idx) else []
-    return idx[order],[slice(*o) for o in zip(cuts, cuts[1:])]
+def _tiles(idx, W, most=6000, side=72):
+    "Order pixel numbers by square tile, to and fro; gives them, and slices of at most so many"
+    y,x = idx//W//side,idx%W//side
+    idx = idx[np.argsort(y*1000 + np.where(y%2, 999-x, x), kind='stable')]
+    cuts = np.linspace(0, len(idx), 1 + -(-len(idx)//most)).astype(int).tolist()
+    return idx,[slice(*o) for o in zip(cuts, cuts[1:])]
 
 def _normals(solid, p, h, D):
     "Normals where the distances are already known"
     n,who = np.empty_like(p),D.argmin(0)
     for i,g in enumerate(solid.groups):
         j = np.flatnonzero(who == i)
-        q = p[:,j]
-        if len(j): n[:,j] = [solid.dist(q + h*e[:,None], g) - D[i,j] for e in np.eye(3, dtype=np.float32)]
+        q = p.take(j, 1)[:,None] + h*np.eye(3, dtype=np.float32)[...,None]  # each point thrice: a little along x, y, z
+        if len(j): n[:,j] = solid.dist(q.reshape(3, -1), g).reshape(3, -1) - D[i,j]
     return unit(n)
 
 # %% ../nbs/support/solid.ipynb #342efbb6
-def _trace(solid, cam, first, block, idx, side, some):
-    "March the pixels `idx`, by tiles. Of those that meet anything: pixel, ray, length, miss in px, normal, distances; and the pixels that miss by over 4 px"
+def _trace(solid, cam, begin, end, idx, some):
+    "March the pixels `idx`, in batches, from `begin` to `end` (H,W). Of those that meet anything: pixel, ray, length, miss in px, normal, distances; and the pixels that miss by over 4 px"
     W,px = cam.size[1],np.float32(1/cam.f)
-    idx,tiles = _tiles(idx, W, side)
-    t,(o,d) = first[idx//W//block, idx%W//block],cam.rays(idx%W, idx//W)
+    idx,tiles = _tiles(idx, W)
+    t,far,(o,d) = begin.ravel()[idx],end.ravel()[idx],cam.rays(idx%W, idx//W)
     miss,nears,slow,on,names = np.empty_like(t),[],[idx[:0]],[t[:0]],list(solid.groups)
     for k in tiles:
-        nears.append(solid.near((o + t[k]*d[:,k])[:,::some], 24*block*px))
-        t[k],miss[k],j,tj = march(nears[-1], o, d[:,k], t[k], px, cam.span[1])
+        nears.append(solid.near((o + t[k]*d[:,k])[:,::some], 24*cam.away*px))
+        t[k],miss[k],j,tj = march(nears[-1], o, d[:,k], t[k], px, far[k], 1500)
         slow.append(j + k.start)
         on.append(tj)
     slow,on = np.concatenate(slow),np.concatenate(on)
-    t[slow],miss[slow],*_ = march(solid, o, d[:,slow], on, px, cam.span[1], steps=40)
+    t[slow],miss[slow],*_ = march(solid, o, d.take(slow, 1), on, px, far[slow])
     n,D = np.empty_like(d),np.full((len(names),len(t)), 9, np.float32)
     late = np.zeros(len(t), bool)
     late[slow] = True
     here = [(near, np.arange(k.start, k.stop)[(miss[k] < 1) & ~late[k]]) for k,near in zip(tiles, nears)]
     for near,j in [*here, (solid, np.flatnonzero(late & (miss < 1)))]:
         if not len(j): continue
-        p = o + t[j]*d[:,j]
+        p = o + t[j]*d.take(j, 1)
         A = near.all(p)
         for g,v in zip(near.groups, A): D[names.index(g),j] = v
         n[:,j] = _normals(near, p, np.float32(.5*px*cam.away), A)
     k = np.flatnonzero(miss < 1)
-    return (idx[k],d[:,k],t[k],miss[k],n[:,k],D[:,k]),idx[miss > 4]
+    return tuple(o.take(k, -1) for o in (idx,d,t,miss,n,D)),idx[miss > 4]
 
 # %% ../nbs/support/solid.ipynb #3ddcf7f9
 def _between(V, whole, jump):
@@ -301,23 +301,25 @@ def surface(
     (H,W),px = cam.size,np.float32(1/cam.f)
     fast = thin*cam.f/cam.away >= 3 and min(H, W) > 8
     block = block or (9 if fast else 5)
-    first = cones(solid, cam, block)
-    todo = np.repeat(np.repeat(np.isfinite(first), block, 0), block, 1)[:H,:W].copy()
-    done = []
+    begin = np.repeat(np.repeat(cones(solid, cam, block), block, 0), block, 1)[:H,:W]
+    todo,end,done = np.isfinite(begin),np.full(cam.size, cam.span[1], np.float32),[]
     if fast:
         mid = np.zeros_like(todo)
         mid[1::3,1::3] = todo[1::3,1::3]
-        (idx,d,t,miss,n,D),clear = _trace(solid, cam, first, block, np.flatnonzero(mid), 216, 5)
+        (idx,d,t,miss,n,D),clear = _trace(solid, cam, begin, end, np.flatnonzero(mid), 11)
         done.append((idx,d,t,miss,n,D))
-        empty = np.zeros((-(-H//3),-(-W//3)), bool)
-        empty[clear//W//3, clear%W//3] = True
-        hit = np.zeros(empty.shape, np.uint8)
-        hit[idx//W//3, idx%W//3] = 1
-        empty &= cv2.dilate(hit, np.ones((3,3), np.uint8)) == 0
-        todo &= ~np.repeat(np.repeat(empty, 3, 0), 3, 1)[:H,:W]
+        at,empty,back = (idx//W//3,idx%W//3),*np.zeros((2,-(-H//3),-(-W//3)), np.float32)
+        front = np.full_like(back, 99)
+        empty[clear//W//3, clear%W//3] = 1
+        front[at] = back[at] = t
+        front,back = cv2.erode(front, np.ones((3,3))),cv2.dilate(back, np.ones((3,3)))
+        empty *= back == 0
+        empty,front,back = (np.repeat(np.repeat(o, 3, 0), 3, 1)[:H,:W] for o in (empty,front,back))
+        todo &= empty == 0
+        begin = np.where(back > 0, np.maximum(begin, front - 2*px*cam.away), begin)
+        end[back > 0] = back[back > 0] + 40*px*cam.away
         h,w = len(range(1, H, 3)),len(range(1, W, 3))
         V,whole = np.zeros((h,w,4+len(D)), np.float32),np.zeros((h,w), bool)
-        at = idx//W//3,idx%W//3
         V[at],whole[at] = np.concatenate([t[None], n, D]).T,miss < .31
         V,flat = _between(V, whole, 10*px*cam.away)
         y,x = np.nonzero(flat[:H,:W] & ~mid[:len(flat),:flat.shape[1]])
@@ -325,7 +327,7 @@ def surface(
         done.append((y*W+x, cam.rays(x, y)[1], v[0], np.zeros_like(v[0]), unit(v[1:4]), v[4:]))
         todo &= ~mid
         todo.ravel()[done[-1][0]] = False
-    done.append(_trace(solid, cam, first, block, np.flatnonzero(todo), 144 if done else 72, 7)[0])
+    done.append(_trace(solid, cam, begin, end, np.flatnonzero(todo), 13)[0])
     idx,d,t,miss,n,D = (np.concatenate(o, -1) for o in zip(*done))
     return Hits(idx, cam.rays(idx[:0], idx[:0])[0] + t*d, d, t, n, dict(zip(solid.groups, D)), 1-np.clip((miss-.3)/.7, 0, 1))
 
@@ -343,12 +345,12 @@ def shadows(
     (H,W),key,rough = cam.size,key.astype(np.float32)[:,None],Solid([o for o in solid.parts if o[2] > small])
     y,x = hits.idx//W,hits.idx%W
     some = np.flatnonzero((y % step == 0) & (x % step == 0))
-    p,n = hits.p[:,some],hits.n[:,some]
+    p,n = hits.p.take(some, 1),hits.n.take(some, 1)
     lit,sky = np.clip(dot(n, key)*6 + 1, 0, 1),np.ones(len(some), np.float32)
     for k in (slice(i, i+4096) for i in range(0, len(some), 4096)):
         for l,w in ((.1,.4),(.3,.4)): sky[k] -= w*np.clip(1 - rough(p[:,k] + n[:,k]*np.float32(l))/l, 0, 1)
         j = np.arange(len(some))[k][lit[k] > 0]
-        q,t = p[:,j] + n[:,j]*np.float32(.02),np.full(len(j), .06, np.float32)
+        q,t = p.take(j, 1) + n.take(j, 1)*np.float32(.02),np.full(len(j), .06, np.float32)
         for _ in range(7):
             gap = rough(q + key*t)
             lit[j] = np.minimum(lit[j], np.clip(.5 + 5*gap/t, 0, 1))
@@ -356,5 +358,5 @@ def shadows(
     low = np.zeros((-(-H//step),-(-W//step),3), np.float32)
     low[y[some]//step, x[some]//step] = np.stack([lit, sky, np.ones_like(sky)], 1)
     low = cv2.GaussianBlur(low, (0,0), 1.)
-    low = cv2.resize(low, (low.shape[1]*step,low.shape[0]*step))[y,x].T
+    low = cv2.resize(low, (low.shape[1]*step,low.shape[0]*step))[:H,:W].reshape(-1, 3).take(hits.idx, 0).T
     return low[:2]/np.maximum(low[2], 1e-3)

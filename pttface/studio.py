@@ -82,7 +82,7 @@ class Glow:
         up = .5 + .5*(R[1].astype(np.float32) @ n)
         self.key,self.ndl = np.float32(light.key)*tint,dot(n, k)
         self.around = (np.float32([[.38],[.4],[.44]])*(light.sky*up) + np.float32([[.24],[.19],[.17]])*(1-up) + light.fill/tint*np.clip(dot(n, f)*.6+.4, 0, 1))*sky
-        self.ndh = np.clip(dot(n, self.half), 0, 1)
+        self.ndh = np.clip(dot(n, self.half), .3, 1)  # high powers of less would be nothing, and slow
         self.rim = np.float32(light.rim)/tint*(np.clip(dot(n, r)+.2, 0, 1)*np.clip(1+dot(n, d), 0, 1)**2.5)
 
     def matt(self, c, wrap=.15): return c*(self.around + self.key*np.clip((self.ndl+wrap)/(1+wrap), 0, 1)*self.lit + self.rim)
@@ -95,7 +95,7 @@ class Glow:
 
     def shiny(self, c, T, shift=0.):
         "Strands along `T` (Kajiya and Kay, 1989): a highlight across them, not a spot"
-        s = np.sqrt(np.clip(1 - dot(T, self.half + self.n*shift)**2, 0, 1))
+        s = np.sqrt(np.clip(1 - dot(T, self.half + self.n*shift)**2, .05, 1))
         return c*(.9*self.around + self.key*np.clip(.3+.7*self.ndl, 0, 1)*self.lit) + self.rim*(c+.1) + self.key*self.lit*np.clip(self.ndl+.35, 0, 1)*(.35*s**60*(c+.06) + .9*s**18*c)
 
 # %% ../nbs/support/studio.ipynb #41ddab16
@@ -110,27 +110,31 @@ def backdrop(
     (H,W),h,u = size,rng.uniform(),rng.uniform
     kind = kind or backdrops[int(rng.integers(5))]
     if kind not in backdrops: raise BadInput(f'background {kind!r} is none of {", ".join(backdrops)}')
-    y,x = np.mgrid[:H,:W].astype(np.float32)/H
-    t = step(0, 1.3, np.hypot(x-u(.1,.7), y-u(0,.5))).reshape(-1, 1)
+    y,x = (o.astype(np.float32)/H for o in np.ogrid[:H,:W])
+    def far(x, y): return np.sqrt(x*x + y*y)
+    t = step(0, 1.3, far(x-u(.1,.7), y-u(0,.5)))
     a,b = hsv(h, u(.1,.45), u(.55,.95)),hsv(h+u(-.15,.15), u(.1,.5), u(.3,.8))
-    im = (np.hstack([1-t, t]) @ np.stack([a, b])).reshape(H, W, 3)
+    im = [p + (q-p)*t for p,q in zip(a, b)]  # one plane a colour
     def dot(cx, cy, r, col, strength, soft):
         i,j = (slice(*np.clip([(c-r-soft)*H, (c+r+soft)*H+1], 0, m).astype(int)) for c,m in ((cy,H),(cx,W)))
-        im[i,j] += (strength*step(r+soft, r-soft, np.hypot(x[i,j]-cx, y[i,j]-cy)))[...,None]*(col-im[i,j])
+        m = strength*step(r+soft, r-soft, far(x[:,j]-cx, y[i]-cy))
+        for o,c in zip(im, col): o[i,j] += m*(c-o[i,j])
     if kind == 'bokeh':
-        im *= .55
+        im = [o*np.float32(.55) for o in im]
         for _ in range(28): dot(u(0,W/H), u(0,1), u(.02,.08), hsv(h+u(-.1,.2), u(.1,.6), 1), u(.1,.5), .008)
-    if kind == 'stripes': im *= 1 + .1*step(-.2, .2, np.sin((x*np.cos(h*3)+y*np.sin(h*3))*u(25,70)))[...,None]
+    if kind == 'stripes': im = [o*s for s in [1 + .1*step(-.2, .2, np.sin((x*float(np.cos(h*3))+y*float(np.sin(h*3)))*u(25,70)))] for o in im]
     if kind == 'room':
-        im[y > u(.55,.8)] *= np.float32([.62,.55,.5])
+        floor = y[:,0] > u(.55,.8)
+        for o,c in zip(im, (.62,.55,.5)): o[floor] *= c
         for _ in range(int(rng.integers(2,5))):
             m = np.maximum(np.abs(x-u(0,W/H))-u(.06,.16), np.abs(y-u(.05,.5))-u(.08,.22))
-            im[m < 0],im[m < -.012] = hsv(u(0,1), u(.1,.5), u(.5,1)),hsv(u(0,1), u(.1,.4), u(.7,1))
-        im = cv2.GaussianBlur(im, (0,0), H/100)
+            for k,col in ((m < 0, hsv(u(0,1), u(.1,.5), u(.5,1))), (m < -.012, hsv(u(0,1), u(.1,.4), u(.7,1)))):
+                for o,c in zip(im, col): o[k] = c
+        im = [cv2.GaussianBlur(o, (0,0), H/100) for o in im]
     if kind == 'sky':
-        im = np.float32([.55,.75,.95])*(1-y[...,None]*.5) + .35*y[...,None]
+        im = [c*(1-y*.5) + .35*y + 0*x for c in (.55,.75,.95)]
         for _ in range(60): dot(u(0,W/H), u(.6,1.05), u(.03,.09), hsv(u(.2,.38), u(.3,.6), u(.3,.7)), .7, .02)
-    return np.clip(im, 0, 1).astype(np.float32)
+    return cv2.merge([np.clip(o, 0, 1) for o in im])
 
 # %% ../nbs/support/studio.ipynb #88240da1
 def finish(im, rng, blur=0.):
