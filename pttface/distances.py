@@ -68,7 +68,7 @@ def frechet_distance(
     apart,cross = ((a.mu - b.mu)**2).sum() + np.trace(a.sigma) + np.trace(b.sigma),None
     if min(a.n, b.n) > len(a.mu):
         first = np.argsort(-a.sigma.diagonal())
-        sa,sb = (s.sigma.take(first, 0).take(first, 1).T for s in (a, b))  # LAPACK's own order in memory: no other copy is made
+        sa,sb = (s.sigma[np.ix_(first, first)].T for s in (a, b))  # LAPACK's own order in memory: no other copy is made
         try: cross = np.sqrt(linalg.eigvalsh(sb, sa, type=2, driver='gv', check_finite=False, overwrite_a=True, overwrite_b=True).clip(0)).sum()
         except linalg.LinAlgError: pass  # no Cholesky factor
     if cross is None: cross = np.linalg.svd(_factor(a)@_factor(b).T, compute_uv=False).sum()
