@@ -41,6 +41,7 @@ class FaceSettings:
     "The rules that make a photo a face"
     sharpness:float=60.     # Variance of the grey photo's Laplacian must exceed this
     min_share:float=.015    # Smallest face box, as a share of the photo's area
+    doubt:float=.6          # A face of a lower score counts only where there is none of a higher one
     margin:float=.5         # The crop's side is the box's longer side times 1 + this
     radius:float=.55        # Radius of the disc that stays sharp, as a share of the crop's side
     soft:float=.1           # Width of the disc's edge, as a share of the crop's side
@@ -51,7 +52,7 @@ class FaceSettings:
     models:str='buffalo_l'  # InsightFace's model pack, or a folder of ONNX files
     det_size:int=640        # Side of the square InsightFace fits a photo into, px
 
-FACE_PRESETS = dict(default=FaceSettings(), original=FaceSettings(min_age=0., canvas=True))
+FACE_PRESETS = dict(default=FaceSettings(), original=FaceSettings(doubt=0., min_age=0., canvas=True))
 
 # %% ../nbs/02_faces.ipynb #98b7ed9c
 @dataclass
@@ -59,7 +60,7 @@ class Found:
     "What the steps made of a photo; `reason` says why there is no face"
     reason:str|None=None        # Why it was dropped, `None` when it is kept
     sharp:float=0.              # Sharpness of the photo
-    faces:list=field(default_factory=list)  # First look, largest first
+    faces:list=field(default_factory=list)  # First look, largest first, the doubtful ones last
     second:Face|None=None       # Second look, in the turned picture's pixels
     view:np.ndarray|None=None   # What the second look saw
     seen:list=field(default_factory=list)   # Its faces, in the view's pixels
@@ -80,6 +81,7 @@ def first_look(
     o = Found(sharp=sharpness(check_photo(im)))
     if o.sharp <= settings.sharpness: o.reason = 'blurred'; return o
     o.faces = (detect if settings.canvas else getattr(detect, 'largest', detect))(im)
+    if o.faces and o.faces[0].score < settings.doubt: o.faces = sorted(detect(im) or o.faces, key=lambda f: f.score < settings.doubt)
     if not o.faces: o.reason = 'no_face'
     elif not o.faces[0].sound: o.reason = 'no_landmarks'
     elif o.faces[0].area < settings.min_share*im.shape[0]*im.shape[1]: o.reason = 'face_too_small_before'

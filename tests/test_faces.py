@@ -288,6 +288,14 @@ def test_interrupted_and_run_again(root, tmp_path):
     F.extract_faces(root, workers=1)
     assert read_jsonl(root/'faces/faces.jsonl') == want and not (root/'faces/parts').exists()
 
+def test_a_doubtful_face_hides_no_sure_one():
+    noise = np.random.default_rng(0).integers(0, 255, (200,200,3), dtype=np.uint8)
+    lamp,small = Face(np.array([0,0,120,150.]), KPS, .51),Face(np.array([60,60,140,160.]), KPS, .99)
+    for faces,original,ours in [([lamp,small], lamp, small), ([small], small, small), ([lamp], lamp, lamp)]:
+        for settings,want in [(F.FACE_PRESETS['original'], original), (F.FaceSettings(), ours)]:
+            o = F.first_look(noise, lambda im: list(faces), settings)
+            assert o.faces[0] is want and len(o.faces) == len(faces) and not o.reason
+
 def test_whole_pixels_repeat_the_border():
     im = np.random.default_rng(0).integers(0, 255, (40,30,3), dtype=np.uint8)
     for (x,y),side in [((15,20),10), ((0,0),25), ((30,40),25), ((-30,10),12), ((60,90),12), ((15.5,20.5),80.3)]:
