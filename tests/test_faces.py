@@ -293,7 +293,7 @@ def test_a_doubtful_face_hides_no_sure_one():
     lamp,small = Face(np.array([0,0,120,150.]), KPS, .51),Face(np.array([60,60,140,160.]), KPS, .99)
     for faces,original,ours in [([lamp,small], lamp, small), ([small], small, small), ([lamp], lamp, lamp)]:
         for settings,want in [(F.FACE_PRESETS['original'], original), (F.FaceSettings(), ours)]:
-            o = F.first_look(noise, lambda im: list(faces), settings)
+            o = F.first_look(noise, lambda im, faces=faces: list(faces), settings)
             assert o.faces[0] is want and len(o.faces) == len(faces) and not o.reason
 
 def test_whole_pixels_repeat_the_border():
