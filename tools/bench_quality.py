@@ -1,9 +1,11 @@
 """Quality at equal cost: the original's recipe against ours, small, at 32 px, on drawn heads and on drawn fruit (nothing was tuned on those).
 
 MINUTES (10) of two cores for each training: how many pictures that is for each recipe comes from its own CPU seconds a picture, measured in
-turns, so a busy machine changes nothing. Each training has one thread, two run side by side.
+turns, so a busy machine changes nothing. Each training has one thread, two run side by side. What is trained and drawn stays in
+runs/bench/quality-MINUTES, so a bench that was cut off goes on from there; remove the folder to begin anew.
 """
 import os
+import shutil
 import subprocess
 import sys
 import tempfile
@@ -84,18 +86,21 @@ def cpu_per_image(names, ims, rounds=5, steps=3):
     return {n: float(np.median(v)) for n, v in took.items()}
 
 
-def job(preset, kind, seed, n, images, samples, steps, out):
-    "Train one, draw from it, in a process of its own with one thread."
-    import torch
-    torch.set_num_threads(1)
-    from pttface.diffusion import sample, train
-    from pttface.store import write_npz
-    ims = pictures(kind, n)
-    with tempfile.TemporaryDirectory() as root:
-        start = time.process_time()
-        run = train(face_data(ims, n*2//3), recipe_of(preset, seed), root=root, budget=f'{images} images', device='cpu', progress=False)
-        spent = time.process_time() - start
-        write_npz(Path(out), images=sample(run, samples, steps=steps or None, seed=seed, device='cpu', progress=False), spent=np.array(spent))
+def learn(root, preset, kind, seed, n, images):
+    "Train one, with one thread; `spent.json` says how many CPU seconds that took, and that it is done."
+    from pttface.diffusion import train
+    from pttface.store import write_json
+    start = time.process_time()
+    run = train(face_data(pictures(kind, n), n*2//3), recipe_of(preset, seed), root=root, budget=f'{images} images', device='cpu', progress=False, force=True)
+    write_json(Path(root)/'spent.json', dict(seconds=time.process_time() - start, run=str(run.path.relative_to(root))))
+
+
+def draw_some(root, seed, start, n, steps):
+    "Draw pictures `start` … `start+n−1` of a trained one, with one thread."
+    from pttface.diffusion import Run, sample
+    from pttface.store import read_json, write_npz
+    run = Run(Path(root)/read_json(Path(root)/'spent.json')['run'])
+    write_npz(Path(root)/f'{start}.npz', images=sample(run, n, steps=steps or None, seed=seed, start=start, batch=50, device='cpu', progress=False))
 
 
 def bench(smoke=False):
@@ -104,43 +109,53 @@ def bench(smoke=False):
     from pttface.distances import Stats, frechet_distance, kid
     from pttface.features import features
     from pttface.recipe import find_recipe
+    from pttface.store import read_json, read_npz, write_json
     from pttface.unet import n_params
     minutes, n, samples, seeds = (.01, 60, 10, [0]) if smoke else (MINUTES, 3*TRAIN//2, 500, [0, 1])
     size = {p: n_params(make_net(find_recipe(p))) for p in (OURS, PEER)}
     sets = {k: pictures(k, n) for k in (SETS[:1] if smoke else SETS)}
-    cost = cpu_per_image((OURS, PEER), next(iter(sets.values()))[:100], *((1, 1) if smoke else (5, 3)))
-    images = {p: max(64, round(minutes*120/c)) for p, c in cost.items()}
+    out = top/f'runs/bench/quality{"-smoke" if smoke else f"-{minutes:g}"}'
+    if smoke: shutil.rmtree(out, ignore_errors=True)
+    if not (out/'images.json').exists():
+        cost = cpu_per_image((OURS, PEER), next(iter(sets.values()))[:100], *((1, 1) if smoke else (5, 3)))
+        out.mkdir(parents=True, exist_ok=True)
+        write_json(out/'images.json', {p: max(64, round(minutes*120/c)) for p, c in cost.items()})
+    images = read_json(out/'images.json')
     rows = [dict(what='parameters', value=size[OURS], unit='', peer='preset original', peer_value=size[PEER], ratio=size[PEER]/size[OURS]),
             dict(what=f'pictures seen in {minutes:g} minutes', value=images[OURS], unit='images', peer='preset original', peer_value=images[PEER], ratio=images[OURS]/images[PEER])]
-    out = top/'runs/bench/quality'
-    out.mkdir(parents=True, exist_ok=True)
-    def run(what):
-        kind, preset, seed = what
-        file = out/f'{kind}-{preset}-{seed}.npz'
-        r = subprocess.run([sys.executable, __file__, preset, kind, *map(str, (seed, n, images[preset], samples, 3 if smoke else 0, file))], capture_output=True, text=True,
-                           env={**os.environ, 'OMP_NUM_THREADS': '1', 'PYTHONPATH': str(top)})
+    def alone(file, *args):
+        if file.exists(): return
+        r = subprocess.run([sys.executable, __file__, *map(str, args)], capture_output=True, text=True, env={**os.environ, 'OMP_NUM_THREADS': '1', 'PYTHONPATH': str(top)})
         if r.returncode: raise RuntimeError(r.stderr[-2000:])
-        with np.load(file) as f: return f['images'], float(f['spent'])
-    todo = list(product(sets, (PEER, OURS), seeds))
-    with ThreadPoolExecutor(2) as pool: got = dict(zip(todo, pool.map(run, todo)))
+    at = {o: out/'-'.join(map(str, o)) for o in product(sets, (PEER, OURS), seeds)}
+    part = min(samples, 100)
+    with ThreadPoolExecutor(2) as pool:
+        for kind in sets:
+            mine = [(o, d) for o, d in at.items() if o[0] == kind]
+            list(pool.map(lambda o: alone(o[1]/'spent.json', 'learn', o[1], o[0][1], o[0][0], o[0][2], n, images[o[0][1]]), mine))
+            list(pool.map(lambda o: alone(o[1]/f'{o[2]}.npz', 'draw', o[1], o[0][2], o[2], part, 3 if smoke else 0), [(*o, i) for o in mine for i in range(0, samples, part)]))
+    got = {o: np.concatenate([read_npz(d/f'{i}.npz')['images'] for i in range(0, samples, part)]) for o, d in at.items()}
     for kind, ims in sets.items():
         held = features(ims[n*2//3:], device='cpu')
         real, floor = held[:len(held)//2], held[len(held)//2:]
         bottom = frechet_distance(Stats.of(floor), Stats.of(real))
         score = {}
         for preset, seed in product((OURS, PEER), seeds):
-            f = features(got[kind, preset, seed][0], device='cpu')
+            f = features(got[kind, preset, seed], device='cpu')
             score.setdefault(preset, []).append((kid(f, held)[0], frechet_distance(Stats.of(f), Stats.of(real)) - bottom))
         for i, what in enumerate(('KID', 'excess FD')):
             ours, peer = (np.array(score[p])[:, i] for p in (OURS, PEER))
             rows.append(dict(what=what if kind == 'heads' else f'{what}, {kind}', value=float(ours.mean()), unit='efficientnet features', peer='preset original', peer_value=float(peer.mean()),
                              ratio=float(peer.mean()/ours.mean()), n=len(seeds), spread=float(np.ptp(ours)/2/abs(ours.mean()))))
     if not smoke:
-        spent = {p: np.mean([v[1] for (_, q, _), v in got.items() if q == p])/60 for p in (OURS, PEER)}
+        spent = {p: np.mean([read_json(d/'spent.json')['seconds'] for (_, q, _), d in at.items() if q == p])/60 for p in (OURS, PEER)}
         rows.append(dict(what='CPU minutes a training', value=spent[OURS], unit='min', peer='preset original', peer_value=spent[PEER], ratio=spent[PEER]/spent[OURS]))
     return rows
 
 
 if __name__ == '__main__':
-    a = sys.argv[1:]
-    job(a[0], a[1], *map(int, a[2:7]), a[7])
+    import torch
+    torch.set_num_threads(1)
+    what, root, *a = sys.argv[1:]
+    if what == 'learn': learn(root, a[0], a[1], *map(int, a[2:]))
+    else: draw_some(root, *map(int, a))
