@@ -249,27 +249,31 @@ def fastest(self:Trainer, x0:torch.Tensor, ways=SPEEDS, repeats:int=3)->dict: # 
 class Threads:
     "Runs steps with as many threads as are quick at the moment"
     def __init__(self,
-        on:bool=True,      # Try now and then? Otherwise all threads, always
-        every:float=30.,   # Seconds between trials
-        tries:int=3,       # Steps of a trial for each number of threads
+        on:bool=True,          # Try now and then? Otherwise all threads, always
+        every:float=30.,       # Seconds between trials
+        tries:int=3,           # Steps of a trial for each number of threads
+        clock=time.monotonic,  # Says the time, in seconds
     ):
-        self.most,self.every = torch.get_num_threads(),every
-        self.numbers = [self.most >> k for k in range(self.most.bit_length())]*tries
-        self.best,self.took,self.due = self.most,[],0. if on else math.inf
+        self.most,self.every,self.tries,self.clock = torch.get_num_threads(),every,tries,clock
+        self.best,self.took,self.due = self.most,[],-math.inf if on else math.inf
 
     def __call__(self,
         step,  # Callable
     ): # What it gives
         "Take a step; in a trial it is timed."
-        if time.monotonic() < self.due: return step()
-        torch.set_num_threads(self.numbers[len(self.took)])
-        start,got = time.monotonic(),step()
-        self.took.append(time.monotonic() - start)
-        if len(self.took) == len(self.numbers):
-            self.best = min(self.numbers, key=lambda n: np.median([s for m,s in zip(self.numbers, self.took) if m == n]))
-            torch.set_num_threads(self.best)
-            self.took,self.due = [],time.monotonic() + self.every
+        if self.clock() < self.due: return step()
+        todo = sorted({min(self.most, 2*self.best), self.best, max(1, self.best//2)})*self.tries
+        torch.set_num_threads(n := todo[len(self.took)])
+        start,got = self.clock(),step()
+        self.took.append((n, self.clock() - start))
+        if len(self.took) == len(todo): self.settle()
         return got
+
+    def settle(self):
+        "End a trial; where another number of threads was quicker, the next one follows at once"
+        was,self.best = self.best,min(dict(self.took), key=lambda n: np.median([s for m,s in self.took if m == n]))
+        torch.set_num_threads(self.best)
+        self.took,self.due = [],self.clock() + self.every*(self.best == was)
 
     def close(self): torch.set_num_threads(self.most)
 
