@@ -359,7 +359,7 @@ def test_imgur_ignores_the_extension_and_others_know_nothing(board):
 DRAW = '''
 import sys
 from pttface.board import make_board
-make_board(n_photos=36, n_articles=20, seed=2, size=(80, 64), workers=2, cache=sys.argv[1]).render(progress=False)
+make_board(n_photos=120, n_articles=20, seed=2, size=(80, 64), workers=2, cache=sys.argv[1]).render(progress=False)
 '''
 
 
@@ -374,11 +374,11 @@ def test_drawing_goes_on_where_it_was_stopped(tmp_path, sig):
     with pytest.raises(ProcessLookupError):
         for _ in range(250): os.killpg(p.pid, 0); time.sleep(.02)
     done = len(PhotoStore(path))
-    board = make_board(n_photos=36, n_articles=20, seed=2, size=(80, 64), workers=1, cache=path)
-    drawn = [k for k in range(36) if fates[str(board.photo_kind[k])].want in ('kept', 'rejected')]
+    board = make_board(n_photos=120, n_articles=20, seed=2, size=(80, 64), workers=1, cache=path)
+    drawn = [k for k in range(120) if fates[str(board.photo_kind[k])].want in ('kept', 'rejected')]
     assert 3 <= done < len(drawn)
     assert board.render(progress=False) == len(drawn) - done and board.render(progress=False) == 0
-    fresh = make_board(n_photos=36, n_articles=20, seed=2, size=(80, 64))
+    fresh = make_board(n_photos=120, n_articles=20, seed=2, size=(80, 64))
     for k in drawn[:6]: assert board.photo_bytes(k) == fresh.photo_bytes(k)
 
 

@@ -29,6 +29,7 @@ def stamps(root, patterns): return {p: p.stat().st_mtime_ns for o in patterns fo
 def test_ctrl_c_in_every_stage(tmp_path):
     root, finished, stopped = tmp_path / 'demo', [], 0
     for sign, done in moments:
+        if list(root.glob(sign)): continue  # The last stop came late: this moment is over, and a new Python cannot be told from its first one
         p, end = start(root), time.time() + 120
         while p.poll() is None and not list(root.glob(sign)) and time.time() < end: time.sleep(.02)
         p.send_signal(signal.SIGINT) if p.poll() is None else None
