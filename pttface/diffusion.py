@@ -24,7 +24,7 @@ from PIL import Image
 from tqdm.auto import tqdm
 
 from .ema import EMA,Snapshots
-from .noise import Denoiser,augment,draw,draw_sigmas,losses,to_float,to_uint8
+from .noise import Denoiser,augment,draw,draw_sigmas,half_type,losses,to_float,to_uint8
 from .recipe import RECIPES,Budget,Recipe,find_recipe,lr_at
 from .run import Live,Run,find_trackers,flat,interpolate,make_net,measure,sample,save_images,walk
 from .store import BadInput,content_hash,dumps,open_root,read_json,write_json,write_jsonl
@@ -53,9 +53,7 @@ def disturb(
 # %% ../nbs/05_diffusion.ipynb #33979fe9
 def _precision(asked, device):
     "bf16 where the hardware has it, fp16 on older GPUs, float32 elsewhere"
-    if asked != 'auto': return asked
-    if device.type == 'cuda': return 'bf16' if torch.cuda.get_device_capability(device) >= (8,0) else 'fp16'
-    return 'bf16' if device.type == 'cpu' and getattr(torch.cpu, '_is_avx512_bf16_supported', lambda: False)() else 'no'
+    return asked if asked != 'auto' else {torch.bfloat16:'bf16', torch.float16:'fp16', None:'no'}[half_type(device)]
 
 def _state(device):
     "The processes of this training; what an earlier one in this process asked for does not stick"

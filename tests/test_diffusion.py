@@ -198,3 +198,18 @@ def test_on_a_gpu(tmp_path):
     "Half precision, compiled: the loss falls as it does on a CPU"
     logs = [train(data(), replace(SMALL, precision=p), root=tmp_path/p, budget='192 images', device=d, progress=False, speed=s).log for p,d,s in (('no','cpu','plain'),('auto','cuda','compile'))]
     np.testing.assert_allclose(*[[r['ema_loss'] for r in rows] for rows in logs], rtol=.15)
+
+def test_a_network_that_float16_cannot_hold_is_asked_in_float32(whole, monkeypatch, caplog):
+    real = Run.denoiser
+    def loud(self, device=None):
+        d = real(self, device)
+        next(p for p in d.net.parameters() if p.dim() == 4).mul_(1e7)
+        return d
+    monkeypatch.setattr(Run, 'denoiser', loud)
+    kw = dict(steps=3, device='cpu', progress=False)
+    want = sample(whole, 3, **kw)
+    monkeypatch.setattr('pttface.run.half_type', lambda device: torch.float16)
+    assert np.array_equal(sample(whole, 3, half=True, **kw), want) and 'leaves the range of torch.float16' in caplog.text
+    monkeypatch.setattr('pttface.run.half_type', lambda device: None)
+    caplog.clear()
+    assert np.array_equal(sample(whole, 3, half=True, **kw), want) and not caplog.text
