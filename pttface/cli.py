@@ -165,7 +165,7 @@ def sample_run(
     sampler:str=None,      # Sampler by name; the recipe's fast one by default
     seed:int=0,            # Picture k depends on this and on k alone
     batch:int=64,          # Pictures at a time
-    half:bool=False,       # Compute in 16 bits where the machine has them: quicker, and a few levels off?
+    half:bool=False,       # Compute in 16 bits where the machine has them: quicker, and a level off?
     device:str=None,       # `cpu`, `cuda`, …; the fastest there is by default
     out:str=None,          # `.npz` or `.png` to write; `runs/RUN/samples.npz` by default
     progress:bool=True,    # Show a bar?

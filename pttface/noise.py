@@ -90,7 +90,7 @@ class Denoiser(nn.Module):
         sigma = torch.as_tensor(sigma, dtype=torch.float32, device=x.device).expand(len(x))
         c_skip,c_out,c_in,c_noise = self.scales(sigma)
         col = lambda o: o[:,None,None,None]
-        with torch.autocast(x.device.type, self.autocast) if self.autocast else nullcontext():
+        with torch.autocast(x.device.type, self.autocast) if self.autocast and c_out.abs().max() <= 1 else nullcontext():
             f = self.net(col(c_in)*x, c_noise) if aug is None else self.net(col(c_in)*x, c_noise, aug)
         return col(c_skip)*x + col(c_out)*f.float()
 

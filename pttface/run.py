@@ -176,7 +176,8 @@ class Run:
             weights = found[0]['ema'][track]
         d = Denoiser(make_net(self.recipe), self.recipe.kind, self.record['sigma_data']).eval().requires_grad_(False)
         for p,q in zip(d.net.parameters(), weights): p.copy_(q)
-        return d.to(find_device(device))
+        d = d.to(find_device(device))
+        return d if d.table.device.type == 'mps' else d.to(memory_format=torch.channels_last)
 
     def curves(self)->Picture: # Losses, gradient, learning rate, speed and colour over images seen
         "Draw the course of the training."
@@ -222,7 +223,7 @@ def sample(
     device:str=None,        # 'cpu', or the best there is
     progress:bool=True,     # Show a bar?
     start:int=0,            # Number of the first picture
-    half:bool=False,        # Ask the network in 16 bits, where the machine has them: quicker, and a few levels off
+    half:bool=False,        # Ask the network in 16 bits, where the machine has them and they suffice: quicker, and a level off
     **kw,                   # For the sampler: churn, eta, …
 )->np.ndarray: # (n,H,W,3) uint8
     "Draw `n` pictures; raises `BadInput` on a sampler or a number that cannot be."

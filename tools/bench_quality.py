@@ -96,11 +96,11 @@ def learn(root, preset, kind, seed, n, images):
 
 
 def draw_some(root, seed, start, n, steps):
-    "Draw pictures `start` … `start+n−1` of a trained one, with one thread, in 16 bits where the machine has them: as both were trained."
+    "Draw pictures `start` … `start+n−1` of a trained one, with one thread, in 16 bits where those suffice (both were trained so)."
     from pttface.diffusion import Run, sample
     from pttface.store import read_json, write_npz
     run = Run(Path(root)/read_json(Path(root)/'spent.json')['run'])
-    write_npz(Path(root)/f'{start}.npz', images=sample(run, n, steps=steps or None, seed=seed, start=start, batch=50, half=True, device='cpu', progress=False))
+    write_npz(Path(root)/f'{start}.npz', images=sample(run, n, steps=steps or None, seed=seed, start=start, batch=16, half=True, device='cpu', progress=False))
 
 
 def bench(smoke=False):

@@ -25,7 +25,7 @@ class Counted:
         return self.d(x, sigma)
 
 
-def drawn(d, sampler, steps, n, shape, batch=50):
+def drawn(d, sampler, steps, n, shape, batch=25):
     "Pictures 0 … n−1 with a sampler, two batches at a time; how many questions each took."
     import torch
 
