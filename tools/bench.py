@@ -2,6 +2,7 @@
 import argparse
 import os
 import platform
+import shutil
 import sys
 from datetime import date
 from importlib import import_module
@@ -35,7 +36,10 @@ def main():
     out = here.parent / 'runs/bench' / f'{args.name}.json'
     write_json(out, rows)
     print(f'written to {out.relative_to(here.parent)}')
-    if args.keep: write_json(here.parent / f'nbs/benchmarks/{args.name}.json', dict(date=f'{date.today()}', machine=machine(), rows=rows))
+    if not args.keep: return
+    kept = here.parent / f'nbs/benchmarks/{args.name}.json'
+    write_json(kept, dict(date=f'{date.today()}', machine=machine(), rows=rows))
+    if out.with_suffix('.jpg').exists(): shutil.copy(out.with_suffix('.jpg'), kept.parent)
 
 
 if __name__ == '__main__': main()

@@ -17,6 +17,7 @@ from pathlib import Path
 
 import cv2
 import numpy as np
+from PIL import Image
 
 top = Path(__file__).resolve().parent.parent
 MINUTES = float(os.environ.get('MINUTES', 10))
@@ -104,11 +105,12 @@ def draw_some(root, seed, start, n, steps):
 
 
 def bench(smoke=False):
-    "Rows `KID` and `excess FD` for each set of pictures, the original's recipe as the peer."
+    "Rows `KID` and `excess FD` for each set of pictures, the original's recipe as the peer; and a sheet: for each set, held-out pictures, the peer's, ours."
     from pttface.diffusion import make_net
     from pttface.distances import Stats, frechet_distance, kid
     from pttface.features import features
     from pttface.recipe import find_recipe
+    from pttface.show import montage
     from pttface.store import read_json, read_npz, write_json
     from pttface.unet import n_params
     minutes, n, samples, seeds = (.01, 60, 10, [0]) if smoke else (MINUTES, 3*TRAIN//2, 500, [0, 1])
@@ -147,6 +149,8 @@ def bench(smoke=False):
             ours, peer = (np.array(score[p])[:, i] for p in (OURS, PEER))
             rows.append(dict(what=what if kind == 'heads' else f'{what}, {kind}', value=float(ours.mean()), unit='efficientnet features', peer='preset original', peer_value=float(peer.mean()),
                              ratio=float(peer.mean()/ours.mean()), n=len(seeds), spread=float(np.ptp(ours)/2/abs(ours.mean()))))
+    sheet = montage(np.concatenate([o[:12] for k, ims in sets.items() for o in (ims[n*2//3:], got[k, PEER, 0], got[k, OURS, 0])]), ncols=12)
+    Image.fromarray(sheet.repeat(2, 0).repeat(2, 1)).save(out.parent/f'{out.name if smoke else "quality"}.jpg', quality=90)
     if not smoke:
         spent = {p: np.mean([read_json(d/'spent.json')['seconds'] for (_, q, _), d in at.items() if q == p])/60 for p in (OURS, PEER)}
         rows.append(dict(what='CPU minutes a training', value=spent[OURS], unit='min', peer='preset original', peer_value=spent[PEER], ratio=spent[PEER]/spent[OURS]))
