@@ -164,7 +164,7 @@ def sample_run(
     steps:int=None,        # Steps of the sampler; the recipe's own by default
     sampler:str=None,      # Sampler by name; the recipe's fast one by default
     seed:int=0,            # Picture k depends on this and on k alone
-    batch:int=64,          # Pictures at a time
+    batch:int=None,        # Pictures at a time: 64, on a CPU at most 16 for each thread
     half:bool=False,       # Compute in 16 bits where the machine has them: quicker, and a level off?
     device:str=None,       # `cpu`, `cuda`, …; the fastest there is by default
     out:str=None,          # `.npz` or `.png` to write; `runs/RUN/samples.npz` by default

@@ -6,11 +6,12 @@ Docs: https://pttface.github.io/pttface/support/run.html.md"""
 
 # %% auto #0
 __all__ = ['log', 'TFLOPS', 'make_net', 'gpu_hours', 'curves', 'Live', 'find_trackers', 'flat', 'Run', 'find_device', 'measure',
-           'sample', 'interpolate', 'walk', 'save_images']
+           'side_by_side', 'sample', 'interpolate', 'walk', 'save_images']
 
 # %% ../nbs/support/run.ipynb #92516ae6
-import logging,os,time
+import logging,os,threading,time
 from collections.abc import Mapping
+from concurrent.futures import CancelledError,ThreadPoolExecutor
 from dataclasses import fields
 from pathlib import Path
 
@@ -211,6 +212,27 @@ def measure(
     loss = losses(denoise, x0.to(dev), sigma.to(dev), torch.randn(x0.shape, generator=g).to(dev), denoise.weight).cpu()
     return sigma.view(bands, -1).log().mean(1).exp().numpy(),loss.view(bands, -1).mean(1).numpy()
 
+# %% ../nbs/support/run.ipynb #a3ca5bb0
+def side_by_side(
+    one,          # Callable `(part, step)`; it calls `step(x)` now and then
+    parts,        # What to do
+    threads:int,  # How many at a time, each with one of torch's threads
+    step,         # Callable, told how far things are; one thread at a time
+)->list: # What `one` gave for each part
+    "Do `parts` at the same time; Ctrl-C ends them at their next `step`."
+    if min(threads, len(parts)) < 2: return [one(p, step) for p in parts]
+    stop,lock,most = threading.Event(),threading.Lock(),torch.get_num_threads()
+    def told(x):
+        if stop.is_set(): raise CancelledError
+        with lock: step(x)
+    torch.set_num_threads(1)
+    pool = ThreadPoolExecutor(threads, 'draw', torch.set_num_threads, (1,))
+    try: return list(pool.map(one, parts, [told]*len(parts)))
+    finally:
+        stop.set()
+        pool.shutdown(cancel_futures=True)
+        torch.set_num_threads(most)
+
 # %% ../nbs/support/run.ipynb #ba979865
 def sample(
     run:Run,                # A trained run
@@ -218,7 +240,7 @@ def sample(
     steps:int=None,         # Steps of the sampler; the recipe's own by default
     sampler:str=None,       # 'ancestral', 'ddim', 'euler', 'heun', 'dpm2m' or 'unipc'; the recipe's own by default
     seed:int=0,             # Which set of pictures; picture k of a seed is always the same
-    batch:int=64,           # Pictures at a time
+    batch:int=None,         # Pictures at a time: 64, on a CPU at most 16 for each thread
     size:int=None,          # Height and width; the recipe's own by default
     device:str=None,        # 'cpu', or the best there is
     progress:bool=True,     # Show a bar?
@@ -230,19 +252,24 @@ def sample(
     r = run.recipe
     if n < 1 or start < 0: raise BadInput(f'{n} pictures from number {start} were asked for: ask for at least 1, from 0 on')
     me,of = (PartialState().process_index,PartialState().num_processes) if torch.distributed.is_initialized() else (0,1)
-    d,out,px = run.denoiser(device),{},size or r.size
-    if half: d.autocast = half_type(find_device(device))
-    with tqdm(total=n, disable=None if progress and not me else True, unit='im', desc='sample') as bar:
-        for i in range(me*batch, n, of*batch):
-            index = range(start+i, start+min(i+batch, n))
-            one = lambda index=index: draw(d, index, (3,px,px), sampler or r.sampler, steps or r.steps, seed, **kw)
-            x = one()
-            if d.autocast and not x.isfinite().all():
-                log.warning('the network leaves the range of %s: drawing in float32', d.autocast)
+    d,px,steps,device = run.denoiser(device),size or r.size,steps or r.steps,find_device(device)
+    threads = torch.get_num_threads() if device.type == 'cpu' else 1
+    batch = batch or (64 if device.type != 'cpu' else min(16, -(-n//(threads*of))))
+    if half: d.autocast = half_type(device)
+    shape = '{l_bar}{bar}| {n:.0f}/{total} [{elapsed}<{remaining}, {rate_fmt}]'
+    with tqdm(total=n, disable=None if progress and not me else True, unit='im', desc='sample', bar_format=shape) as bar:
+        def one(i, step):
+            index,asked = range(start+i, start+min(i+batch, n)),d.autocast
+            ask = lambda: draw(d, index, (3,px,px), sampler or r.sampler, steps, seed, trace=lambda *_: step(len(index)*of/steps), **kw)
+            x = ask()
+            if asked and not x.isfinite().all():
+                log.warning('the network leaves the range of %s: drawing in float32', asked)
                 d.autocast = None
-                x = one()
-            out[i] = to_uint8(x)
-            bar.update(len(index)*of)
+                x = ask()
+            return to_uint8(x)
+        parts = range(me*batch, n, of*batch)
+        out = dict(zip(parts, side_by_side(one, parts, threads, bar.update)))
+        bar.update(n - bar.n)
     if of > 1: out = {k:v for part in gather_object([out]) for k,v in part.items()}
     return np.concatenate([out[i] for i in sorted(out)])
 

@@ -3,8 +3,10 @@ import errno
 import logging
 import multiprocessing as mp
 import os
+import signal
 import subprocess
 import sys
+import threading
 from dataclasses import replace
 from pathlib import Path
 
@@ -213,3 +215,15 @@ def test_a_network_that_float16_cannot_hold_is_asked_in_float32(whole, monkeypat
     monkeypatch.setattr('pttface.run.half_type', lambda device: None)
     caplog.clear()
     assert np.array_equal(sample(whole, 3, half=True, **kw), want) and not caplog.text
+
+def test_ctrl_c_while_drawing(whole):
+    threads = torch.get_num_threads()
+    torch.set_num_threads(2)
+    timer = threading.Timer(1, os.kill, (os.getpid(), signal.SIGINT))
+    try:
+        timer.start()
+        with pytest.raises(KeyboardInterrupt): sample(whole, 400, sampler='ancestral', steps=999, device='cpu', progress=False)
+        assert torch.get_num_threads() == 2 and not [t for t in threading.enumerate() if t.name.startswith('draw')]
+    finally:
+        timer.cancel()
+        torch.set_num_threads(threads)
