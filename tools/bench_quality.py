@@ -1,8 +1,8 @@
 """Quality at equal cost: the original's recipe against ours, small, at 32 px, on drawn heads and on drawn fruit (nothing was tuned on those).
 
-MINUTES (10) of two cores for each training: how many pictures that is for each recipe comes from its own CPU seconds a picture, measured in
-turns, so a busy machine changes nothing. Each training has one thread, two run side by side. What is trained and drawn stays in
-runs/bench/quality-MINUTES, so a bench that was cut off goes on from there; remove the folder to begin anew.
+MINUTES (10) of two cores for each training, or SETS=heads,fruit:5 for other minutes for one of the sets: how many pictures that is for each recipe
+comes from its own CPU seconds a picture, measured in turns, so a busy machine changes nothing. Each training has one thread, two run side by side.
+What is trained and drawn stays in runs/bench/quality-MINUTES, so a bench that was cut off goes on from there; remove the folders to begin anew.
 """
 import os
 import shutil
@@ -21,7 +21,7 @@ from PIL import Image
 
 top = Path(__file__).resolve().parent.parent
 MINUTES = float(os.environ.get('MINUTES', 10))
-SETS = os.environ.get('SETS', 'heads,fruit').split(',')
+SETS = {k: float(m or MINUTES) for k, _, m in (o.partition(':') for o in os.environ.get('SETS', 'heads,fruit').split(','))}
 OURS, PEER = 'tiny', 'tiny-original'
 TRAIN, SIZE = 2000, 32
 
@@ -105,7 +105,7 @@ def draw_some(root, seed, start, n, steps):
 
 
 def bench(smoke=False):
-    "Rows `KID` and `excess FD` for each set of pictures, the original's recipe as the peer; and a sheet: for each set, held-out pictures, the peer's, ours."
+    "Rows `SET: KID` and `SET: excess FD` for each set of pictures, the original's recipe as the peer; and a sheet: for each set, held-out pictures, the peer's, ours."
     from pttface.diffusion import make_net
     from pttface.distances import Stats, frechet_distance, kid
     from pttface.features import features
@@ -113,28 +113,28 @@ def bench(smoke=False):
     from pttface.show import montage
     from pttface.store import read_json, read_npz, write_json
     from pttface.unet import n_params
-    minutes, n, samples, seeds = (.01, 60, 10, [0]) if smoke else (MINUTES, 3*TRAIN//2, 500, [0, 1])
+    minutes, n, samples, seeds = (dict(heads=.01), 60, 10, [0]) if smoke else (SETS, 3*TRAIN//2, 500, [0, 1])
     size = {p: n_params(make_net(find_recipe(p))) for p in (OURS, PEER)}
-    sets = {k: pictures(k, n) for k in (SETS[:1] if smoke else SETS)}
-    out = top/f'runs/bench/quality{"-smoke" if smoke else f"-{minutes:g}"}'
-    if smoke: shutil.rmtree(out, ignore_errors=True)
-    if not (out/'images.json').exists():
-        cost = cpu_per_image((OURS, PEER), next(iter(sets.values()))[:100], *((1, 1) if smoke else (5, 3)))
-        out.mkdir(parents=True, exist_ok=True)
-        write_json(out/'images.json', {p: max(64, round(minutes*120/c)) for p, c in cost.items()})
-    images = read_json(out/'images.json')
-    rows = [dict(what='parameters', value=size[OURS], unit='', peer='preset original', peer_value=size[PEER], ratio=size[PEER]/size[OURS]),
-            dict(what=f'pictures seen in {minutes:g} minutes', value=images[OURS], unit='images', peer='preset original', peer_value=images[PEER], ratio=images[OURS]/images[PEER])]
+    sets, folder, seen = {k: pictures(k, n) for k in minutes}, {k: top/f'runs/bench/quality-{"smoke" if smoke else f"{m:g}"}' for k, m in minutes.items()}, {}
+    if smoke: shutil.rmtree(folder['heads'], ignore_errors=True)
+    rows = [dict(what='parameters', value=size[OURS], unit='', peer='preset original', peer_value=size[PEER], ratio=size[PEER]/size[OURS])]
+    for k, d in folder.items():
+        if not (d/'images.json').exists():
+            cost = cpu_per_image((OURS, PEER), next(iter(sets.values()))[:100], *((1, 1) if smoke else (5, 3)))
+            d.mkdir(parents=True, exist_ok=True)
+            write_json(d/'images.json', {p: max(64, round(minutes[k]*120/c)) for p, c in cost.items()})
+        seen[k] = o = read_json(d/'images.json')
+        rows.append(dict(what=f'{k}: pictures seen in {minutes[k]:g} minutes', value=o[OURS], unit='images', peer='preset original', peer_value=o[PEER], ratio=o[OURS]/o[PEER]))
     def alone(file, *args):
         if file.exists(): return
         r = subprocess.run([sys.executable, __file__, *map(str, args)], capture_output=True, text=True, env={**os.environ, 'OMP_NUM_THREADS': '1', 'PYTHONPATH': str(top)})
         if r.returncode: raise RuntimeError(r.stderr[-2000:])
-    at = {o: out/'-'.join(map(str, o)) for o in product(sets, (PEER, OURS), seeds)}
+    at = {o: folder[o[0]]/'-'.join(map(str, o)) for o in product(sets, (PEER, OURS), seeds)}
     part = min(samples, 100)
     with ThreadPoolExecutor(2) as pool:
         for kind in sets:
             mine = [(o, d) for o, d in at.items() if o[0] == kind]
-            list(pool.map(lambda o: alone(o[1]/'spent.json', 'learn', o[1], o[0][1], o[0][0], o[0][2], n, images[o[0][1]]), mine))
+            list(pool.map(lambda o: alone(o[1]/'spent.json', 'learn', o[1], o[0][1], o[0][0], o[0][2], n, seen[o[0][0]][o[0][1]]), mine))
             list(pool.map(lambda o: alone(o[1]/f'{o[2]}.npz', 'draw', o[1], o[0][2], o[2], part, 3 if smoke else 0), [(*o, i) for o in mine for i in range(0, samples, part)]))
     got = {o: np.concatenate([read_npz(d/f'{i}.npz')['images'] for i in range(0, samples, part)]) for o, d in at.items()}
     for kind, ims in sets.items():
@@ -147,13 +147,13 @@ def bench(smoke=False):
             score.setdefault(preset, []).append((kid(f, held)[0], frechet_distance(Stats.of(f), Stats.of(real)) - bottom))
         for i, what in enumerate(('KID', 'excess FD')):
             ours, peer = (np.array(score[p])[:, i] for p in (OURS, PEER))
-            rows.append(dict(what=what if kind == 'heads' else f'{what}, {kind}', value=float(ours.mean()), unit='efficientnet features', peer='preset original', peer_value=float(peer.mean()),
+            rows.append(dict(what=f'{kind}: {what}', value=float(ours.mean()), unit='efficientnet features', peer='preset original', peer_value=float(peer.mean()),
                              ratio=float(peer.mean()/ours.mean()), n=len(seeds), spread=float(np.ptp(ours)/2/abs(ours.mean()))))
     sheet = montage(np.concatenate([o[:12] for k, ims in sets.items() for o in (ims[n*2//3:], got[k, PEER, 0], got[k, OURS, 0])]), ncols=12)
-    Image.fromarray(sheet.repeat(2, 0).repeat(2, 1)).save(out.parent/f'{out.name if smoke else "quality"}.jpg', quality=90)
-    if not smoke:
-        spent = {p: np.mean([read_json(d/'spent.json')['seconds'] for (_, q, _), d in at.items() if q == p])/60 for p in (OURS, PEER)}
-        rows.append(dict(what='CPU minutes a training', value=spent[OURS], unit='min', peer='preset original', peer_value=spent[PEER], ratio=spent[PEER]/spent[OURS]))
+    Image.fromarray(sheet.repeat(2, 0).repeat(2, 1)).save(top/f'runs/bench/quality{"-smoke" if smoke else ""}.jpg', quality=90)
+    for k in () if smoke else sets:
+        spent = {p: np.mean([read_json(d/'spent.json')['seconds'] for (s, q, _), d in at.items() if (s, q) == (k, p)])/60 for p in (OURS, PEER)}
+        rows.append(dict(what=f'{k}: CPU minutes a training', value=spent[OURS], unit='min', peer='preset original', peer_value=spent[PEER], ratio=spent[PEER]/spent[OURS]))
     return rows
 
 
