@@ -27,6 +27,7 @@ from tqdm.auto import tqdm
 
 from .distances import check_finite
 from .store import BadInput,atomic_path,content_hash,read_npz,read_tar,write_npz
+from .threads import side_by_side
 
 # %% ../nbs/support/features.ipynb #311f0b30
 log = logging.getLogger(__name__)
@@ -218,15 +219,14 @@ def features(
     return check_finite(np.concatenate([o for o in parts if o is not None]))
 
 def _embed(ims, p, device, batch, progress):
-    gpu,threads = device != 'cpu',torch.get_num_threads()
-    batch = batch or (128 if gpu else 8)
-    def embed(i):
-        with torch.inference_mode(): return torch.as_tensor(p.embed(ims[i:i+batch])).float().cpu().numpy()
-    try:
-        with ThreadPoolExecutor(1 if gpu else threads, initializer=torch.set_num_threads, initargs=(threads if gpu else 1,)) as pool:
-            out = list(tqdm(pool.map(embed, range(0, len(ims), batch)), desc='features', total=-(-len(ims)//batch), disable=None if progress else True))
-    finally: torch.set_num_threads(threads)
-    return np.concatenate(out)
+    batch = batch or (8 if device == 'cpu' else 128)
+    parts = range(0, len(ims), batch)
+    with tqdm(total=len(parts), desc='features', disable=None if progress else True) as bar:
+        def embed(i, step):
+            with torch.inference_mode(): x = torch.as_tensor(p.embed(ims[i:i+batch])).float().cpu().numpy()
+            step(1)
+            return x
+        return np.concatenate(side_by_side(embed, parts, torch.get_num_threads() if device == 'cpu' else 1, bar.update))
 
 # %% ../nbs/support/features.ipynb #80eb5487
 def cached_features(

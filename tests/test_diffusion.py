@@ -223,7 +223,7 @@ def test_ctrl_c_while_drawing(whole):
     try:
         timer.start()
         with pytest.raises(KeyboardInterrupt): sample(whole, 400, sampler='ancestral', steps=999, device='cpu', progress=False)
-        assert torch.get_num_threads() == 2 and not [t for t in threading.enumerate() if t.name.startswith('draw')]
+        assert torch.get_num_threads() == 2 and not [t for t in threading.enumerate() if t.name.startswith('beside')]
     finally:
         timer.cancel()
         torch.set_num_threads(threads)

@@ -5,7 +5,6 @@ where the machine has them. `as well` means: a KID (against held-out heads) no m
 what was drawn stay in runs/bench/sample, so a bench that was cut off goes on from there.
 """
 import os
-from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import numpy as np
@@ -26,15 +25,16 @@ class Counted:
 
 
 def drawn(d, sampler, steps, n, shape, batch=25):
-    "Pictures 0 … n−1 with a sampler, two batches at a time; how many questions each took."
+    "Pictures 0 … n−1 with a sampler, a batch on each thread; how many questions each took."
     import torch
 
     from pttface.noise import SAMPLERS, Noise, linear_sigmas, sigmas_for, to_uint8
+    from pttface.threads import side_by_side
     sigmas = linear_sigmas()[torch.linspace(999, 0, steps+1).round().long()].float() if sampler == 'ancestral' else sigmas_for(d, sampler, steps).float()
-    def one(i):
+    def one(i, _):
         ask, noise = Counted(d), Noise(0, range(i, min(n, i+batch)), shape)
         with torch.no_grad(): return to_uint8(SAMPLERS[sampler](ask, noise()*sigmas[0], sigmas, noise)), ask.asked
-    with ThreadPoolExecutor(2) as pool: out = list(pool.map(one, range(0, n, batch)))
+    out = side_by_side(one, range(0, n, batch), torch.get_num_threads(), None)
     return np.concatenate([o for o, _ in out]), out[0][1]
 
 
@@ -52,16 +52,14 @@ def bench(smoke=False):
     n, many, tried, budget = (12, 4, [('unipc', 3), ('heun', 2)], '64 images') if smoke else (SAMPLES, 999, TRIED, TRAIN)
     ims = pictures('heads', 60 if smoke else 3000)
     run = train(face_data(ims, len(ims)*2//3), recipe_of('tiny'), root=top/f'runs/bench/sample{"-smoke" if smoke else ""}', budget=budget, device='cpu', progress=not smoke, force=smoke)
-    d, size, threads = run.denoiser('cpu'), run.recipe.size, torch.get_num_threads()
+    d, size = run.denoiser('cpu'), run.recipe.size
     d.autocast = half_type(torch.device('cpu'))
     held = features(ims[len(ims)*2//3:], device='cpu')
 
     def score(sampler, steps):
         file = run.path/f'{newest(run).id[:12]}-{sampler}-{steps}-{n}.npz'
         if not file.exists():
-            torch.set_num_threads(1)
-            try: pics, asked = drawn(d, sampler, steps, n, (3, size, size))
-            finally: torch.set_num_threads(threads)
+            pics, asked = drawn(d, sampler, steps, n, (3, size, size))
             write_npz(file, images=pics, asked=np.array(asked))
         got = read_npz(file)
         return dict(sampler=sampler, asked=int(got['asked']), kid=kid(features(got['images'], device='cpu'), held))
