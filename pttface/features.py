@@ -26,6 +26,7 @@ from torch.nn.utils.fusion import fuse_conv_bn_eval
 from tqdm.auto import tqdm
 
 from .distances import check_finite
+from .noise import half_type
 from .store import BadInput,atomic_path,content_hash,read_npz,read_tar,write_npz
 from .threads import side_by_side
 
@@ -182,11 +183,10 @@ def load_protocol(
 
 def _half(p, device):
     "`p` with its layers in 16 bits; another version, because the features are others in the third digit."
-    old = device.type == 'cuda' and torch.cuda.get_device_capability(device) < (8,0)
-    dtype = torch.float16 if old else torch.bfloat16
+    dtype = half_type(device) or torch.bfloat16
     def embed(ims):
         with torch.autocast(device.type, dtype): return p.embed(ims)
-    return replace(p, version=p.version if p.version == 'custom' else f'{p.version}-{"fp16" if old else "bf16"}', embed=embed)
+    return replace(p, version=p.version if p.version == 'custom' else f'{p.version}-{"fp16" if dtype == torch.float16 else "bf16"}', embed=embed)
 
 def pick_device(
     device=None,  # Asked for, or `None`
