@@ -21,10 +21,12 @@ from fastcore.basics import patch
 from scipy.sparse import coo_matrix
 from scipy.sparse.csgraph import connected_components
 
-from .curate import decisions,verdict
+from .curation.curator import decisions,verdict
 from .faces import POSES,Faces
-from .show import Picture,Table,montage
-from .store import BadInput,Ledger,content_hash,need,opted_out,read_json,read_jsonl,read_npz,read_optout,same_settings,write_json,write_npz
+from .display import Picture,Table,montage
+from .storage.files import (BadInput, Ledger, content_hash, need, read_json, read_jsonl, read_npz, same_settings, write_json, write_npz)
+from .policy import opted_out,read_optout
+from .storage.files import find_preset
 
 # %% ../nbs/03_dataset.ipynb #c38fde60
 log = logging.getLogger(__name__)
@@ -137,9 +139,7 @@ def pack(
     "Clean, split and pack the faces of `root`; raises `BadInput` when none are left, with the numbers."
     rows = read_jsonl(need(root, 'faces/faces.jsonl', 'faces'))
     root,record = Path(root),Path(root)/'dataset/card.json'
-    if isinstance(settings, str):
-        if settings not in PACK_PRESETS: raise BadInput(f'There is no preset {settings!r} for the data set: use {" or ".join(PACK_PRESETS)}')
-        settings = PACK_PRESETS[settings]
+    settings = find_preset(settings, PACK_PRESETS, 'the data set')
     kept = [r for r in rows if r['status'] == 'kept']
     _check(settings, pose, gender, month, score, {r['month'] for r in kept})
     filters = {k:v for k,v in dict(pose=pose, gender=gender, month=month, score=score).items() if v is not None}

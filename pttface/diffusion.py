@@ -6,7 +6,7 @@ Docs: https://pttface.github.io/pttface/diffusion.html.md"""
 
 # %% auto #0
 __all__ = ['SPEEDS', 'disturb', 'Trainer', 'report', 'train', 'RECIPES', 'Recipe', 'Budget', 'Run', 'make_net', 'measure',
-           'sample', 'interpolate', 'walk', 'save_images']
+           'sample', 'interpolate', 'trajectory', 'save_images']
 
 # %% ../nbs/05_diffusion.ipynb #d45fa6b7
 import json,logging,math,os,re,shutil,signal,sys,threading,time
@@ -23,16 +23,17 @@ from fastcore.basics import patch
 from PIL import Image
 from tqdm.auto import tqdm
 
-from .ema import EMA,Snapshots
-from .noise import Denoiser,augment,draw,draw_sigmas,half_type,losses,to_float,to_uint8
-from .recipe import RECIPES,Budget,Recipe,find_recipe,lr_at
-from .run import Live,Run,find_trackers,flat,interpolate,make_net,measure,sample,save_images,walk
-from .store import BadInput,content_hash,dumps,open_root,read_json,write_json,write_jsonl
-from .threads import Threads
+from .training.ema import EMA,Snapshots
+from .training.samplers import Denoiser,augment,generate,draw_sigmas,losses,to_float,to_uint8
+from .training.device import pick_precision
+from .training.config import RECIPES,Budget,Recipe,find_recipe,lr_at
+from .training.trainer import TrainingMonitor,Run,find_trackers,flat,interpolate,make_net,measure,sample,save_images,trajectory
+from .storage.files import BadInput,content_hash,dumps,open_root,read_json,write_json,write_jsonl
+from .parallel import ThreadTuner
 from .unet import n_params
 
 # %% ../nbs/05_diffusion.ipynb #237c4a86
-_all_ = ['RECIPES','Recipe','Budget','Run','make_net','measure','sample','interpolate','walk','save_images']
+_all_ = ['RECIPES','Recipe','Budget','Run','make_net','measure','sample','interpolate','trajectory','save_images']
 
 # %% ../nbs/05_diffusion.ipynb #35e22e96
 log = logging.getLogger(__name__)
@@ -52,10 +53,6 @@ def disturb(
     return x0,sigma,noise,label
 
 # %% ../nbs/05_diffusion.ipynb #33979fe9
-def _precision(asked, device):
-    "bf16 where the hardware has it, fp16 on older GPUs, float32 elsewhere"
-    return asked if asked != 'auto' else {torch.bfloat16:'bf16', torch.float16:'fp16', None:'no'}[half_type(device)]
-
 def _state(device):
     "The processes of this training; what an earlier one in this process asked for does not stick"
     if not torch.distributed.is_initialized(): AcceleratorState._reset_state(True)
@@ -79,7 +76,7 @@ class Trainer:
     ):
         self.run,self.recipe,self.data,self.budget,self.accumulate = run,run.recipe,data,budget,accumulate
         r,state = self.recipe,_state(device)
-        self.accel = Accelerator(cpu=state.device.type == 'cpu', mixed_precision=_precision(r.precision, state.device), log_with=list(trackers) or None, project_dir=run.path)
+        self.accel = Accelerator(cpu=state.device.type == 'cpu', mixed_precision=pick_precision(r.precision, state.device), log_with=list(trackers) or None, project_dir=run.path)
         if r.batch % self.accel.num_processes or not 1 <= accumulate <= r.batch//self.accel.num_processes:
             raise BadInput(f'A batch of {r.batch} cannot be shared by {self.accel.num_processes} processes in {accumulate} parts each')
         d = Denoiser(make_net(r), r.kind, run.record['sigma_data'])
@@ -265,7 +262,7 @@ def report(
     with t.accel.autocast():
         sig,train_loss = measure(avg, seen, r)
         held_loss = measure(avg, held, r)[1] if len(held) else None
-        ims = to_uint8(draw(avg, range(36), (3,r.size,r.size), 'dpm2m', 12, seed=r.seed)) if grid else None
+        ims = to_uint8(generate(avg, range(36), (3,r.size,r.size), 'dpm2m', 12, seed=r.seed)) if grid else None
     if grid and t.accel.is_main_process: save_images(ims, t.run.path/'grids'/f'{t.images:09d}.png')
     left = t.seconds*(1/t.progress - 1) if t.progress else None
     out = dict(step=t.step, images=t.images, seconds=round(t.seconds, 2), epoch=t.images/t.n_train, loss=float(np.mean(t.losses)), ema_loss=float(train_loss.mean()),
@@ -339,9 +336,9 @@ class Loop:
     "Steps until the budget is spent, and what is to be done between them"
     def __init__(self, t, pressed, progress, callback):
         self.t,self.pressed,self.progress,self.callback,self.main = t,pressed,progress and t.accel.is_main_process,callback,t.accel.is_main_process
-        self.rows,self.live,self.sheet,self.saved = [o for o in t.run.log if o['step'] <= t.step],Live(),None,t.step
+        self.rows,self.live,self.sheet,self.saved = [o for o in t.run.log if o['step'] <= t.step],TrainingMonitor(),None,t.step
         if self.main: write_jsonl(t.run.path/'log.jsonl', self.rows)
-        self.threads = Threads(t.budget.unit == 'seconds' and t.accel.device.type == 'cpu' and t.accel.num_processes == 1)
+        self.threads = ThreadTuner(t.budget.unit == 'seconds' and t.accel.device.type == 'cpu' and t.accel.num_processes == 1)
         again = min(3, t.step)
         self.batches = t.data.batches(t.recipe.batch, t.recipe.seed, flip=t.recipe.flip, start=t.step-again, device=t.accel.device)
         self.recent = deque((next(self.batches) for _ in range(again)), maxlen=3)

@@ -22,13 +22,15 @@ import numpy as np
 from PIL import Image
 from tqdm.auto import tqdm
 
-from .detect import Face,check_photo,draw_faces,kps_shape,load_detector,middle,overlap,sharpness
-from .gate import Unusable,decode
-from .geometry import cut,feather,feather_mask,level_eyes,move,then,turn_about,window
-from .jobs import run_tasks
-from .parts import Before,merge,month_of,photo_shards,write_part
-from .show import Picture,Table
-from .store import BadInput,atomic_path,need,opted_out,read_npz,read_optout,read_tar,same_settings,write_json
+from .vision.detect import Face,check_photo,draw_faces,kps_shape,middle,overlap
+from .vision.detectors import load_detector
+from .vision.images import sharpness,Unusable,decode
+from .vision.geometry import warp_crop,feather,feather_mask,level_eyes,transform_points,compose,rotation_about,crop_matrix
+from .parallel import run_tasks
+from .storage.shards import PreviousRun,merge_parts,month_of,photo_shards,write_part
+from .display import Picture,Table
+from .storage.files import BadInput,atomic_path,need,read_npz,read_tar,same_settings,write_json,find_preset
+from .policy import opted_out,read_optout
 
 # %% ../nbs/02_faces.ipynb #c391710e
 log = logging.getLogger(__name__)
@@ -108,9 +110,9 @@ def look_around(
     "Look again at a window about the face, turned; fills `view`, `seen` and the turn."
     f,size = found.faces[0],getattr(detect, 'view', 192)
     found.angle = float(kps_shape(f.kps)[3])
-    found.M = turn_about(f.kps[:2].mean(0), found.angle)
-    centre,long = move(found.M, f.bbox.reshape(2,2).mean(0)),float((f.bbox[2:] - f.bbox[:2]).max())
-    found.view,found.window = cut(im, found.M, centre, 2*long, size),window(centre, 2*long, size)
+    found.M = rotation_about(f.kps[:2].mean(0), found.angle)
+    centre,long = transform_points(found.M, f.bbox.reshape(2,2).mean(0)),float((f.bbox[2:] - f.bbox[:2]).max())
+    found.view,found.window = warp_crop(im, found.M, centre, 2*long, size),crop_matrix(centre, 2*long, size)
     half = (f.bbox[2:] - f.bbox[:2])/2*size/(2*long)
     found.seen = [o for o in [_again(detect, found.view, np.concatenate([size/2 - half, size/2 + half]))] if o and o.sound]
 
@@ -127,10 +129,10 @@ def take_back(
     f,s,t = found.seen[0],found.window[0,0],found.window[:,2]
     rest = float(kps_shape(f.kps)[3])
     box,kps = (f.bbox.reshape(2,2) - t)/s,(f.kps - t)/s
-    N = turn_about(kps[:2].mean(0), rest)
-    mid,half = move(N, box.mean(0)),(box[1] - box[0])/2
-    found.M,found.angle = then(found.M, N),found.angle + rest
-    found.second = Face(np.concatenate([mid - half, mid + half]), move(N, kps), f.score, f.yaw, f.pitch, f.roll, f.gender, f.age)
+    N = rotation_about(kps[:2].mean(0), rest)
+    mid,half = transform_points(N, box.mean(0)),(box[1] - box[0])/2
+    found.M,found.angle = compose(found.M, N),found.angle + rest
+    found.second = Face(np.concatenate([mid - half, mid + half]), transform_points(N, kps), f.score, f.yaw, f.pitch, f.roll, f.gender, f.age)
 
 # %% ../nbs/02_faces.ipynb #646c0fa7
 def find_faces(
@@ -158,7 +160,7 @@ def place_square(
     o.centre,long = box.mean(0),float((box[1] - box[0]).max())
     if not settings.canvas:
         if not o.second:
-            kps,mid,half = move(o.M, f.kps),move(o.M, o.centre),(box[1] - box[0])/2
+            kps,mid,half = transform_points(o.M, f.kps),transform_points(o.M, o.centre),(box[1] - box[0])/2
             f = Face(np.concatenate([mid - half, mid + half]), kps, f.score)
         o.centre = middle(f.bbox, f.kps)
     o.side = long*(1 + settings.margin)
@@ -183,7 +185,7 @@ def crops_of(
 )->dict: # By size, (size,size,3) uint8
     "The crops that the network sees."
     how = settings.radius,settings.soft,settings.blur
-    if not settings.canvas: return {s:feather(cut(im, found.M, found.centre, found.side, s), *how) for s in sizes}
+    if not settings.canvas: return {s:feather(warp_crop(im, found.M, found.centre, found.side, s), *how) for s in sizes}
     raw = feather(cut_pixels(found.view if found.second else im, found.centre, found.side), *how)
     small = cv2.resize(raw, (60,60), interpolation=cv2.INTER_LINEAR)
     return {s:small if s == 60 else cv2.resize(small, (s,s), interpolation=cv2.INTER_LINEAR) for s in sizes}
@@ -251,7 +253,7 @@ def _explain_turn(axs, photo, o):
 def _explain_crop(axs, photo, o, settings):
     "Panels of the enlarged crop, the mask and the result"
     face,small = o.face,crops_of(photo, o, settings)[60]
-    raw = cut_pixels(o.view if o.second else photo, o.centre, o.side) if settings.canvas else cut(photo, o.M, o.centre, o.side, 128)
+    raw = cut_pixels(o.view if o.second else photo, o.centre, o.side) if settings.canvas else warp_crop(photo, o.M, o.centre, o.side, 128)
     for a,im in zip(axs[3:], (raw, feather_mask(128, settings.radius, settings.soft)[...,0], small)): a.imshow(im, cmap='gray')
     says = [f'{pose_of(face.yaw, settings.frontal) or "pose unknown"}', *([f'yaw {face.yaw:+.0f}°'] if face.yaw is not None else []),
             *([('female','male')[face.gender]] if face.gender is not None else []), *([f'age {face.age:.0f}'] if face.age is not None else [])]
@@ -302,7 +304,7 @@ def _row(im, o, settings):
     if o.faces: row |= _numbers(o, settings)
     if o.reason: return row,None
     crops = crops_of(im, o, settings)
-    near = cut(im, o.M, o.centre, o.side/(1 + settings.margin), 128)
+    near = warp_crop(im, o.M, o.centre, o.side/(1 + settings.margin), 128)
     row |= dict(face_sharpness=round(sharpness(near), 2), phash=str(imagehash.phash(Image.fromarray(crops[64]))))
     return row,crops
 
@@ -313,7 +315,7 @@ def _numbers(o, settings):
     either = lambda k: getattr(f if getattr(face, k) is None else face, k)
     row = dict(bbox=r(f.bbox), kps=r(f.kps) if f.sound else None, score=r(f.score, 4), yaw=r(face.yaw), pitch=r(face.pitch), roll=r(f.roll),
                pose=pose_of(face.yaw, settings.frontal), gender=either('gender'), age=r(either('age')))
-    if o.centre is not None: row |= dict(angle=r(o.angle), centre=r(move(cv2.invertAffineTransform(o.M), o.centre)), side=r(o.side), second=o.second is not None)
+    if o.centre is not None: row |= dict(angle=r(o.angle), centre=r(transform_points(cv2.invertAffineTransform(o.M), o.centre)), side=r(o.side), second=o.second is not None)
     return row
 
 # %% ../nbs/02_faces.ipynb #5b53ef2e
@@ -412,20 +414,18 @@ def extract_faces(
 )->Faces: # What became of every photo
     "Make a face of every photo that has one; raises `BadInput` when there are no photos, or faces made by other rules."
     root = need(root, 'photos/download.json', 'download').parent.parent
-    if isinstance(settings, str):
-        if settings not in FACE_PRESETS: raise BadInput(f'There is no preset {settings!r} for faces: use {" or ".join(FACE_PRESETS)}')
-        settings = FACE_PRESETS[settings]
+    settings = find_preset(settings, FACE_PRESETS, 'faces')
     shards,folder,record = photo_shards(root),root/'faces',root/'faces/faces.json'
     wanted = dict(detector=detector, **asdict(settings))
     if not same_settings(record, wanted, force):
         _detector(detector, settings, batch)
         if folder.exists(): shutil.rmtree(folder)
         write_json(record, dict(settings=wanted, shards={}))
-    before,out = Before(folder),read_optout(root)
+    before,out = PreviousRun(folder),read_optout(root)
     todo = [p for p in shards if not before.done(p, out)]
     workers = workers or (1 if detector == 'insightface' else os.cpu_count() or 1)
     failed = _look(todo, folder, (detector,settings,out,batch), workers, scheduler)
-    rows = merge(shards, before, failed, lambda rows: Faces(root, rows).counts | dict(photos=len(rows), kept=sum(r['status'] == 'kept' for r in rows)), bool(todo))
+    rows = merge_parts(shards, before, failed, lambda rows: Faces(root, rows).counts | dict(photos=len(rows), kept=sum(r['status'] == 'kept' for r in rows)), bool(todo))
     if png: write_pngs(root, rows)
     return Faces(root, rows, failed)
 

@@ -19,14 +19,15 @@ import numpy as np
 import torch
 from scipy import linalg,stats
 
-from .copies import Originality,closest_pairs,look_for_copies,ratio_picture,small_pixels
-from .detect import load_detector
-from .distances import Stats,frechet_distance
-from .features import as_images,cached_features,features,load_protocol,processes
-from .misses import band_picture,colours,histograms,look_at
-from .report import CAPTIONS,FLOOR,NOISE,Report,alike_rows,alone_rows,copy_rows,figures,miss_rows,notes_on,row,save_report
-from .show import Picture,Table
-from .store import BadInput,Ledger,atomic_path,content_hash,open_root,read_jsonl,read_npz,write_json,write_jsonl,write_npz
+from .evaluation.memorization import Originality,closest_pairs,look_for_copies,ratio_picture,small_pixels
+from .vision.detectors import load_detector
+from .evaluation.metrics import Stats,frechet_distance
+from .evaluation.features import as_images,cached_features,features,load_protocol
+from .training.device import processes
+from .evaluation.diagnostics import band_picture,colours,histograms,look_at
+from .evaluation.report import CAPTIONS,FLOOR,NOISE,Report,alike_rows,alone_rows,copy_rows,figures,miss_rows,notes_on,row,save_report
+from .display import Picture,Table
+from .storage.files import BadInput,Ledger,atomic_path,content_hash,open_root,read_jsonl,read_npz,write_json,write_jsonl,write_npz
 
 # %% ../nbs/06_fid.ipynb #c9d7fe76
 def blurred_noise(
@@ -94,7 +95,7 @@ def draw_kept(
     **kw,                # For `sample`: steps, sampler, device, progress
 )->np.ndarray: # (n,H,W,3) uint8
     "The first `n` pictures of `seed`, in blocks that are kept; under `accelerate launch` the processes share the work."
-    from pttface.diffusion import sample
+    from pttface.training.trainer import sample
     state,key = processes(kw.get('device')),content_hash(moment.id, {k:v for k,v in kw.items() if k not in ('device','progress','batch')})
     def one(i):
         size,path = min(block, n - i),None if folder is None else Path(folder)/f'drawn-{key}-{seed}-{i:06d}.npz'
@@ -317,7 +318,7 @@ class Watch:
         seed:int=0,               # Of the samples
         **kw,                     # For `features`: device, precision, …
     ):
-        from pttface.recipe import Budget
+        from pttface.training.config import Budget
         if n < 2: raise BadInput(f'{n} samples have no spread: watch at least 2')
         self.every = Budget.parse(every) if isinstance(every, str) else every
         self.data,self.n,self.protocol,self.steps,self.seed,self.kw,self.ref,self.rows,self.calls,self.last = data,n,protocol,steps,seed,kw,None,[],0,None
@@ -331,11 +332,11 @@ class Watch:
         return due
 
     def __call__(self, trainer, report):
-        from pttface.noise import draw,to_uint8
+        from pttface.training.samplers import generate,to_uint8
         if not self.due(trainer) or not trainer.accel.is_main_process: return
         path,r = trainer.run.path/'watch.jsonl',trainer.recipe
         if not self.rows and path.exists(): self.rows = [o for o in read_jsonl(path) if o['images'] < report['images']]
-        ims = to_uint8(draw(trainer.averaged(), range(self.n), (3,r.size,r.size), steps=self.steps, seed=self.seed))
+        ims = to_uint8(generate(trainer.averaged(), range(self.n), (3,r.size,r.size), steps=self.steps, seed=self.seed))
         self.rows.append(dict(images=report['images'], epoch=report['epoch'], distance=self.score(ims), n=self.n))
         write_jsonl(path, self.rows)
 

@@ -18,8 +18,8 @@ from matplotlib.patches import Rectangle
 from torch import nn
 from torch.utils.flop_counter import FlopCounterMode
 
-from .show import Picture
-from .store import BadInput
+from .display import Picture
+from .storage.files import BadInput
 
 # %% ../nbs/04_unet.ipynb #9a420c0d
 def sinusoid(

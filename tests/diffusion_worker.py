@@ -7,7 +7,9 @@ import torch
 from accelerate import PartialState
 
 from pttface.dataset import FaceData
-from pttface.diffusion import Recipe,Run,sample,train
+from pttface.training.config import Recipe
+from pttface.training.trainer import Run,sample
+from pttface.diffusion import train
 
 SMALL = Recipe('small', net_args=dict(ch=8, mults=(1,2), blocks=1, attn=(8,), dropout=.1, size=16), size=16, batch=8, lr=2e-3, beta2=.99,
                ema='power 0.10', report='16 images', grid='1M images', save='24 images', precision='no')

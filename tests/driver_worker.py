@@ -60,7 +60,7 @@ for m in (google, colab): m.__spec__ = types.SimpleNamespace(name=m.__name__, su
 sys.modules.update({'google': google, 'google.colab': colab})
 
 from IPython.core.interactiveshell import InteractiveShell  # noqa: E402
-from pttface.recipe import RECIPES  # noqa: E402
+from pttface.training.config import RECIPES  # noqa: E402
 
 RECIPES['tiny'] = dataclasses.replace(RECIPES['tiny'], save='1s', report='200 images')
 shell = InteractiveShell.instance()

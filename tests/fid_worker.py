@@ -8,9 +8,9 @@ from types import SimpleNamespace
 import cv2
 import numpy as np
 
-from pttface.features import Protocol
+from pttface.evaluation.features import Protocol
 from pttface.fid import evaluate
-from pttface.store import open_root
+from pttface.storage.files import open_root
 
 
 def faces(n, seed):

@@ -16,10 +16,10 @@ import pytest
 import requests
 from PIL import Image
 
-from pttface.board import fates, make_board, serve
-from pttface.loopback import Fault, Reply, faults, serving, some_faults
-from pttface.snaps import PhotoStore
-from pttface.store import BadInput
+from pttface.synthetic.photos import fates,PhotoStore
+from pttface.synthetic.board import make_board,serve
+from pttface.synthetic.server import Fault,Reply,faults,serving,some_faults
+from pttface.storage.files import BadInput
 
 PHOTO = Reply(200, bytes(range(256))*40, mime='image/jpeg')
 
@@ -358,7 +358,6 @@ def test_imgur_ignores_the_extension_and_others_know_nothing(board):
 
 DRAW = '''
 import sys
-from pttface.board import make_board
 make_board(n_photos=120, n_articles=20, seed=2, size=(80, 64), workers=2, cache=sys.argv[1]).render(progress=False)
 '''
 

@@ -5,12 +5,14 @@ from collections import Counter
 import numpy as np
 import pytest
 
-from pttface.board import make_board,serve
-from pttface.cli import main
-from pttface.crawl import CRAWL_PRESETS,CrawlSettings,Links,crawl,posted
-from pttface.fetch import Blocked
-from pttface.loopback import Fault,Reply,faults,serving,some_faults
-from pttface.store import BadInput
+from pttface.synthetic.board import make_board,serve
+from pttface.app.cli import main
+from pttface.crawl import CRAWL_PRESETS,CrawlSettings,crawl
+from pttface.ptt.board_range import Links
+from pttface.ptt.parse import posted
+from pttface.net.http import Blocked
+from pttface.synthetic.server import Fault,Reply,faults,serving,some_faults
+from pttface.storage.files import BadInput
 
 year = dict(since='2024-01-01', until='2024-12-31', rate=0, progress=False)
 
@@ -117,8 +119,8 @@ def test_what_was_read_and_then_taken_off_the_index_stays(tmp_path):
         own.show([i for i in own.rows if own.article(int(i)).id != victim['id']])
         second = crawl(root=tmp_path, base_url=server.url, **ever)
     assert [r['id'] for r in second.rows] == [r['id'] for r in first.rows] and second.audit['index']['moved']
-    again = second.rows[60]
-    assert (again['images'],again['links'],again['time']) == (victim['images'],victim['links'],victim['time'])
+    RETRYABLE = second.rows[60]
+    assert (RETRYABLE['images'],RETRYABLE['links'],RETRYABLE['time']) == (victim['images'],victim['links'],victim['time'])
 
 # ---- a board that refuses, and pages that are none
 
@@ -312,7 +314,7 @@ def _crawl(root, url): crawl(root=root, base_url=url, workers=2, **year)
 
 def test_killed_at_twenty_moments(small, tmp_path):
     context,r = multiprocessing.get_context('forkserver'),random.Random(0)
-    context.set_forkserver_preload(['pttface.crawl','pttface.board','pttface.cli','pytest'])
+    context.set_forkserver_preload(['pttface.crawl','pttface.synthetic.board','pttface.app.cli','pytest'])
     with serve(small, latency=.004) as server:
         crawl(root=tmp_path/'whole', base_url=server.url, **year)
         whole = Counter(server.requests)

@@ -11,9 +11,9 @@ sys.path.insert(0, str(Path(__file__).parent))
 from browser import Browser, needs_browser
 from lab import jupyter_lab, needs_lab, write_notebook
 
-from pttface.curate import Curator, Desk, decisions, verdict
-from pttface.store import BadInput, Ledger, open_root, write_jsonl, write_npz
-from pttface.suggest import KINDS, Suggestions, deviations, fold, suggest
+from pttface.curation.curator import Curator,Desk,decisions,verdict
+from pttface.storage.files import BadInput,Ledger,open_root,write_jsonl,write_npz
+from pttface.curation.quality import KINDS,Suggestions,deviations,fold,suggest
 
 
 def make(root, n=120, faces=None):
@@ -199,9 +199,9 @@ def test_no_faces_and_no_page_are_said(tmp_path):
 @pytest.fixture(scope='module')
 def drawn():
     "A few drawn faces for a page worth looking at"
-    from pttface.detect import load_detector
+    from pttface.vision.detectors import load_detector
     from pttface.faces import face_row
-    from pttface.heads import draw_heads
+    from pttface.synthetic.heads import draw_heads
     import cv2
     found = [face_row(cv2.imencode('.png', h.im[..., ::-1])[1].tobytes(), load_detector('mtcnn'))[1] for h in draw_heads([dict(size=(240, 200))]*12, seed=40, workers=1, progress=False)]
     return np.stack([c[64] for c in found if c])
@@ -224,7 +224,7 @@ def until(f, seconds=30):
 @needs_lab
 def test_in_jupyterlab(tmp_path, drawn):
     root = make(tmp_path/'run', 5000, drawn)
-    write_notebook(tmp_path/'clean.ipynb', f'from pttface.curate import Curator\nCurator({str(root)!r}, outliers=False, progress=False)')
+    write_notebook(tmp_path/'clean.ipynb', f'from pttface.curation.curator import Curator\nCurator({str(root)!r}, outliers=False, progress=False)')
     suggest(root, outliers=False, progress=False)
     with jupyter_lab(tmp_path, tmp_path/'home') as lab, Browser(1280, 900) as b:
         def run():

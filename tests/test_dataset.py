@@ -6,7 +6,7 @@ import pytest
 import torch
 
 from pttface.dataset import FaceData,PackSettings,duplicate_groups,held_out,near_pairs,pack
-from pttface.store import BadInput,dumps,open_root,read_json,write_json,write_jsonl,write_npz
+from pttface.storage.files import BadInput,dumps,open_root,read_json,write_json,write_jsonl,write_npz
 
 def article(i): return f'https://www.ptt.cc/bbs/Beauty/M.{1704040000 + i}.A.E87.html'
 

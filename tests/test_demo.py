@@ -5,7 +5,7 @@ import sys
 import time
 from pathlib import Path
 
-from pttface.store import read_json, read_jsonl
+from pttface.storage.files import read_json, read_jsonl
 
 bin = Path(sys.executable).parent / 'pttface'
 small = ['--photos', '60', '--samples', '12', '--budget', '6s', '--no-progress']

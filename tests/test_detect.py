@@ -9,10 +9,11 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from pttface.detect import MTCNN,cuda_advice,kps_pose,load_detector,overlap
-from pttface.heads import draw_heads
-from pttface.insight import InsightFace
-from pttface.store import BadInput
+from pttface.vision.detect import MTCNN,cuda_advice,kps_pose,overlap
+from pttface.vision.detectors import load_detector
+from pttface.synthetic.heads import draw_heads
+from pttface.vision.insightface import InsightFace
+from pttface.storage.files import BadInput
 
 BOX,KPS = np.array([220,190,420,450.]),np.array([[275,280],[365,280],[320,340],[285,390],[355,390.]])
 

@@ -18,10 +18,11 @@ from accelerate.tracking import GeneralTracker
 from accelerate.utils import is_tensorboard_available
 
 from pttface import diffusion
-from pttface.checkpoint import Checkpoints
-from pttface.diffusion import Budget,Run,Trainer,sample,train
-from pttface.run import Live
-from pttface.store import BadInput
+from pttface.training.checkpoint import Checkpoints
+from pttface.training.config import Budget
+from pttface.training.trainer import Run,sample,TrainingMonitor
+from pttface.diffusion import Trainer,train
+from pttface.storage.files import BadInput
 
 sys.path.insert(0, str(Path(__file__).parent))
 from diffusion_worker import SMALL,data,work
@@ -164,8 +165,8 @@ def test_live_figure(tmp_path, monkeypatch):
     class Handle:
         def update(self, fig): shown.append('replaced')
     def display(fig, display_id): shown.append('new'); return Handle()
-    monkeypatch.setattr(Live, 'shell', staticmethod(lambda: object()))
-    monkeypatch.setattr(diffusion, 'Live', lambda: Live(every=1e9))
+    monkeypatch.setattr(TrainingMonitor, 'shell', staticmethod(lambda: object()))
+    monkeypatch.setattr(diffusion, 'Live', lambda: TrainingMonitor(every=1e9))
     monkeypatch.setattr(IPython.display, 'display', display)
     monkeypatch.setenv('TQDM_DISABLE', '1')
     train(data(), SMALL, root=tmp_path/'root', budget='128 images', device='cpu', progress=True)
@@ -210,9 +211,9 @@ def test_a_network_that_float16_cannot_hold_is_asked_in_float32(whole, monkeypat
     monkeypatch.setattr(Run, 'denoiser', loud)
     kw = dict(steps=3, device='cpu', progress=False)
     want = sample(whole, 3, **kw)
-    monkeypatch.setattr('pttface.run.half_type', lambda device: torch.float16)
+    monkeypatch.setattr('pttface.training.trainer.half_type', lambda device: torch.float16)
     assert np.array_equal(sample(whole, 3, half=True, **kw), want) and 'leaves the range of torch.float16' in caplog.text
-    monkeypatch.setattr('pttface.run.half_type', lambda device: None)
+    monkeypatch.setattr('pttface.training.trainer.half_type', lambda device: None)
     caplog.clear()
     assert np.array_equal(sample(whole, 3, half=True, **kw), want) and not caplog.text
 

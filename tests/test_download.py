@@ -9,10 +9,10 @@ import pytest
 from PIL import Image
 from skimage import data
 
-import pttface.fetch,pttface.shelf
+import pttface.net.http,pttface.storage.shards
 from pttface.download import DownloadSettings,Photos,download,regate
-from pttface.loopback import Fault,Reply,faults,serving
-from pttface.store import BadInput,Ledger,open_root,read_jsonl,read_tar,write_jsonl
+from pttface.synthetic.server import Fault,Reply,faults,serving
+from pttface.storage.files import BadInput,Ledger,open_root,read_jsonl,read_tar,write_jsonl
 
 portrait = data.astronaut()[:256, 96:352].copy()
 scene = cv2.resize(data.coffee(), (256,256))
@@ -58,9 +58,9 @@ def test_one_row_a_link_and_sums(files, tmp_path):
         photos = get(listed(tmp_path, urls), server)
         assert max(Counter(server.requests).values()) == 1
         was = state(tmp_path)
-        again = get(tmp_path, server)
+        RETRYABLE = get(tmp_path, server)
         assert len(server.requests) == 60
-    assert state(tmp_path) == was and again.rows == photos.rows
+    assert state(tmp_path) == was and RETRYABLE.rows == photos.rows
     assert [r['url'] for r in photos.rows] == urls[:60]
     assert sum(photos.record['counts'][k] for k in ('kept','rejected','duplicate','failed')) == photos.record['counts']['links'] == 60
     for i,r in enumerate(photos.rows):
@@ -161,8 +161,8 @@ def quick(monkeypatch, **kw):
 
 def test_a_dead_host_costs_little(files, tmp_path, monkeypatch):
     quick(monkeypatch, backoff=.01, fuse=.2, connect=1)
-    asked,ask = Counter(),pttface.fetch._hop
-    monkeypatch.setattr(pttface.fetch, '_hop', lambda client,url: asked.update([url]) or ask(client, url))
+    asked,ask = Counter(),pttface.net.http._hop
+    monkeypatch.setattr(pttface.net.http, '_hop', lambda client,url: asked.update([url]) or ask(client, url))
     with serving(answer(files), faults={'*':'delay'}) as server: dead = server.closed.replace('http://', 'https://')
     urls = [f'{dead}/{i}.jpg' for i in range(300)]
     photos = download(listed(tmp_path, urls), allow_private=True, rate=0, progress=False)
@@ -218,7 +218,7 @@ def test_power_cuts_while_tars_are_made(files, tmp_path, monkeypatch, keep):
             if steps[0] == left[0]: raise Cut
             return f(*a, **k)
         return _f
-    monkeypatch.setattr(pttface.shelf, 'write_tar', cutting(pttface.shelf.write_tar))
+    monkeypatch.setattr(pttface.storage.shards, 'write_tar', cutting(pttface.storage.shards.write_tar))
     for o,f in ((Ledger,'append'), (Ledger,'compact'), (Path,'unlink')): monkeypatch.setattr(o, f, cutting(getattr(o, f)))
     for n in range(1, 200):
         root,left[0],steps[0] = tmp_path/f'cut{n}',n,0

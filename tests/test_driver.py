@@ -14,8 +14,8 @@ import pytest
 from packaging.requirements import Requirement
 from packaging.utils import canonicalize_name
 
-from pttface.doctor import Health, Check, check_disk, check_drive, check_root, lacking
-from pttface.store import read_jsonl
+from pttface.app.doctor import Health, Check, check_disk, check_drive, check_root, lacking
+from pttface.storage.files import read_jsonl
 
 top = Path(__file__).resolve().parent.parent
 seven = sorted(top.glob('nbs/0?_*.ipynb'))

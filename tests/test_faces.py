@@ -9,9 +9,9 @@ import pytest
 from PIL import Image
 
 from pttface import faces as F
-from pttface.detect import Face
-from pttface.heads import draw_heads
-from pttface.store import BadInput,dumps,open_root,read_jsonl,read_npz,write_json,write_tar
+from pttface.vision.detect import Face
+from pttface.synthetic.heads import draw_heads
+from pttface.storage.files import BadInput,dumps,open_root,read_jsonl,read_npz,write_json,write_tar
 
 
 def jpeg(im): return cv2.imencode('.jpg', im[...,::-1])[1].tobytes()

@@ -12,12 +12,12 @@ import torch
 from scipy import linalg
 from types import SimpleNamespace
 
-from pttface import features as ft
-from pttface.copies import Originality, TrainingFaces, are_copies, copies_test, look_for_copies, small_pixels
-from pttface.distances import Stats, frechet_distance, kid, neighbours, prdc
-from pttface.fid import Moment, Watch, draw_kept, equally_good, evaluate, sweep
-from pttface.misses import BANDS, band_of, look_at
-from pttface.store import BadInput, open_root
+from pttface.evaluation.features import features as ft
+from pttface.evaluation.memorization import Originality,TrainingFaces,are_copies,copies_test,look_for_copies,small_pixels
+from pttface.evaluation.metrics import Stats,frechet_distance,kid,neighbours,prdc
+from pttface.fid import Moment,Watch,draw_kept,equally_good,evaluate,sweep
+from pttface.evaluation.diagnostics import BANDS,band_of,look_at
+from pttface.storage.files import BadInput,open_root
 
 top = Path(__file__).resolve().parent.parent
 sys.path.insert(0, str(top/'tools'))

@@ -7,8 +7,9 @@ import cv2
 import numpy as np
 import pytest
 
-from pttface.heads import draw_group, draw_head, draw_heads, draw_scene
-from pttface.store import BadInput
+from pttface.synthetic.heads import draw_group,draw_head,draw_heads
+from pttface.synthetic.lighting import draw_scene
+from pttface.storage.files import BadInput
 
 
 def sha(im): return hashlib.sha256(im.tobytes()).hexdigest()
@@ -22,7 +23,7 @@ def test_same_bytes_in_any_pool(alone):
     for workers in (2, 3): assert [sha(h.im) for h in draw_heads(kws, workers=workers, progress=False)] == [sha(h.im) for h in alone]
 
 def test_same_bytes_in_a_fresh_process(alone):
-    code = "import hashlib; from pttface.heads import draw_head; print(hashlib.sha256(draw_head(3, size=(160,128)).im.tobytes()).hexdigest())"
+    code = "import hashlib; from pttface.synthetic.heads import draw_head; print(hashlib.sha256(draw_head(3, size=(160,128)).im.tobytes()).hexdigest())"
     done = subprocess.run([sys.executable, '-c', code], capture_output=True, text=True, timeout=60, check=True)
     assert done.stdout.strip() == sha(alone[0].im)
 

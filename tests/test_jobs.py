@@ -9,8 +9,8 @@ import time
 
 import pytest
 
-from pttface.jobs import run_tasks
-from pttface.store import BadInput
+from pttface.parallel import run_tasks
+from pttface.storage.files import BadInput
 
 distributed = pytest.importorskip('distributed')
 
@@ -113,7 +113,7 @@ def test_no_scheduler(monkeypatch):
 
 POOL = '''
 import sys, time
-from pttface.jobs import run_tasks
+from pttface.parallel import run_tasks
 if __name__ == '__main__':
     print('ready', flush=True)
     try:

@@ -86,7 +86,7 @@ def pttface(*argv, cwd=None, **env):
 
 
 def test_help_of_every_command_is_a_page():
-    from pttface.cli import COMMANDS, command
+    from pttface.app.cli import COMMANDS, command
     for name, c in COMMANDS.items():
         f, p = command(name)
         text = p.format_help()
@@ -99,7 +99,7 @@ def test_help_of_every_command_is_a_page():
 
 
 def test_the_commands_run_what_the_pages_describe():
-    from pttface.cli import command
+    from pttface.app.cli import command
     ns = command('faces')[1].parse_args(['--root', 'R', '--preset', 'original', '--min-share', '.02', '--png'])
     assert (ns.root, ns.preset, ns.min_share, ns.png) == ('R', 'original', .02, True)
     ns = command('crawl')[1].parse_args(['Beauty', '--pushes', '--no-additions'])
@@ -124,7 +124,7 @@ def test_json_is_one_object_whatever_happens(tmp_path):
 
 
 def test_status_of_an_empty_root_names_the_first_command(tmp_path):
-    from pttface.store import open_root
+    from pttface.storage.files import open_root
     open_root(tmp_path / 'data', create=True)
     r = pttface('status', 'data', cwd=tmp_path)
     assert r.returncode == 0 and r.stdout.rstrip().endswith('next: pttface crawl Beauty --since 2024-01-01 --until 2024-12-31 --root data')
@@ -132,7 +132,7 @@ def test_status_of_an_empty_root_names_the_first_command(tmp_path):
 
 
 def test_colours_are_for_terminals_only(tmp_path):
-    from pttface.store import open_root
+    from pttface.storage.files import open_root
     open_root(tmp_path, create=True)
     plain, forced, refused = (pttface('status', str(tmp_path), **env).stdout for env in ({}, {'FORCE_COLOR': '1'}, {'FORCE_COLOR': '1', 'NO_COLOR': '1'}))
     assert '\033[' not in plain and '\033[' in forced and refused == plain

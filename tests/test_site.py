@@ -160,7 +160,7 @@ CONTRAST = '''() => {
 def test_words_can_be_read(url, browser, dark):
     browser.size(1280, 900)
     browser.dark(dark)
-    for name in ('index.html', 'crawl.html', 'support/store.html', 'benchmarks.html'):
+    for name in ('index.html', 'crawl.html', 'storage/files.html', 'benchmarks.html'):
         browser.goto(url + name)
         assert browser.eval(f'({CONTRAST})()') == [], name
     browser.dark(False)

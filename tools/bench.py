@@ -22,8 +22,8 @@ def machine():
 
 
 def main():
-    from pttface.show import Table
-    from pttface.store import write_json
+    from pttface.display import Table
+    from pttface.storage.files import write_json
     names = sorted(p.stem.removeprefix('bench_') for p in here.glob('bench_*.py'))
     p = argparse.ArgumentParser(prog='make bench WHAT=name', description=__doc__)
     p.add_argument('name', choices=names, help='what to measure')

@@ -12,8 +12,9 @@ from pathlib import Path
 import numpy as np
 from peers import peer_python
 
-from pttface.board import make_board, serve
-from pttface.crawl import Pages, Range, board_client, crawl, day
+from pttface.synthetic.board import make_board,serve
+from pttface.ptt.cache import Pages,board_client
+from pttface.crawl import Range,crawl,day
 
 year = ('2024-01-01', '2024-12-31')
 
@@ -59,7 +60,6 @@ def serving_apart(board, latency=0.):
 
 OURS = '''
 import json, sys, time
-from pttface.crawl import crawl
 start = time.perf_counter()
 links = crawl('Beauty', sys.argv[3], sys.argv[4], sys.argv[2], base_url=sys.argv[1], rate=0, workers=int(sys.argv[5]), progress=False)
 print(json.dumps(dict(pages=links.asked, seconds=time.perf_counter() - start)))
@@ -91,7 +91,7 @@ def whole_year(articles):
     "Seconds of `pttface crawl` for 2024 of a board with so many rows, and the articles and links it wrote."
     with serving_apart(dict(n_photos=10 * articles, seed=3, n_articles=articles, since=year[0], until=year[1])) as url, tempfile.TemporaryDirectory() as tmp:
         start = time.perf_counter()
-        subprocess.run([sys.executable, '-c', 'import sys; from pttface.cli import main; sys.exit(main())', 'crawl', 'Beauty', '--since', year[0], '--until', year[1],
+        subprocess.run([sys.executable, '-c', 'import sys; from pttface.app.cli import main; sys.exit(main())', 'crawl', 'Beauty', '--since', year[0], '--until', year[1],
                         '--root', f'{tmp}/root', '--base-url', url, '--rate', '0', '--no-progress'], check=True, stdout=subprocess.DEVNULL)
         took = time.perf_counter() - start
         counts = json.loads(Path(f'{tmp}/root/links/crawl.json').read_text())['counts']

@@ -63,7 +63,7 @@ def _epoch(loader):
 def feed(tmp, n, batch, smoke):
     "Loading the packed set, and batches from it beside those of a folder of PNGs, in turns"
     from pttface.dataset import FaceData, _hash
-    from pttface.store import open_root, write_json, write_npz
+    from pttface.storage.files import open_root, write_json, write_npz
     root = open_root(tmp/'run', create=True)
     ims, text = _faces(n), np.full(n, 'x')
     arrays = dict(images=ims, split=np.zeros(n, np.uint8), key=np.arange(n).astype(str), article=text, pose=text, gender=text, month=text)
@@ -109,7 +109,7 @@ def curator(tmp, n, turns):
     "Turning a page of the curator: in the kernel, decisions on disk included, and from click to picture in JupyterLab where there is a browser"
     from browser import Browser, lacks
     from lab import jupyter_lab, needs_lab, write_notebook
-    from pttface.curate import Curator
+    from pttface.curation.curator import Curator
     from test_curator import make
     root = make(tmp/'faces', n, _faces(256))
     c, took, seen = Curator(root, outliers=False, progress=False), [], []
@@ -118,7 +118,7 @@ def curator(tmp, n, turns):
         c.next_button.click()
         took.append(1000*(time.perf_counter() - t))
     if not lacks and not needs_lab.args[0]:
-        write_notebook(tmp/'clean.ipynb', f'from pttface.curate import Curator\nCurator({str(root)!r}, outliers=False, progress=False)')
+        write_notebook(tmp/'clean.ipynb', f'from pttface.curation.curator import Curator\nCurator({str(root)!r}, outliers=False, progress=False)')
         with jupyter_lab(tmp, tmp/'home') as lab, Browser() as b:
             b.goto(lab.address('clean.ipynb'))
             b.page.locator('.jp-Notebook .cm-content').first.click()
@@ -139,5 +139,5 @@ def bench(smoke=False):
 
 
 if __name__ == '__main__':
-    from pttface.show import Table
+    from pttface.display import Table
     print(Table(bench()))

@@ -7,9 +7,9 @@ from time import monotonic
 
 import psutil
 
-from pttface.demo import DemoSettings, demo
-from pttface.heads import draw_heads
-from pttface.store import read_json
+from pttface.app.demo import DemoSettings, demo
+from pttface.synthetic.heads import draw_heads
+from pttface.storage.files import read_json
 
 root = Path(__file__).resolve().parent.parent / 'runs/bench/demo'
 

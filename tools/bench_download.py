@@ -36,7 +36,7 @@ def photos(n, size=(1350, 1080)):
 
 def serve():
     "Answer for every image host until standard input ends; `/begun` says when the first photo was asked for."
-    from pttface.loopback import Reply, serving
+    from pttface.synthetic.server import Reply, serving
     pool, begun = list(photos(20)), []
 
     def answer(path, headers):
@@ -53,11 +53,11 @@ def serve():
 
 def ours(url, n, gates, folder):
     "One download of ours; seconds on the clock at its end, CPU seconds, and memory in MB at each tenth of the way"
-    import pttface.gate
+    import pttface.download
     from pttface.download import download
-    from pttface.store import open_root, write_jsonl
+    from pttface.storage.files import open_root, write_jsonl
     quick = dict(sharpness=1e9, face_score=1., face_box=None, face_sharpness=None, phash='')
-    if not gates: pttface.gate.measure = lambda im, detect: dict(width=im.shape[1], height=im.shape[0], **quick)
+    if not gates: pttface.download.measure = lambda im, detect: dict(width=im.shape[1], height=im.shape[0], **quick)
     root = open_root(Path(folder) / 'root', create=True)
     write_jsonl(root / 'links/monthly_jsonl/image_links_01.jsonl',
                 [dict(url='https://www.ptt.cc/bbs/Beauty/M.1704040318.A.E87.html', title='', images=[name.format(i) for i in range(n)])])
@@ -119,8 +119,9 @@ def gate_rows(n, repeats):
     "What each part of the gate costs."
     import imagehash
 
-    from pttface.detect import load_detector, sharpness
-    from pttface.gate import decode
+    from pttface.vision.detectors import load_detector
+    from pttface.vision.images import sharpness
+    from pttface.vision.images import decode
     cv2.setNumThreads(1)
     pool = list(photos(n))
     ims, detect = [decode(o)[0] for o in pool], load_detector('mtcnn')

@@ -17,7 +17,8 @@ def _jpeg(im): return cv2.imencode('.jpg', im[..., ::-1], [cv2.IMWRITE_JPEG_QUAL
 
 def _bad(n):
     "Photos that must be dropped, with the reason"
-    from pttface.heads import draw_heads, draw_scene
+    from pttface.synthetic.heads import draw_heads
+    from pttface.synthetic.lighting import draw_scene
     rng = np.random.default_rng(0)
     grainy = lambda im: np.clip(im + rng.normal(0, 9, im.shape), 0, 255).astype(np.uint8)
     heads = draw_heads([dict(seed=9000 + i, scale=.1, pitch=0) for i in range(n)] + [dict(seed=9500 + i, blur=4.) for i in range(n)], progress=False)
@@ -68,17 +69,19 @@ def _compared(what, spent, n):
 
 
 def bench(smoke=False):
-    from pttface.detect import load_detector, overlap
-    from pttface.faces import FACE_PRESETS, face_row, find_face, move, pose_of
-    from pttface.heads import draw_heads
+    from pttface.vision.detectors import load_detector
+    from pttface.vision.detect import overlap
+    from pttface.faces import FACE_PRESETS,face_row,find_face,pose_of
+    from pttface.vision.geometry import transform_points
+    from pttface.synthetic.heads import draw_heads
     n, few, repeats = (10, 5, 1) if smoke else (int(os.environ.get('FACES_N', 500)), 100, 5)
     cv2.setNumThreads(1)
     detect, heads = load_detector('mtcnn'), draw_heads(n, seed=60_000, progress=False)
     found = [(o, h) for h in heads if not (o := find_face(h.im, detect)).reason]
-    eyes = np.array([move(o.M, h.eyes) for o, h in found])
+    eyes = np.array([transform_points(o.M, h.eyes) for o, h in found])
     line = eyes[:, 1] - eyes[:, 0]
     angle = np.abs(np.degrees(np.arctan2(line[:, 1], line[:, 0])))
-    off = np.array([np.hypot(*(move(o.M, h.bbox.reshape(2, 2).mean(0)) - o.centre))/o.side for o, h in found])
+    off = np.array([np.hypot(*(transform_points(o.M, h.bbox.reshape(2, 2).mean(0)) - o.centre))/o.side for o, h in found])
     yaw = np.array([[o.face.yaw, h.yaw] for o, h in found])
     clear = yaw[np.abs(np.abs(yaw[:, 1]) - 20) > 5]
     bad = _bad(1 if smoke else 25)
@@ -105,5 +108,5 @@ def bench(smoke=False):
 
 
 if __name__ == '__main__':
-    from pttface.show import Table
+    from pttface.display import Table
     print(Table(bench()))

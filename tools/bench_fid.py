@@ -36,7 +36,7 @@ def feature_net(kind):
     "A function of (N,3,H,W) floats 0…255 and its width: EfficientNet-Lite0 as we fold it, or 2,048 random projections, which cost next to nothing."
     import torch
 
-    from pttface.features import load_protocol, square
+    from pttface.evaluation.features import load_protocol, square
     if kind == 'lite0':
         net = load_protocol(device='cpu').net
         return lambda x: net.extract_features((square(x.permute(0, 2, 3, 1), 224, 'cpu') - 127)/128).mean((2, 3)), 1280
@@ -46,22 +46,22 @@ def feature_net(kind):
 
 class Ours:
     def __init__(self, kind):
-        from pttface.features import Protocol
+        from pttface.evaluation.features import Protocol
         self.net, _ = feature_net(kind)
         self.protocol = 'efficientnet' if kind == 'lite0' else Protocol('FD', 'custom', lambda ims: self.net(__import__('torch').from_numpy(ims).permute(0, 3, 1, 2).float()))
 
     def features(self, folder):
-        from pttface.features import features
+        from pttface.evaluation.features import features
         return features(folder, self.protocol, device='cpu')
 
     def distance(self, mu, a, mv, b):
-        from pttface.distances import Stats, frechet_distance
+        from pttface.evaluation.metrics import Stats, frechet_distance
         return frechet_distance(Stats(mu, a, 10**6), Stats(mv, b, 10**6))
 
     def report(self, real, fake):
         from types import SimpleNamespace
 
-        from pttface.features import as_images
+        from pttface.evaluation.features import as_images
         from pttface.fid import evaluate
         train = as_images(real)
         return evaluate(fake, SimpleNamespace(train=train, heldout=pictures(max(6, len(train)//9), train.shape[1], 7)), self.protocol, n=len(train), batch=500, progress=False, detector=None)
@@ -207,8 +207,8 @@ def half_rows(ims):
     "Half precision: how much faster, and how much it changes the distance of blurred pictures."
     import cv2
 
-    from pttface.distances import Stats, frechet_distance
-    from pttface.features import features
+    from pttface.evaluation.metrics import Stats, frechet_distance
+    from pttface.evaluation.features import features
     sets = [ims[::2], np.stack([cv2.GaussianBlur(o, (0, 0), 1) for o in ims[1::2]])]
     got, s = {}, {'float32': [], 'half': []}
     for _ in range(3):
@@ -226,8 +226,8 @@ def copies_rows(n):
     import cv2
 
     from drawn import heads
-    from pttface.copies import Originality, look_for_copies, small_pixels
-    from pttface.features import features
+    from pttface.evaluation.memorization import Originality, look_for_copies, small_pixels
+    from pttface.evaluation.features import features
     ims = heads(2*n + n//5, 48)['images']
     train, held, fresh = ims[:n], ims[n:n + n//5], ims[n + n//5:]
     k = max(1, n//20)

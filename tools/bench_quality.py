@@ -28,7 +28,7 @@ TRAIN, SIZE = 2000, 32
 
 def fruit(i):
     "Number `i` of the drawn tables."
-    from pttface.heads import draw_scene
+    from pttface.synthetic.lighting import draw_scene
     cv2.setNumThreads(1)
     return draw_scene(i, (64, 64))
 
@@ -39,7 +39,7 @@ def pictures(kind, n):
     from multiprocessing import get_context
 
     from drawn import heads
-    from pttface.store import read_npz, write_npz
+    from pttface.storage.files import read_npz, write_npz
     path = top/f'runs/bench/fruit-64-{n}.npz'
     if kind == 'heads': ims = heads(n, 64)['images']
     else:
@@ -52,13 +52,13 @@ def pictures(kind, n):
 def face_data(ims, train):
     "The first `train` pictures to learn from, the others held out."
     from pttface.dataset import FaceData
-    from pttface.store import content_hash
+    from pttface.storage.files import content_hash
     return FaceData(dict(images=ims, split=(np.arange(len(ims)) >= train).astype(np.uint8), key=np.arange(len(ims)).astype(str)), dict(hash=content_hash(ims)))
 
 
 def recipe_of(name, seed=0):
     "A preset that neither reports nor draws on the way: what is measured is the training."
-    from pttface.recipe import find_recipe
+    from pttface.training.config import find_recipe
     return replace(find_recipe(name), seed=seed, report='1000M images', grid='1000M images', save='10m')
 
 
@@ -66,8 +66,10 @@ def cpu_per_image(names, ims, rounds=5, steps=3):
     "CPU seconds an image of each preset's training step: medians of rounds taken in turns, one thread."
     import torch
 
-    from pttface.diffusion import Budget, Run, Trainer
-    from pttface.store import write_json
+    from pttface.training.config import Budget
+    from pttface.training.trainer import Run
+    from pttface.diffusion import Trainer
+    from pttface.storage.files import write_json
     torch.set_num_threads(1)
     with tempfile.TemporaryDirectory() as d:
         trainers = {}
@@ -90,7 +92,7 @@ def cpu_per_image(names, ims, rounds=5, steps=3):
 def learn(root, preset, kind, seed, n, images):
     "Train one, with one thread; `spent.json` says how many CPU seconds that took, and that it is done."
     from pttface.diffusion import train
-    from pttface.store import write_json
+    from pttface.storage.files import write_json
     start = time.process_time()
     run = train(face_data(pictures(kind, n), n*2//3), recipe_of(preset, seed), root=root, budget=f'{images} images', device='cpu', progress=False, force=True)
     write_json(Path(root)/'spent.json', dict(seconds=time.process_time() - start, run=str(run.path.relative_to(root))))
@@ -98,20 +100,20 @@ def learn(root, preset, kind, seed, n, images):
 
 def draw_some(root, seed, start, n, steps):
     "Draw pictures `start` … `start+n−1` of a trained one, with one thread, in 16 bits where those suffice (both were trained so)."
-    from pttface.diffusion import Run, sample
-    from pttface.store import read_json, write_npz
+    from pttface.training.trainer import Run,sample
+    from pttface.storage.files import read_json, write_npz
     run = Run(Path(root)/read_json(Path(root)/'spent.json')['run'])
     write_npz(Path(root)/f'{start}.npz', images=sample(run, n, steps=steps or None, seed=seed, start=start, batch=16, half=True, device='cpu', progress=False))
 
 
 def bench(smoke=False):
     "Rows `SET: KID` and `SET: excess FD` for each set of pictures, the original's recipe as the peer; and a sheet: for each set, held-out pictures, the peer's, ours."
-    from pttface.diffusion import make_net
-    from pttface.distances import Stats, frechet_distance, kid
-    from pttface.features import features
-    from pttface.recipe import find_recipe
-    from pttface.show import montage
-    from pttface.store import read_json, read_npz, write_json
+    from pttface.training.trainer import make_net
+    from pttface.evaluation.metrics import Stats, frechet_distance, kid
+    from pttface.evaluation.features import features
+    from pttface.training.config import find_recipe
+    from pttface.display import montage
+    from pttface.storage.files import read_json, read_npz, write_json
     from pttface.unet import n_params
     minutes, n, samples, seeds = (dict(heads=.01), 60, 10, [0]) if smoke else (SETS, 3*TRAIN//2, 500, [0, 1])
     size = {p: n_params(make_net(find_recipe(p))) for p in (OURS, PEER)}

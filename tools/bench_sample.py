@@ -28,13 +28,13 @@ def drawn(d, sampler, steps, n, shape, batch=25):
     "Pictures 0 … n−1 with a sampler, a batch on each thread; how many questions each took."
     import torch
 
-    from pttface.noise import SAMPLERS, Noise, linear_sigmas, sigmas_for, to_uint8
-    from pttface.threads import side_by_side
+    from pttface.training.samplers import SAMPLERS, Noise, linear_sigmas, sigmas_for, to_uint8
+    from pttface.parallel import map_threads
     sigmas = linear_sigmas()[torch.linspace(999, 0, steps+1).round().long()].float() if sampler == 'ancestral' else sigmas_for(d, sampler, steps).float()
     def one(i, _):
         ask, noise = Counted(d), Noise(0, range(i, min(n, i+batch)), shape)
         with torch.no_grad(): return to_uint8(SAMPLERS[sampler](ask, noise()*sigmas[0], sigmas, noise)), ask.asked
-    out = side_by_side(one, range(0, n, batch), torch.get_num_threads(), None)
+    out = map_threads(one, range(0, n, batch), torch.get_num_threads(), None)
     return np.concatenate([o for o, _ in out]), out[0][1]
 
 
@@ -44,11 +44,11 @@ def bench(smoke=False):
     from bench_quality import face_data, pictures, recipe_of
 
     from pttface.diffusion import train
-    from pttface.distances import kid
-    from pttface.features import features
+    from pttface.evaluation.metrics import kid
+    from pttface.evaluation.features import features
     from pttface.fid import newest
-    from pttface.noise import half_type
-    from pttface.store import read_npz, write_npz
+    from pttface.training.device import half_type
+    from pttface.storage.files import read_npz, write_npz
     n, many, tried, budget = (12, 4, [('unipc', 3), ('heun', 2)], '64 images') if smoke else (SAMPLES, 999, TRIED, TRAIN)
     ims = pictures('heads', 60 if smoke else 3000)
     run = train(face_data(ims, len(ims)*2//3), recipe_of('tiny'), root=top/f'runs/bench/sample{"-smoke" if smoke else ""}', budget=budget, device='cpu', progress=not smoke, force=smoke)

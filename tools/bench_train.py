@@ -28,7 +28,8 @@ def pictures(n=256, side=32):
 
 def network():
     "The same weights for everybody."
-    from pttface.diffusion import RECIPES, make_net
+    from pttface.training.config import RECIPES
+    from pttface.training.trainer import make_net
     return make_net(RECIPES['tiny'])
 
 
@@ -36,8 +37,10 @@ def ours(folder, precision):
     from dataclasses import replace
 
     from pttface.dataset import FaceData
-    from pttface.diffusion import RECIPES, Budget, Run, Trainer
-    from pttface.store import write_json
+    from pttface.training.config import RECIPES,Budget
+    from pttface.training.trainer import Run
+    from pttface.diffusion import Trainer
+    from pttface.storage.files import write_json
     ims = pictures()
     data = FaceData(dict(images=ims, split=np.zeros(len(ims), np.uint8), key=np.arange(len(ims)).astype(str)), dict(hash='none'))
     r = replace(RECIPES['tiny'], batch=BATCH, precision=precision)
@@ -172,9 +175,11 @@ def full_size(smoke):
     import torch
 
     from pttface.dataset import FaceData
-    from pttface.diffusion import RECIPES, Budget, Run, Trainer
-    from pttface.noise import to_float
-    from pttface.store import write_json
+    from pttface.training.config import RECIPES,Budget
+    from pttface.training.trainer import Run
+    from pttface.diffusion import Trainer
+    from pttface.training.samplers import to_float
+    from pttface.storage.files import write_json
     from pttface.unet import gmacs
     rows, batch = [], 1 if smoke else 4
     for name, precision, dtype in (('fp32', 'no', torch.float32), ('bf16', 'bf16', torch.bfloat16)):

@@ -37,7 +37,7 @@ def check(name, *cmd, **kw):
 
 def sources():
     "The bytes of every notebook and generated module."
-    return {p.relative_to(top): p.read_bytes() for p in [*top.glob('nbs/**/*.ipynb'), *top.glob('pttface/*.py')] if '.ipynb_checkpoints' not in p.parts}
+    return {p.relative_to(top): p.read_bytes() for p in [*top.glob('nbs/**/*.ipynb'), *top.glob('pttface/**/*.py')] if '.ipynb_checkpoints' not in p.parts}
 
 
 def generated():
@@ -69,7 +69,9 @@ def tests():
 start = time.time()
 generated()
 check('ruff', sys.executable, '-m', 'ruff', 'check', 'pttface', 'tools', 'tests', 'setup.py')
-for p in sorted(top.glob('pttface/[!_]*.py')): check(f'import pttface.{p.stem} in a fresh process', sys.executable, 'tools/imports.py', p.stem)
+for p in sorted(top.glob('pttface/**/[!_]*.py')):
+    module = '.'.join(p.relative_to(top/'pttface').with_suffix('').parts)
+    check(f'import pttface.{module} in a fresh process', sys.executable, 'tools/imports.py', module)
 check('README is current', sys.executable, 'tools/readme.py', '--check')
 notebooks()
 check('docs site', sys.executable, 'tools/docs.py')

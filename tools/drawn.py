@@ -3,9 +3,9 @@ from pathlib import Path
 
 import numpy as np
 
-from pttface.heads import draw_heads
-from pttface.snaps import drawing_code
-from pttface.store import BadInput, read_npz, write_npz
+from pttface.synthetic.heads import draw_heads
+from pttface.synthetic.photos import drawing_code
+from pttface.storage.files import BadInput, read_npz, write_npz
 
 home = Path(__file__).resolve().parent.parent / 'runs/bench'
 

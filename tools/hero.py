@@ -5,9 +5,9 @@ from pathlib import Path
 import numpy as np
 from PIL import Image
 
-from pttface.demo import dissolve
-from pttface.diffusion import Run
-from pttface.store import read_json
+from pttface.app.demo import dissolve
+from pttface.training.trainer import Run
+from pttface.storage.files import read_json
 
 top = Path(__file__).resolve().parent.parent
 root = Path(sys.argv[1] if len(sys.argv) > 1 else top / 'runs/demo')
