@@ -20,7 +20,8 @@ def type_words(
     anno,  # An annotation
 )->str: # Such as `ndarray` or `float or None`
     "An annotation without modules and without bars."
-    if anno in (empty, None, type(None)): return ''
+    if anno in (empty, None, type(None)):
+        return ''
     s = anno if isinstance(anno, str) else anno.__name__ if isinstance(anno, type) and not hasattr(anno, '__args__') else str(anno)
     s = re.sub(r'\b(?:\w+\.)+(\w+)', r'\1', s).replace('NoneType', 'None')
     return re.sub(r'\s*\|\s*', ' or ', s)
@@ -29,7 +30,8 @@ def default_words(
     value,  # A default
 )->str: # Such as `0.5` or `PackSettings()`
     "A default as one would type it; settings by the name of their class."
-    if is_dataclass(value): return f'{type(value).__name__}()'
+    if is_dataclass(value):
+        return f'{type(value).__name__}()'
     s = getattr(value, '__name__', None) or repr(value)
     return s if len(s) <= 40 else f'{s[:37]}…'
 
@@ -38,8 +40,10 @@ def params_of(
     sym,  # A function or a class
 )->dict: # Name → (annotation, default, docment); `return` last
     "What goes in and what comes out, from docments; `self` is left out."
-    try: found = docments(sym, full=True)
-    except (OSError, TypeError, ValueError): return {}
+    try:
+        found = docments(sym, full=True)
+    except (OSError, TypeError, ValueError):
+        return {}
     given = {k:(d.anno, d.default, d.docment or '') for k,d in found.items() if k not in ('self','cls')}
     if is_dataclass(sym) and isinstance(sym, type):
         auto = {f.name:f.default if f.default is not MISSING else f.default_factory() if f.default_factory is not MISSING else empty for f in fields(sym)}
@@ -71,7 +75,8 @@ def param_table(
     params:dict,  # From `params_of`
 )->str: # A Markdown table; empty when nothing is known but the names
     "A line a parameter and one for what is returned; a column only where there is something in it."
-    if not any(d or a not in (empty, None) for a,_,d in params.values()): return ''
+    if not any(d or a not in (empty, None) for a,_,d in params.values()):
+        return ''
     cols = [('type', lambda a,v,d: code(type_words(a))), ('default', lambda a,v,d: '' if v is empty else code(default_words(v))), ('what it is', lambda a,v,d: cell(d))]
     rows = [(code(k) if k != 'return' else '**returns**', [f(*o) for _,f in cols]) for k,o in params.items() if k != 'return' or o[2] or type_words(o[0])]
     keep = [i for i in range(len(cols)) if any(r[i] for _,r in rows)]
@@ -85,9 +90,12 @@ def exported(
 ): # The same symbol of the exported module, or `sym`
     "The symbol that has a file behind it."
     found = re.search(r'/(\w+)\.py', url or '')
-    if not found or getattr(sym, '__module__', None) != '__main__' or not isinstance(sym, type): return sym
-    try: return getattr(import_module(f'pttface.{found[1]}'), sym.__name__, sym)
-    except ImportError: return sym
+    if not found or getattr(sym, '__module__', None) != '__main__' or not isinstance(sym, type):
+        return sym
+    try:
+        return getattr(import_module(f'pttface.{found[1]}'), sym.__name__, sym)
+    except ImportError:
+        return sym
 
 class ApiDoc:
     "One entry of a page: heading, link to the source, line of call, sentence, table"
@@ -96,13 +104,18 @@ class ApiDoc:
         name:str=None,      # What to call it
         title_level:int=3,  # Level of its heading
     ):
-        if isinstance(sym, property): sym = sym.fget
-        if isinstance(sym, partial): sym = sym.func
+        if isinstance(sym, property):
+            sym = sym.fget
+        if isinstance(sym, partial):
+            sym = sym.func
         self.name,self.level = name or getattr(sym, '__qualname__', str(sym)),title_level
         full = f'{sym.__module__}.{self.name}' if getattr(sym, '__module__', '__main__') != '__main__' else self.name
-        try: from nbdev.doclinks import NbdevLookup
-        except ImportError: self.url = None
-        else: self.url = NbdevLookup().code(full)
+        try:
+            from nbdev.doclinks import NbdevLookup
+        except ImportError:
+            self.url = None
+        else:
+            self.url = NbdevLookup().code(full)
         self.sym = exported(sym, self.url)
         self.doc = inspect.getdoc(self.sym) or ''
 

@@ -40,8 +40,10 @@ def day(
     name:str='date', # What to call it in the message
 )->int: # Unix time at which that day begins in Taipei
     "The first second of a day; raises `BadInput` when there is no such day."
-    try: return int(datetime.strptime(date, '%Y-%m-%d').replace(tzinfo=taipei).timestamp())
-    except (TypeError, ValueError) as e: raise BadInput(f'{name}={date!r} is not a day: write it as YYYY-MM-DD, such as 2024-01-01') from e
+    try:
+        return int(datetime.strptime(date, '%Y-%m-%d').replace(tzinfo=taipei).timestamp())
+    except (TypeError, ValueError) as e:
+        raise BadInput(f'{name}={date!r} is not a day: write it as YYYY-MM-DD, such as 2024-01-01') from e
 
 # %% ../nbs/00_crawl.ipynb #925d43d4
 def middles(
@@ -52,7 +54,9 @@ def middles(
     todo = deque([(lo, hi)])
     while todo:
         a,b = todo.popleft()
-        if a < b: yield (mid := (a + b)//2); todo += [(a, mid), (mid + 1, b)]
+        if a < b:
+            yield (mid := (a + b)//2)
+            todo += [(a, mid), (mid + 1, b)]
 
 def boundary(
     span,       # Callable: page number → its oldest and newest article's Unix time, or None when it has none
@@ -66,7 +70,8 @@ def boundary(
     hi = min([n for n,s in known.items() if s[1] >= when], default=last+1)
     while lo < hi:
         at,s = next(((n,s) for n in middles(lo, hi) if (s := span(n))), (None,None))
-        if s is None: break
+        if s is None:
+            break
         lo,hi = (lo,at) if s[1] >= when else (at + 1,hi)
     return lo,hi
 
@@ -87,7 +92,8 @@ def left_out(
     settings:CrawlSettings=CrawlSettings(),  # What to leave out
 )->str: # announcement, young, or ''
     "Why an article with this title is not read; empty when it is."
-    if not settings.announcements and announcement.match(title): return 'announcement'
+    if not settings.announcements and announcement.match(title):
+        return 'announcement'
     return 'young' if settings.min_age and young(title, settings.min_age) else ''
 
 # %% ../nbs/00_crawl.ipynb #3bd60c40
@@ -102,14 +108,17 @@ class Range:
         a = pages.get(self.path(''), fresh=bool(row) and row['time'] <= end)
         newest = parse_index(a.body)
         why = 'there is no page in the cache yet: crawl without offline first' if a.reason == 'not_cached' else a.reason or newest.reason
-        if why: raise Nothing(f'{urljoin(pages.base_url, self.path(""))} cannot be read ({why}): is the board called so, and is this its server?')
+        if why:
+            raise Nothing(f'{urljoin(pages.base_url, self.path(""))} cannot be read ({why}): is the board called so, and is this its server?')
         self.last,self.index[newest.number],self.spans[newest.number] = newest.number,newest,newest.span
         self.witness,self.moved = (row or {}).get('witness'),(row or {}).get('moved', False)
         self.swear(None if self.witness else newest)
         for m in (re.fullmatch(self.path(r'(\d+)'), o) for o in list(pages.ledger.rows) if not pages.client):
-            if m: self.read(int(m[1]))
+            if m:
+                self.read(int(m[1]))
 
-    def path(self, n): return f'/bbs/{self.board}/index{n}.html'
+    def path(self, n):
+        return f'/bbs/{self.board}/index{n}.html'
 
 # %% ../nbs/00_crawl.ipynb #da1b2e30
 @patch
@@ -117,9 +126,11 @@ def swear(self:Range,
     newest:Index=None,  # The newest page; None: as it was
 ):
     "Keep what the newest page says, and whether pages have moved, beside the page itself."
-    if newest: self.witness = [newest.number, [r['id'] or r['title'] for r in newest.rows]]
+    if newest:
+        self.witness = [newest.number, [r['id'] or r['title'] for r in newest.rows]]
     row = self.pages.ledger[self.path('')]
-    if (row.get('witness'),row.get('moved', False)) != (self.witness,self.moved): self.pages.ledger.append({**row, 'witness':self.witness, 'moved':self.moved})
+    if (row.get('witness'),row.get('moved', False)) != (self.witness,self.moved):
+        self.pages.ledger.append({**row, 'witness':self.witness, 'moved':self.moved})
 
 # %% ../nbs/00_crawl.ipynb #1914d7c9
 @patch
@@ -128,11 +139,14 @@ def read(self:Range,
     fresh:bool=False,  # Ask again, even if it is in the cache?
 )->Index:
     "Index page `n`, empty if the board has become shorter; raises `BadInput` when it cannot be read."
-    if n in self.index and not fresh: return self.index[n]
+    if n in self.index and not fresh:
+        return self.index[n]
     a = self.pages.get(self.path(n), fresh)
     page = parse_index(a.body)
-    if a.ok and page.last and n < self.last and not fresh and self.pages.client: return self.read(n, fresh=True)
-    if a.reason == '404': page,self.shrunk = Index([], n, False),True
+    if a.ok and page.last and n < self.last and not fresh and self.pages.client:
+        return self.read(n, fresh=True)
+    if a.reason == '404':
+        page,self.shrunk = Index([], n, False),True
     elif why := a.reason or page.reason:
         raise BadInput(f'{urljoin(self.pages.base_url, self.path(n))} cannot be read ({why}): run again{" without offline" if why == "not_cached" else ""} to go on from here')
     self.index[n],self.spans[n] = page,page.span
@@ -142,10 +156,12 @@ def read(self:Range,
 @patch
 def find(self:Range)->tuple[int,int]: # First and last page; the last is below the first when there is none
     "The pages of the range, by bisection."
-    def span(n): return self.read(n).span
+    def span(n):
+        return self.read(n).span
     self.lo,_ = boundary(span, self.start, self.last, self.spans)
     _,self.hi = boundary(span, self.end + 1, self.last, self.spans)
-    if self.hi > self.last or self.spans[self.hi][0] > self.end: self.hi -= 1
+    if self.hi > self.last or self.spans[self.hi][0] > self.end:
+        self.hi -= 1
     return self.lo,self.hi
 
 # %% ../nbs/00_crawl.ipynb #8027b674
@@ -153,7 +169,8 @@ def find(self:Range)->tuple[int,int]: # First and last page; the last is below t
 def held(self:Range)->bool:
     "Are the articles of the witness where they were?"
     n,was = self.witness
-    if self.pages.client is None: return True
+    if self.pages.client is None:
+        return True
     a = self.pages.get(self.path(n), fresh=True)
     now = {r['id'] or r['title']:i for i,r in enumerate(parse_index(a.body).rows)} if a.ok else {}
     named = [i for i,o in enumerate(was) if ids.fullmatch(o)] or range(len(was))
@@ -167,7 +184,8 @@ def walk_back(self:Range): # Yields `Index`
     self.last = n = self.hi = min(self.hi, newest.number)
     while n > 0:
         yield (page := self.read(n, fresh=True))
-        if page.span and page.span[0] < self.start: break
+        if page.span and page.span[0] < self.start:
+            break
         n -= 1
     self.lo = max(n, 1) + bool(n > 0 and self.spans[n][1] < self.start)
     self.index = {k:o for k,o in self.index.items() if k <= self.hi or k == newest.number}
@@ -178,7 +196,8 @@ class Crew:
     "Threads that do jobs, and hand back the results as they come"
     def __init__(self,
         n:int,  # Threads
-    ): self.pool,self.done,self.open = ThreadPoolExecutor(n),SimpleQueue(),0
+    ):
+        self.pool,self.done,self.open = ThreadPoolExecutor(n),SimpleQueue(),0
 
     def add(self,
         f,      # Callable
@@ -194,7 +213,8 @@ class Crew:
             self.open -= 1
             yield f.result()
 
-    def stop(self): self.pool.shutdown(cancel_futures=True)
+    def stop(self):
+        self.pool.shutdown(cancel_futures=True)
 
 # %% ../nbs/00_crawl.ipynb #c513e8ef
 def _row(r, page, board, settings):
@@ -203,11 +223,16 @@ def _row(r, page, board, settings):
     wanted = {'body', *(['addition'] if settings.additions else []), *(['push'] if settings.pushes else [])}
     for origin,raw in page.links:
         url,reason = canonical(raw)
-        if not url: skipped.append(dict(url=raw, origin=origin, reason=reason))
-        elif origin not in wanted: skipped.append(dict(url=url, origin=origin, reason='origin'))
-        elif settings.framed and not page.framed: skipped.append(dict(url=url, origin=origin, reason='no_frame'))
-        elif url not in links: links[url] = dict(url=url, raw=raw, origin=origin, host=urlsplit(url).hostname)
-        else: skipped.append(dict(url=url, origin=origin, reason='repeat'))
+        if not url:
+            skipped.append(dict(url=raw, origin=origin, reason=reason))
+        elif origin not in wanted:
+            skipped.append(dict(url=url, origin=origin, reason='origin'))
+        elif settings.framed and not page.framed:
+            skipped.append(dict(url=url, origin=origin, reason='no_frame'))
+        elif url not in links:
+            links[url] = dict(url=url, raw=raw, origin=origin, host=urlsplit(url).hostname)
+        else:
+            skipped.append(dict(url=url, origin=origin, reason='repeat'))
     title = page.title if page.title.startswith(r['title']) else r['title']
     return dict(date=f'{t:%m%d}', title=title, url=article_url(board, r['id']), images=list(links), id=r['id'],
                 time=t.isoformat(), author=r['author'], links=list(links.values()), skipped=skipped)
@@ -260,23 +285,30 @@ def reap(
     bar = tqdm(total=21*max(rng.hi - rng.lo + 1, 0), desc=f'crawling {rng.board}', unit='page', disable=None if progress else True)
     def take(rows):
         todo = h.take(rows)
-        for id in todo: crew.add(h.ask, id)
+        for id in todo:
+            crew.add(h.ask, id)
         bar.total += len(todo) - 20
     def work(n=0):
         for o in crew:
-            if isinstance(o, Index): take(o.rows)
-            else: n += h.enter(*o)
+            if isinstance(o, Index):
+                take(o.rows)
+            else:
+                n += h.enter(*o)
             bar.update()
-            if not bar.disable: bar.set_postfix(articles=len(h.read), images=n, refresh=False)
+            if not bar.disable:
+                bar.set_postfix(articles=len(h.read), images=n, refresh=False)
     try:
-        for n in range(rng.lo, rng.hi+1): crew.add(rng.read, n)
+        for n in range(rng.lo, rng.hi+1):
+            crew.add(rng.read, n)
         work()
         if not rng.held():
-            for page in rng.walk_back(): take(page.rows)
+            for page in rng.walk_back():
+                take(page.rows)
         take(unlisted(h))
         work()
     finally:
-        if rng.pages.client and crew.open: rng.pages.client.stop.set()
+        if rng.pages.client and crew.open:
+            rng.pages.client.stop.set()
         crew.stop()
         bar.close()
 
@@ -308,12 +340,14 @@ def crawl(
     want,settings,span = _checked(board, since, until, base_url, rate, workers, settings)
     with _left_as_it_was(Path(root)):
         folder = open_root(root, create=True)/'links'
-        if same_settings(folder/'crawl.json', want, force) and not (offline or force) and (old := _finished(folder)): return old
+        if same_settings(folder/'crawl.json', want, force) and not (offline or force) and (old := _finished(folder)):
+            return old
         with _asking(folder/'pages.jsonl', base_url, board, None if offline else (rate, workers, session)) as pages:
             h = Harvest(Range(pages, board, *span), settings, read_optout(root))
             h.rng.find()
             reap(h, workers, progress)
-        if not any(r for _,r in h.read.values()): raise _nothing(h, board, since, until)
+        if not any(r for _,r in h.read.values()):
+            raise _nothing(h, board, since, until)
     links = sorted((r for _,r in h.read.values() if r), key=lambda r: (posted(r['id']), r['id']))
     record = dict(settings=want, base_url=base_url, **audit(h, links), closed=all(r['time'] > span[1] for k,r in pages.ledger.rows.items() if k.endswith('/index.html')))
     save_links(folder, links, record)
@@ -324,12 +358,18 @@ def _checked(board, since, until, base_url, rate, workers, settings):
     "Arguments that can be used, as settings to record, `CrawlSettings`, and a span of Unix times; raises `BadInput` for those that cannot"
     settings = find_preset(settings, CRAWL_PRESETS, 'the crawl')
     start,end = day(since, 'since'),day(until, 'until') + 86400 - 1
-    if start > end: raise BadInput(f'since={since} is after until={until}')
-    if not re.fullmatch(r'[\w-]+', board): raise BadInput(f'{board!r} is not the name of a board')
-    if not 0 <= rate < float('inf') or workers < 1: raise BadInput(f'rate={rate} and workers={workers}: the rate is 0 or more, and one worker the least')
-    try: host = urlsplit(base_url).hostname if re.match('https?://', base_url) else None
-    except ValueError: host = None
-    if not host: raise BadInput(f'base_url={base_url!r} is not the address of a server: https://www.ptt.cc is one')
+    if start > end:
+        raise BadInput(f'since={since} is after until={until}')
+    if not re.fullmatch(r'[\w-]+', board):
+        raise BadInput(f'{board!r} is not the name of a board')
+    if not 0 <= rate < float('inf') or workers < 1:
+        raise BadInput(f'rate={rate} and workers={workers}: the rate is 0 or more, and one worker the least')
+    try:
+        host = urlsplit(base_url).hostname if re.match('https?://', base_url) else None
+    except ValueError:
+        host = None
+    if not host:
+        raise BadInput(f'base_url={base_url!r} is not the address of a server: https://www.ptt.cc is one')
     server = 'loopback' if host in ('localhost','127.0.0.1','::1') else host
     return dict(board=board, since=since, until=until, server=server, **vars(settings)),settings,(start,end)
 
@@ -347,21 +387,27 @@ def _asking(path, base_url, board, how):
     client = how and board_client(*how)
     pages = Pages(path, base_url, client)
     try:
-        if client: ask_robots(pages, board)
+        if client:
+            ask_robots(pages, board)
         yield pages
     finally:
         pages.ledger.close()
-        if client: client.close()
+        if client:
+            client.close()
 
 @contextmanager
 def _left_as_it_was(root):
     "Take away what this run has made when there was nothing to crawl"
     had = [p.exists() for p in (root, root/MARKER, root/'links')]
-    try: yield
+    try:
+        yield
     except Nothing:
-        if not had[2]: shutil.rmtree(root/'links', ignore_errors=True)
-        if not had[1]: (root/MARKER).unlink(missing_ok=True)
-        if not had[0] and root.is_dir() and not any(root.iterdir()): root.rmdir()
+        if not had[2]:
+            shutil.rmtree(root/'links', ignore_errors=True)
+        if not had[1]:
+            (root/MARKER).unlink(missing_ok=True)
+        if not had[0] and root.is_dir() and not any(root.iterdir()):
+            root.rmdir()
         raise
 
 # %% ../nbs/00_crawl.ipynb #9032ac7a
@@ -374,7 +420,8 @@ def _nothing(h, board, since, until):
     at = [f'the {where} is of {posted(i[k]):%Y-%m-%d}' for k,where in (('before','last before'),('after','first after')) if i[k]]
     return Nothing(f'{board} has no article to read from {since} to {until}: ' + (f'all its rows are left out ({_said(held)})' if held else ', '.join(at) or 'it has none at all'))
 
-def _said(counts): return ', '.join(f'{n} {k}' for k,n in counts.items())
+def _said(counts):
+    return ', '.join(f'{n} {k}' for k,n in counts.items())
 
 # %% ../nbs/00_crawl.ipynb #a95ee3ca
 def save_links(
@@ -385,12 +432,15 @@ def save_links(
     "Write the list and its months, and last the record that says they are whole."
     single = len({record['settings'][k][:4] for k in ('since','until')}) == 1
     months = {}
-    for r in links: months.setdefault(r['time'][5:7] if single else r['time'][:4] + r['time'][5:7], []).append(r)
+    for r in links:
+        months.setdefault(r['time'][5:7] if single else r['time'][:4] + r['time'][5:7], []).append(r)
     (folder/'crawl.json').unlink(missing_ok=True)
     write_jsonl(folder/'image_links.jsonl', links)
-    for m,part in months.items(): write_jsonl(folder/'monthly_jsonl'/f'image_links_{m}.jsonl', part)
+    for m,part in months.items():
+        write_jsonl(folder/'monthly_jsonl'/f'image_links_{m}.jsonl', part)
     for f in (folder/'monthly_jsonl').glob('image_links_*.jsonl'):
-        if f.stem.removeprefix('image_links_') not in months: f.unlink()
+        if f.stem.removeprefix('image_links_') not in months:
+            f.unlink()
     write_json(folder/'crawl.json', record | dict(files=list(months)))
 
 # %% ../nbs/00_crawl.ipynb #26b77f2a

@@ -89,12 +89,18 @@ class PackSettings:
 PACK_PRESETS = dict(default=PackSettings(), original=PackSettings(size=60, distance=-1))
 
 def _check(settings, pose, gender, month, score, months):
-    if settings.size not in (60,64): raise BadInput(f'Faces are cut at 60 and 64 px, not at {settings.size}')
-    if not 0 < settings.heldout < 1: raise BadInput(f'The share held out must lie between 0 and 1, not be {settings.heldout}')
-    if pose and pose not in POSES: raise BadInput(f'There is no pose {pose!r}: use {", ".join(POSES)}')
-    if gender and gender not in ('male','female','unknown'): raise BadInput(f'There is no gender {gender!r}: use male, female or unknown')
-    if month and month not in months: raise BadInput(f'There are no faces of month {month!r}, only of {", ".join(sorted(months))}')
-    if score is not None and not 0 <= score <= 1: raise BadInput(f'A score lies between 0 and 1, not at {score}')
+    if settings.size not in (60,64):
+        raise BadInput(f'Faces are cut at 60 and 64 px, not at {settings.size}')
+    if not 0 < settings.heldout < 1:
+        raise BadInput(f'The share held out must lie between 0 and 1, not be {settings.heldout}')
+    if pose and pose not in POSES:
+        raise BadInput(f'There is no pose {pose!r}: use {", ".join(POSES)}')
+    if gender and gender not in ('male','female','unknown'):
+        raise BadInput(f'There is no gender {gender!r}: use male, female or unknown')
+    if month and month not in months:
+        raise BadInput(f'There are no faces of month {month!r}, only of {", ".join(sorted(months))}')
+    if score is not None and not 0 <= score <= 1:
+        raise BadInput(f'A score lies between 0 and 1, not at {score}')
 
 def gender_name(
     g:int|None,  # 1 male, 0 female
@@ -110,10 +116,12 @@ def group_faces(
 )->tuple: # Group of each face (N,), and the article it stands for in the split (N,) str
     "Groups of near duplicates, and each group's earliest article."
     article = np.array([str(r.get('article') or r['key']) for r in rows])
-    if settings.distance < 0 or len(rows) < 2: return np.arange(len(rows)),article
+    if settings.distance < 0 or len(rows) < 2:
+        return np.arange(len(rows)),article
     group = duplicate_groups(np.array([int(r['phash'], 16) for r in rows], np.uint64), ims, settings.distance, settings.alike)
     first = {}
-    for g,a in zip(group, article): first[g] = min(first.get(g, a), a)
+    for g,a in zip(group, article):
+        first[g] = min(first.get(g, a), a)
     return group,np.array([first[g] for g in group])
 
 def best_first(
@@ -123,7 +131,8 @@ def best_first(
 )->list: # One list of indices a group
     "The members of each group, the sharpest first, the larger where they are alike."
     out = {}
-    for i in sorted(np.flatnonzero(keep), key=lambda i: (-rows[i]['face_sharpness'], -rows[i]['side'], i)): out.setdefault(group[i], []).append(int(i))
+    for i in sorted(np.flatnonzero(keep), key=lambda i: (-rows[i]['face_sharpness'], -rows[i]['side'], i)):
+        out.setdefault(group[i], []).append(int(i))
     return list(out.values())
 
 # %% ../nbs/03_dataset.ipynb #31353d9b
@@ -147,8 +156,10 @@ def pack(
     same = same_settings(record, wanted, force)
     out,decided = read_optout(root),decisions(root)
     source = content_hash(2, rows, sorted(out), sorted((k,r['drop']) for k,r in decided.items() if r['drop'] is not None))
-    if same and (root/'dataset/faces.npz').exists() and read_json(record).get('source') == source: return FaceData.load(root)
-    if not kept: raise BadInput('No face is left: 0 faces')
+    if same and (root/'dataset/faces.npz').exists() and read_json(record).get('source') == source:
+        return FaceData.load(root)
+    if not kept:
+        raise BadInput('No face is left: 0 faces')
     ims = Faces(root, rows).images(settings.size, kept)
     group,article = group_faces(kept, ims, settings)
     hand = [verdict(r, decided) for r in kept]
@@ -158,7 +169,8 @@ def pack(
     steps |= {k:np.array([tests[k](r) for r in kept]) for k in filters}
     left = dict(zip(steps, np.logical_and.accumulate(list(steps.values()))))
     counts = {k:int(v.sum()) for k,v in left.items()}
-    if not list(counts.values())[-1]: raise BadInput('No face is left: ' + ', '.join(f'{n} {k}' for k,n in counts.items()))
+    if not list(counts.values())[-1]:
+        raise BadInput('No face is left: ' + ', '.join(f'{n} {k}' for k,n in counts.items()))
     twins = best_first(kept, group, list(left.values())[-1])
     best = np.sort([g[0] for g in twins])
     by_hand = dict(looked_at=sum(h is not None for h in hand), dropped=hand.count(True),
@@ -179,12 +191,14 @@ def _write(root, rows, ims, article, card):
     card |= dict(counts=card['counts'] | dict(train=int((split == 0).sum()), heldout=int(split.sum())), funnel=funnel(root),
                  by={k:dict(sorted(Counter(arrays[k].tolist()).items())) for k in ('pose','gender','month')},
                  made_with={k:read_json(root/v).get('settings') for k,v in made_by.items() if (root/v).exists()}, hash=_hash(arrays))
-    if not card['counts']['train']: raise BadInput(f'All {len(rows)} faces are held out: 0 are left to train on')
+    if not card['counts']['train']:
+        raise BadInput(f'All {len(rows)} faces are held out: 0 are left to train on')
     write_npz(root/'dataset/faces.npz', **arrays)
     write_json(root/'dataset/card.json', card)
     return FaceData(arrays, card, root)
 
-def _hash(arrays): return content_hash(*(arrays[k] for k in ('images','split','key')))
+def _hash(arrays):
+    return content_hash(*(arrays[k] for k in ('images','split','key')))
 
 # %% ../nbs/03_dataset.ipynb #fbd00159
 def funnel(
@@ -192,9 +206,11 @@ def funnel(
 )->dict: # Step → number left, from links to faces
     "How many links, photos and faces there were on the way."
     root,steps = Path(root),{}
-    if (p := root/'links/image_links.jsonl').exists(): steps['links'] = sum(len(r['images']) for r in read_jsonl(p))
+    if (p := root/'links/image_links.jsonl').exists():
+        steps['links'] = sum(len(r['images']) for r in read_jsonl(p))
     ledgers = [r for p in sorted((root/'photos').glob('ledger_*.jsonl')) for r in Ledger(p, key='url').rows.values()]
-    if ledgers: steps |= {'links tried':len(ledgers), 'photos kept':sum(r.get('status') == 'kept' for r in ledgers)}
+    if ledgers:
+        steps |= {'links tried':len(ledgers), 'photos kept':sum(r.get('status') == 'kept' for r in ledgers)}
     if (p := root/'faces/faces.jsonl').exists():
         rows = read_jsonl(p)
         steps |= {'photos looked at':len(rows), 'faces':sum(r['status'] == 'kept' for r in rows)}
@@ -217,27 +233,37 @@ class FaceData:
         "The set that `pack` left in `root`; raises `BadInput` when it is missing or not the one on its card."
         path = need(root, 'dataset/faces.npz', 'dataset')
         card,arrays = read_json(need(root, 'dataset/card.json', 'dataset')),read_npz(path)
-        if (h := _hash(arrays)) != card['hash']: raise BadInput(f'{path} has the hash {h} and its card says {card["hash"]}: delete both and run `pttface dataset` again')
+        if (h := _hash(arrays)) != card['hash']:
+            raise BadInput(f'{path} has the hash {h} and its card says {card["hash"]}: delete both and run `pttface dataset` again')
         return cls(arrays, card, Path(root))
 
     def __getattr__(self, k):
-        if k in self.__dict__.get('arrays', {}): return self.arrays[k]
+        if k in self.__dict__.get('arrays', {}):
+            return self.arrays[k]
         raise AttributeError(k)
 
     @property
-    def train(self)->np.ndarray: return self.images[self.split == 0]   # (N,S,S,3) uint8
+    def train(self)->np.ndarray:
+        return self.images[self.split == 0]   # (N,S,S,3) uint8
     @property
-    def heldout(self)->np.ndarray: return self.images[self.split == 1]  # (N,S,S,3) uint8
+    def heldout(self)->np.ndarray:
+        return self.images[self.split == 1]  # (N,S,S,3) uint8
     @property
-    def hash(self)->str: return self.card['hash']  # Of images, split and keys
+    def hash(self)->str:
+        return self.card['hash']  # Of images, split and keys
     @property
-    def size(self)->int: return self.images.shape[1]  # Side, px
-    def __len__(self): return len(self.images)
+    def size(self)->int:
+        return self.images.shape[1]  # Side, px
+    def __len__(self):
+        return len(self.images)
 
     @property
-    def table(self)->Table: return Table([dict(step=k, n=n) for k,n in {**self.card.get('funnel', {}), **self.card['counts']}.items()], title=f'{len(self):,} faces of {self.size} × {self.size}')
-    def _repr_markdown_(self): return self.table._repr_markdown_()
-    def __repr__(self): return str(self.table)
+    def table(self)->Table:
+        return Table([dict(step=k, n=n) for k,n in {**self.card.get('funnel', {}), **self.card['counts']}.items()], title=f'{len(self):,} faces of {self.size} × {self.size}')
+    def _repr_markdown_(self):
+        return self.table._repr_markdown_()
+    def __repr__(self):
+        return str(self.table)
 
 # %% ../nbs/03_dataset.ipynb #68247043
 @patch
@@ -245,7 +271,8 @@ def at(self:FaceData,
     size:int,  # Side wanted, px
 )->FaceData:
     "The same set with faces of another size, by area where they shrink."
-    if size == self.size: return self
+    if size == self.size:
+        return self
     if size not in self._at:
         how = cv2.INTER_AREA if size < self.size else cv2.INTER_CUBIC
         ims = np.stack([cv2.resize(o, (size,size), interpolation=how) for o in self.images])
@@ -265,15 +292,19 @@ def batches(self:FaceData,
     "Endless batches in an order that depends on `seed` alone: a run that stopped after `start` batches goes on as if it had not."
     ims = np.ascontiguousarray((self.heldout if split else self.train).transpose(0,3,1,2))
     n,i,epoch = len(ims),start,(None,None)
-    if not n: raise BadInput(f'There are 0 faces in split {split}')
-    if torch.device(device).type != 'cpu': ims = torch.from_numpy(ims).to(device)
+    if not n:
+        raise BadInput(f'There are 0 faces in split {split}')
+    if torch.device(device).type != 'cpu':
+        ims = torch.from_numpy(ims).to(device)
     while True:
         at,order = np.arange(i*batch_size, (i+1)*batch_size),[]
         for e in range(at[0]//n, at[-1]//n + 1):
-            if epoch[0] != e: epoch = e,np.random.default_rng([seed,e]).permutation(n)
+            if epoch[0] != e:
+                epoch = e,np.random.default_rng([seed,e]).permutation(n)
             order.append(epoch[1][at[at//n == e]%n])
         x,turn = ims[np.concatenate(order)],np.random.default_rng([seed,i,1]).random(batch_size) < .5
-        if flip: x[turn] = x[turn].flip(-1) if torch.is_tensor(x) else x[turn][...,::-1]
+        if flip:
+            x[turn] = x[turn].flip(-1) if torch.is_tensor(x) else x[turn][...,::-1]
         yield x.float().div_(127.5).sub_(1) if torch.is_tensor(x) else torch.from_numpy(np.divide(x, np.float32(127.5), dtype=np.float32) - np.float32(1))
         i += 1
 
@@ -296,7 +327,8 @@ def _funnel(ax, data):
     "How many were left after each step"
     steps = {k:n for k,n in {**data.card.get('funnel', {}), **data.card['counts']}.items() if k not in ('heldout',)}
     ax.barh(list(steps), list(steps.values()), color='C7', height=.7)
-    for i,n in enumerate(steps.values()): ax.text(n, i, f' {n:,}', va='center', fontsize=8)
+    for i,n in enumerate(steps.values()):
+        ax.text(n, i, f' {n:,}', va='center', fontsize=8)
     ax.set(xticks=[], xlim=(0, 1.18*max(steps.values())))
     ax.invert_yaxis()
     ax.spines['bottom'].set_visible(False)
@@ -315,7 +347,9 @@ def picture(self:FaceData,
     pick = np.sort(np.random.default_rng(seed).permutation(len(self))[:n])
     ax.imshow(montage(self.images[pick], ncols=min(9, len(pick))))
     mean.imshow(self.images.mean(0).astype(np.uint8))
-    for a,t in ((ax,f'{len(pick)} of {len(self):,} faces'), (mean,'mean face')): a.axis('off'); a.set_title(t, fontsize=9)
+    for a,t in ((ax,f'{len(pick)} of {len(self):,} faces'), (mean,'mean face')):
+        a.axis('off')
+        a.set_title(t, fontsize=9)
     _funnel(way, self)
     for a in (way, *(axs := bottom.subplots(1, 5, width_ratios=(3,2,2,2,2)))):
         a.spines[['top','right']].set_visible(False)
@@ -337,12 +371,14 @@ def duplicates_picture(self:FaceData,
     rows = {r['key']:r for r in read_jsonl(need(self.root, 'faces/faces.jsonl', 'faces')) if r['status'] == 'kept'}
     groups = [[rows[k] for k in g if k in rows][:most] for g in sorted(self.card.get('duplicates', []), key=len, reverse=True)[:n]]
     groups = [g for g in groups if g]
-    if not groups: raise BadInput(f'There are 0 groups of duplicates among {len(self):,} faces')
+    if not groups:
+        raise BadInput(f'There are 0 groups of duplicates among {len(self):,} faces')
     down = min(2, len(groups))
     across,width = -(-len(groups)//down),max(len(g) for g in groups)
     fig = Picture(figsize=(across*width*.85, 1.15*down))
     axs = fig.subplots(down, across*width, squeeze=False)
-    for a in axs.ravel(): a.axis('off')
+    for a in axs.ravel():
+        a.axis('off')
     for i,g in enumerate(groups):
         for j,(r,im) in enumerate(zip(g, Faces(self.root, g).images(64, g))):
             a = axs[i % down, (i//down)*width + j]

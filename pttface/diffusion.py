@@ -55,10 +55,12 @@ def disturb(
 # %% ../nbs/05_diffusion.ipynb #33979fe9
 def _state(device):
     "The processes of this training; what an earlier one in this process asked for does not stick"
-    if not torch.distributed.is_initialized(): AcceleratorState._reset_state(True)
+    if not torch.distributed.is_initialized():
+        AcceleratorState._reset_state(True)
     return PartialState(cpu=device is not None and torch.device(device).type == 'cpu')
 
-def _out_of_memory(e): return isinstance(e, torch.OutOfMemoryError) or any(o in str(e) for o in ("can't allocate memory",'not enough memory','out of memory'))
+def _out_of_memory(e):
+    return isinstance(e, torch.OutOfMemoryError) or any(o in str(e) for o in ("can't allocate memory",'not enough memory','out of memory'))
 
 # %% ../nbs/05_diffusion.ipynb #33279e2a
 SPEEDS = ('plain','channels_last','compile')  # Ways to run a step
@@ -90,20 +92,24 @@ class Trainer:
         self.n_train,self.heldout = len(data.train),data.heldout[:256]
 
     @property
-    def progress(self): return self.budget.spent(self.images, self.seconds, self.n_train)
+    def progress(self):
+        return self.budget.spent(self.images, self.seconds, self.n_train)
 
     def go(self, speed):
         "Run the steps to come in one of the ways of `SPEEDS`; Adam's fused step wants its memory laid out as the weights are"
-        if speed not in SPEEDS: raise BadInput(f'There is no speed {speed!r}: choose one of auto, {", ".join(SPEEDS)}')
+        if speed not in SPEEDS:
+            raise BadInput(f'There is no speed {speed!r}: choose one of auto, {", ".join(SPEEDS)}')
         self.speed,self.layout = speed,torch.contiguous_format if speed == 'plain' else torch.channels_last
         self.denoiser.net.to(memory_format=self.layout)
         for p,s in self.opt.state.items():
-            for k in s.keys() & {'exp_avg','exp_avg_sq'}: s[k] = torch.empty_like(p).copy_(s[k])
+            for k in s.keys() & {'exp_avg','exp_avg_sq'}:
+                s[k] = torch.empty_like(p).copy_(s[k])
 
     @property
     def ask(self):
         "The model, compiled if that is how"
-        if self.speed != 'compile': return self.model
+        if self.speed != 'compile':
+            return self.model
         self._compiled = getattr(self, '_compiled', None) or torch.compile(self.model)
         return self._compiled
 
@@ -132,12 +138,16 @@ def take(self:Trainer,
 )->dict: # loss, grad_norm, lr
     "One step of training; raises `FloatingPointError` on divergence and `MemoryError` when the batch does not fit."
     r,a,lr = self.recipe,self.accel,lr_at(self.recipe, self.progress, self.images, 1/self.budget.amount if self.budget.unit == 'epochs' else 0.)
-    for g in self.opt.param_groups: g['lr'] = lr
-    try: loss = self.gradient(x0)
+    for g in self.opt.param_groups:
+        g['lr'] = lr
+    try:
+        loss = self.gradient(x0)
     except RuntimeError as e:
-        if not _out_of_memory(e): raise
+        if not _out_of_memory(e):
+            raise
         loss = None
-    if loss is None: self.no_room(x0)
+    if loss is None:
+        self.no_room(x0)
     norm = float(a.clip_grad_norm_(self.model.parameters(), r.clip))
     self.check(loss, norm, lr)
     self.opt.step()
@@ -152,7 +162,8 @@ def take(self:Trainer,
 def check(self:Trainer, loss:float, norm:float, lr:float):
     "Raises `FloatingPointError` with the step, loss, learning rate and last good checkpoint when the training has run away."
     self.infinite = 0 if math.isfinite(norm) else self.infinite+1
-    if math.isfinite(loss) and self.infinite <= (50 if self.accel.scaler else 0): return
+    if math.isfinite(loss) and self.infinite <= (50 if self.accel.scaler else 0):
+        return
     what = 'loss' if not math.isfinite(loss) else 'gradient'
     raise FloatingPointError(f'The {what} became {norm if what == "gradient" else loss} at step {self.step} (loss {loss:.4g}, learning rate {lr:.2g}); '
                              f'the last good checkpoint is {self.last_good()}: try a smaller lr, or precision "no"')
@@ -165,13 +176,15 @@ def no_room(self:Trainer, x0:torch.Tensor):
     fits,k = None,2*was
     while not fits and k <= share and self.accel.num_processes == 1:
         self.opt.zero_grad()
-        if torch.cuda.is_available(): torch.cuda.empty_cache()
+        if torch.cuda.is_available():
+            torch.cuda.empty_cache()
         self.accumulate = k
         try:
             self.gradient(x0)
             fits = k
         except RuntimeError as e:
-            if not _out_of_memory(e): raise
+            if not _out_of_memory(e):
+                raise
         k *= 2
     self.accumulate = was
     hint = f'accumulate={fits} fits ({-(-share//fits)} at a time)' if fits else f'try accumulate={2*was}' if self.accel.num_processes > 1 else 'not even one at a time fits: use a smaller network'
@@ -196,13 +209,16 @@ def state(self:Trainer)->dict:
 @patch
 def restore(self:Trainer, s:dict):
     "Take up where `s` was left"
-    for k in ('step','images','seconds','losses','best'): setattr(self, k, s[k])
+    for k in ('step','images','seconds','losses','best'):
+        setattr(self, k, s[k])
     self.denoiser.net.load_state_dict(s['net'])
     self.opt.load_state_dict(s['opt'])
     self.go(self.speed)
     for track,saved in zip(self.ema.tracks, s['ema']):
-        for p,q in zip(track, saved): p.copy_(q)
-    if self.accel.scaler and s['scaler']: self.accel.scaler.load_state_dict(s['scaler'])
+        for p,q in zip(track, saved):
+            p.copy_(q)
+    if self.accel.scaler and s['scaler']:
+        self.accel.scaler.load_state_dict(s['scaler'])
 
 # %% ../nbs/05_diffusion.ipynb #b51af929
 @patch
@@ -210,7 +226,8 @@ def tick(self:Trainer):
     "Add the time since the last tick; all processes go by the first one's clock"
     now = time.monotonic()
     self.seconds,self.clock = self.seconds + now - self.clock,now
-    if self.accel.num_processes > 1: self.seconds = broadcast(torch.tensor(self.seconds, dtype=torch.float64, device=self.accel.device)).item()
+    if self.accel.num_processes > 1:
+        self.seconds = broadcast(torch.tensor(self.seconds, dtype=torch.float64, device=self.accel.device)).item()
 
 # %% ../nbs/05_diffusion.ipynb #fe2fd318
 @patch
@@ -230,12 +247,14 @@ def fastest(self:Trainer, x0:torch.Tensor, ways=SPEEDS, repeats:int=3)->dict: # 
         try:
             self.go(way)
             for i in range(repeats+2):
-                if i == 2: start = time.monotonic()
+                if i == 2:
+                    start = time.monotonic()
                 self.gradient(x0)
                 self.opt.zero_grad()
             took[way] = (time.monotonic() - start)/repeats
         except Exception as e:
-            if _out_of_memory(e): raise
+            if _out_of_memory(e):
+                raise
             log.warning('speed %s does not work here: %s', way, str(e).splitlines()[0] if str(e) else type(e).__name__)
     took = dict(sorted(took.items(), key=lambda o: o[1]))
     self.go(next(iter(took), 'plain'))
@@ -244,9 +263,12 @@ def fastest(self:Trainer, x0:torch.Tensor, ways=SPEEDS, repeats:int=3)->dict: # 
 # %% ../nbs/05_diffusion.ipynb #9e188c09
 def _memory():
     "MB at most so far: of the GPU, or of this process"
-    if torch.cuda.is_available(): return round(torch.cuda.max_memory_allocated()/2**20)
-    try: import resource
-    except ImportError: return None
+    if torch.cuda.is_available():
+        return round(torch.cuda.max_memory_allocated()/2**20)
+    try:
+        import resource
+    except ImportError:
+        return None
     return round(resource.getrusage(resource.RUSAGE_SELF).ru_maxrss/(2**20 if sys.platform == 'darwin' else 2**10))
 
 # %% ../nbs/05_diffusion.ipynb #fad93b46
@@ -263,12 +285,14 @@ def report(
         sig,train_loss = measure(avg, seen, r)
         held_loss = measure(avg, held, r)[1] if len(held) else None
         ims = to_uint8(generate(avg, range(36), (3,r.size,r.size), 'dpm2m', 12, seed=r.seed)) if grid else None
-    if grid and t.accel.is_main_process: save_images(ims, t.run.path/'grids'/f'{t.images:09d}.png')
+    if grid and t.accel.is_main_process:
+        save_images(ims, t.run.path/'grids'/f'{t.images:09d}.png')
     left = t.seconds*(1/t.progress - 1) if t.progress else None
     out = dict(step=t.step, images=t.images, seconds=round(t.seconds, 2), epoch=t.images/t.n_train, loss=float(np.mean(t.losses)), ema_loss=float(train_loss.mean()),
                heldout_loss=None if held_loss is None else float(held_loss.mean()), grad_norm=row['grad_norm'], lr=row['lr'], images_per_s=round(t.images/max(t.seconds, 1e-9), 2),
                seconds_left=left and round(max(left, 0)), memory_mb=_memory(), by_sigma=dict(sigma=sig, train=train_loss, heldout=held_loss))
-    if grid: out['mean_colour'] = ims.mean((0,1,2)).round(2)
+    if grid:
+        out['mean_colour'] = ims.mean((0,1,2)).round(2)
     score = out['ema_loss'] if held_loss is None else out['heldout_loss']
     t.losses,t.best = [],score if t.best is None else min(t.best, score)
     return json.loads(dumps(out))
@@ -278,24 +302,32 @@ def report(
 def _patient():
     "Ctrl-C waits for the end of the step: yields a list that is no longer empty once it was pressed"
     pressed = []
-    if threading.current_thread() is not threading.main_thread(): yield pressed; return
+    if threading.current_thread() is not threading.main_thread():
+        yield pressed
+        return
     old = signal.signal(signal.SIGINT, lambda *a: signal.default_int_handler(*a) if pressed else pressed.append(1))
-    try: yield pressed
-    finally: signal.signal(signal.SIGINT, old)
+    try:
+        yield pressed
+    finally:
+        signal.signal(signal.SIGINT, old)
 
 # %% ../nbs/05_diffusion.ipynb #3d01079e
 def _begin(root, data, recipe, name, force):
     "The run's folder with its record, checked against what is asked now"
     name = name or recipe.name
-    if not re.fullmatch(r'[\w.-]+', name) or name.startswith('.'): raise BadInput(f'{name!r} cannot be the name of a run: use letters, digits, - and _')
-    if len(data.train) < recipe.batch: raise BadInput(f'Found {len(data.train)} training images, but a batch needs at least {recipe.batch}')
+    if not re.fullmatch(r'[\w.-]+', name) or name.startswith('.'):
+        raise BadInput(f'{name!r} cannot be the name of a run: use letters, digits, - and _')
+    if len(data.train) < recipe.batch:
+        raise BadInput(f'Found {len(data.train)} training images, but a batch needs at least {recipe.batch}')
     path = open_root(root, create=True)/'runs'/name
     now = dict(recipe=content_hash(replace(recipe, budget='', save='')), data=data.hash)
     if (path/'recipe.json').exists():
         old = read_json(path/'recipe.json')
-        if old['hash'] == now: return Run(path)
+        if old['hash'] == now:
+            return Run(path)
         diff = [f'{k}={v!r} (now {w!r})' for k,w in json.loads(dumps(recipe)).items() if (v := old['settings'].get(k)) != w and k not in ('budget','save')]
-        if not force: raise BadInput(f"{path} was begun with recipe {old['hash']['recipe']} and data {old['hash']['data']}, not recipe {now['recipe']} and data "
+        if not force:
+            raise BadInput(f"{path} was begun with recipe {old['hash']['recipe']} and data {old['hash']['data']}, not recipe {now['recipe']} and data "
                                      f"{now['data']}{': ' if diff else ''}{', '.join(diff)}: use those, another name, or --force to begin again")
         shutil.rmtree(path)
     sigma_data = float((data.at(recipe.size).train.astype(np.float32)/127.5 - 1).std())
@@ -319,16 +351,22 @@ def train(
 )->Run: # The run, finished
     "Train until the budget is spent, from where it stopped; raises `BadInput` before long work, `FloatingPointError` on divergence, `MemoryError` with advice."
     recipe,plan,trackers = find_recipe(recipe),Budget.parse(budget or find_recipe(recipe).budget),find_trackers(trackers)
-    for o in (recipe.report, recipe.grid, recipe.save): Budget.parse(o)
-    with _state(device).main_process_first(): run = _begin(root, data, recipe, name, force)
+    for o in (recipe.report, recipe.grid, recipe.save):
+        Budget.parse(o)
+    with _state(device).main_process_first():
+        run = _begin(root, data, recipe, name, force)
     devices = range(torch.cuda.device_count()) if torch.cuda.is_available() else []
     with torch.random.fork_rng(devices=devices), _patient() as pressed:
         t = Trainer(run, data.at(recipe.size), plan, device, accumulate, trackers, speed)
-        if found := run.checkpoints.load(): t.restore(found[0])
+        if found := run.checkpoints.load():
+            t.restore(found[0])
         if t.progress < 1:
-            if trackers: t.accel.init_trackers(run.path.name, config=flat(json.loads(dumps(recipe))))
-            try: Loop(t, pressed, progress, callback).go(speed)
-            finally: t.accel.end_training()
+            if trackers:
+                t.accel.init_trackers(run.path.name, config=flat(json.loads(dumps(recipe))))
+            try:
+                Loop(t, pressed, progress, callback).go(speed)
+            finally:
+                t.accel.end_training()
     return run
 
 # %% ../nbs/05_diffusion.ipynb #02b999a1
@@ -337,7 +375,8 @@ class Loop:
     def __init__(self, t, pressed, progress, callback):
         self.t,self.pressed,self.progress,self.callback,self.main = t,pressed,progress and t.accel.is_main_process,callback,t.accel.is_main_process
         self.rows,self.live,self.sheet,self.saved = [o for o in t.run.log if o['step'] <= t.step],TrainingMonitor(),None,t.step
-        if self.main: write_jsonl(t.run.path/'log.jsonl', self.rows)
+        if self.main:
+            write_jsonl(t.run.path/'log.jsonl', self.rows)
         self.threads = ThreadTuner(t.budget.unit == 'seconds' and t.accel.device.type == 'cpu' and t.accel.num_processes == 1)
         again = min(3, t.step)
         self.batches = t.data.batches(t.recipe.batch, t.recipe.seed, flip=t.recipe.flip, start=t.step-again, device=t.accel.device)
@@ -348,25 +387,32 @@ class Loop:
         with tqdm(total=1., initial=min(1., t.progress), disable=disable, desc=t.run.path.name, bar_format='{l_bar}{bar}| {elapsed}<{remaining}{postfix}') as bar, self.safe(), closing(self.threads):
             t.clock = time.monotonic()
             while t.progress < 1:
-                if self.pressed: raise KeyboardInterrupt
+                if self.pressed:
+                    raise KeyboardInterrupt
                 before,was,x0 = (t.images, t.seconds),t.progress,next(self.batches)
-                if speed == 'auto' and t.accel.device.type == 'cuda' and t.accel.num_processes == 1: speed = log.info('seconds a step: %s', t.fastest(x0))
+                if speed == 'auto' and t.accel.device.type == 'cuda' and t.accel.num_processes == 1:
+                    speed = log.info('seconds a step: %s', t.fastest(x0))
                 self.recent.append(x0)
                 row = self.threads(lambda x0=x0: t.take(x0))
                 t.tick()
                 self.between(row, before, was)
                 bar.update(max(0., min(1., t.progress) - bar.n))
                 bar.set_postfix_str(f"{t.images:,} images, {t.images/t.seconds:.1f}/s, loss {row['loss']:.4f}", refresh=False)
-        if self.main: t.run.curves().savefig(t.run.path/'loss.png')
+        if self.main:
+            t.run.curves().savefig(t.run.path/'loss.png')
         t.accel.wait_for_everyone()
 
     def between(self, row, before, was):
         "Report, draw, keep: whatever is due after this step"
         t,r,done = self.t,self.t.recipe,self.t.progress >= 1
-        if self.due(r.report, before) or done: self.report(row, self.due(r.grid, before) or done)
-        if not self.main: return
-        if r.snapshots and int(t.progress*r.snapshots) > int(was*r.snapshots): Snapshots(t.run.path/'ema').save(t.ema, t.step)
-        if self.due(r.save, before) or done: self.save()
+        if self.due(r.report, before) or done:
+            self.report(row, self.due(r.grid, before) or done)
+        if not self.main:
+            return
+        if r.snapshots and int(t.progress*r.snapshots) > int(was*r.snapshots):
+            Snapshots(t.run.path/'ema').save(t.ema, t.step)
+        if self.due(r.save, before) or done:
+            self.save()
 
     def due(self, text, before):
         "Has this amount of training been completed since the counts `before`?"
@@ -376,12 +422,17 @@ class Loop:
     def report(self, row, grid):
         t = self.t
         self.rows.append(report(t, row, self.recent, grid))
-        if self.main: write_jsonl(t.run.path/'log.jsonl', self.rows)
-        if grid and self.main: self.sheet = np.asarray(Image.open(t.run.path/'grids'/f'{t.images:09d}.png'))
+        if self.main:
+            write_jsonl(t.run.path/'log.jsonl', self.rows)
+        if grid and self.main:
+            self.sheet = np.asarray(Image.open(t.run.path/'grids'/f'{t.images:09d}.png'))
         t.accel.log(flat(self.rows[-1]), step=t.step)
-        if grid: _track_sheet(t.accel, self.sheet, t.step)
-        if self.progress: self.live(self.rows, self.sheet, now=t.progress >= 1)
-        if self.callback: self.callback(t, self.rows[-1])
+        if grid:
+            _track_sheet(t.accel, self.sheet, t.step)
+        if self.progress:
+            self.live(self.rows, self.sheet, now=t.progress >= 1)
+        if self.callback:
+            self.callback(t, self.rows[-1])
 
     def save(self):
         self.t.run.checkpoints.save(self.t.state(), self.t.step, self.t.best)
@@ -391,9 +442,11 @@ class Loop:
     def safe(self):
         "Ctrl-C keeps what there is; a disk that refuses is named, with what is still good"
         try:
-            try: yield
+            try:
+                yield
             except KeyboardInterrupt:
-                if self.main and self.saved < self.t.step: self.save()
+                if self.main and self.saved < self.t.step:
+                    self.save()
                 raise
         except OSError as e:
             raise OSError(e.errno, f'step {self.t.step} could not be kept ({e.strerror}); the last good checkpoint is {self.t.last_good()}', str(self.t.run.path)) from e
@@ -401,5 +454,7 @@ class Loop:
 def _track_sheet(accel, sheet, step):
     "Show the samples to the trackers that take pictures"
     for o in accel.trackers if accel.is_main_process else []:
-        if o.name == 'tensorboard': o.log_images({'samples':sheet[None]}, step=step, dataformats='NHWC')
-        elif hasattr(o, 'log_images'): o.log_images({'samples':[sheet]}, step=step)
+        if o.name == 'tensorboard':
+            o.log_images({'samples':sheet[None]}, step=step, dataformats='NHWC')
+        elif hasattr(o, 'log_images'):
+            o.log_images({'samples':[sheet]}, step=step)

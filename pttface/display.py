@@ -36,7 +36,8 @@ class Picture(Figure):
         self.savefig(buf, format='png', facecolor='white')
         return buf.getvalue()
 
-    def __repr__(self): return f'Picture({self.get_figwidth():g} × {self.get_figheight():g} in)'
+    def __repr__(self):
+        return f'Picture({self.get_figwidth():g} × {self.get_figheight():g} in)'
 
 # %% ../nbs/display.ipynb #b6597fb6
 def show_images(
@@ -48,17 +49,21 @@ def show_images(
 )->Picture: # The sheet
     "Show `ims` in a grid, at their own proportions."
     ims = [np.asarray(o) for o in ims]
-    if not ims: raise ValueError('There are 0 pictures to show')
+    if not ims:
+        raise ValueError('There are 0 pictures to show')
     ncols = ncols or min(len(ims), 8)
     nrows = -(-len(ims)//ncols)
     shape = max(o.shape[0]/o.shape[1] for o in ims)
     fig = Picture(figsize=(ncols*size, nrows*(size*shape + (.22 if titles is not None else .04)) + (.3 if title else 0)))
     axs = fig.subplots(nrows, ncols, squeeze=False).ravel()
-    for a in axs: a.axis('off')
+    for a in axs:
+        a.axis('off')
     for i,(a,im) in enumerate(zip(axs, ims)):
         a.imshow(im, cmap='gray' if im.ndim == 2 else None, interpolation='nearest' if max(im.shape) < 100 else None)
-        if titles is not None: a.set_title(titles[i], fontsize=8, pad=3)
-    if title: fig.suptitle(title, fontsize=10)
+        if titles is not None:
+            a.set_title(titles[i], fontsize=8, pad=3)
+    if title:
+        fig.suptitle(title, fontsize=10)
     return fig
 
 # %% ../nbs/display.ipynb #5e43c804
@@ -69,7 +74,8 @@ def montage(
 )->np.ndarray: # One picture, (H',W',3) uint8
     "Lay `ims` out in rows, white between them and where there are none."
     ims = np.asarray(ims)
-    if ims.ndim != 4 or not len(ims): raise ValueError(f'Need (N,H,W,3) pictures with N > 0, not {ims.shape}')
+    if ims.ndim != 4 or not len(ims):
+        raise ValueError(f'Need (N,H,W,3) pictures with N > 0, not {ims.shape}')
     n,h,w,c = ims.shape
     ncols = ncols or int(np.ceil(n**.5))
     nrows = -(-n//ncols)
@@ -100,7 +106,8 @@ def browse(
 )->WidgetBox: # Widget: the page, and the slider that turns it
     "Leaf through `ims` page by page."
     pages = -(-len(ims)//per_page)
-    if not pages: raise ValueError('There are 0 pictures to show')
+    if not pages:
+        raise ValueError('There are 0 pictures to show')
     slider = IntSlider(1, 1, pages, description='page', continuous_update=False)
     page = Image(format='png', width=width)
     def turn(change):
@@ -118,7 +125,8 @@ class Table:
         rows,              # Dicts with the same keys; a key missing from a row leaves its cell empty
         floatfmt:str='.4g',  # How a float is written
         title:str=None,    # A line over the table
-    ): self.rows,self.floatfmt,self.title = list(rows),floatfmt,title
+    ):
+        self.rows,self.floatfmt,self.title = list(rows),floatfmt,title
 
     def _text(self, fmt):
         cols = list(dict.fromkeys(k for r in self.rows for k in r))
@@ -127,7 +135,10 @@ class Table:
         return tabulate([[cell(r.get(c)) for c in cols] for r in self.rows], cols, tablefmt=fmt, disable_numparse=True,
                         colalign=['right' if o else 'left' for o in num] if self.rows else None)
 
-    def _repr_markdown_(self): return (f'**{self.title}**\n\n' if self.title else '') + self._text('github')
-    def __str__(self): return (f'{self.title}\n' if self.title else '') + self._text('simple')
+    def _repr_markdown_(self):
+        return (f'**{self.title}**\n\n' if self.title else '') + self._text('github')
+    def __str__(self):
+        return (f'{self.title}\n' if self.title else '') + self._text('simple')
     __repr__ = __str__
-    def __len__(self): return len(self.rows)
+    def __len__(self):
+        return len(self.rows)

@@ -78,8 +78,10 @@ def verdict(
     settings:DownloadSettings,  # Thresholds
 )->tuple[str,str]: # kept or rejected; too_small, blurred or no_face
     "What the gate says, from stored measurements alone."
-    if min(m['width'], m['height']) < settings.min_side: return 'rejected','too_small'
-    if not m['sharpness'] > settings.sharpness: return 'rejected','blurred'
+    if min(m['width'], m['height']) < settings.min_side:
+        return 'rejected','too_small'
+    if not m['sharpness'] > settings.sharpness:
+        return 'rejected','blurred'
     return ('kept','') if m['face_score'] > settings.score else ('rejected','no_face')
 
 # %% ../nbs/01_download.ipynb #20032114
@@ -91,8 +93,10 @@ def removed(
 )->bool:
     "Is this a host's picture of a picture that is gone?"
     p = urlsplit(a.final)
-    if (p.hostname or '').endswith('imgur.com') and p.path == '/removed.png': return True
-    if sha in placeholders or a.headers.get('etag', '').removeprefix('W/').strip('"') in placeholders: return True
+    if (p.hostname or '').endswith('imgur.com') and p.path == '/removed.png':
+        return True
+    if sha in placeholders or a.headers.get('etag', '').removeprefix('W/').strip('"') in placeholders:
+        return True
     return len(a.body) == 503 and a.body[:4] == b'\x89PNG' and a.body[16:24] == b'\0\0\0\xa1\0\0\0Q'
 
 # %% ../nbs/01_download.ipynb #0a785a56
@@ -110,18 +114,27 @@ class Gate:
         a,  # `Answer`
     )->tuple[dict,bytes]: # Fields for the row, and the photo as it is kept (b'' when it is not)
         "Status, reason and measurements for an answer."
-        if not a.ok: return dict(status='refused' if a.reason in ('private_address','scheme','bad_url') else 'failed', reason=a.reason),b''
-        if self.settings.robots_tag and tagged(a.headers): return dict(status='refused', reason='robots_tag'),b''
+        if not a.ok:
+            return dict(status='refused' if a.reason in ('private_address','scheme','bad_url') else 'failed', reason=a.reason),b''
+        if self.settings.robots_tag and tagged(a.headers):
+            return dict(status='refused', reason='robots_tag'),b''
         row = dict(bytes=len(a.body), sha256=hashlib.sha256(a.body).hexdigest())
-        if removed(a, row['sha256']): return dict(status='failed', reason='removed', **row),b''
-        if row['sha256'] in self.optout: return dict(status='refused', reason='opt_out', **row),b''
-        try: found,photo = self.pool.submit(self.look, a.body).result()
-        except Unusable as e: return dict(status='failed', reason=str(e), **row),b''
+        if removed(a, row['sha256']):
+            return dict(status='failed', reason='removed', **row),b''
+        if row['sha256'] in self.optout:
+            return dict(status='refused', reason='opt_out', **row),b''
+        try:
+            found,photo = self.pool.submit(self.look, a.body).result()
+        except Unusable as e:
+            return dict(status='failed', reason=str(e), **row),b''
         return dict(zip(('status','reason'), verdict(found, self.settings)), **row, **found),photo
 
-    def close(self): self.pool.shutdown(cancel_futures=True)
-    def __enter__(self): return self
-    def __exit__(self, *_): self.close()
+    def close(self):
+        self.pool.shutdown(cancel_futures=True)
+    def __enter__(self):
+        return self
+    def __exit__(self, *_):
+        self.close()
 
 # %% ../nbs/01_download.ipynb #a262cfa9
 def look(self:Gate,
@@ -131,12 +144,15 @@ def look(self:Gate,
     s,im = self.settings,opened(body, self.settings.max_pixels)
     with self.large if im.width*im.height > 12_000_000 else nullcontext():
         im,form = decode(body, s.max_pixels)
-        try: m = measure(im, _detector(self))
+        try:
+            m = measure(im, _detector(self))
         except cv2.error as e:
             log.warning('a photo of %s pixels cannot be measured: %s', im.shape, e)
             raise Unusable('broken') from None
-        if verdict(m, s)[0] != 'kept' and not s.keep_rejected: photo = b''
-        else: photo = body if form == 'JPEG' else encode_jpeg(im, s.quality)
+        if verdict(m, s)[0] != 'kept' and not s.keep_rejected:
+            photo = b''
+        else:
+            photo = body if form == 'JPEG' else encode_jpeg(im, s.quality)
     return dict(format=form, **m),photo
 
 def _detector(self):
@@ -161,10 +177,12 @@ def plan(
         for row in read_jsonl(f):
             http = {o['url'] for o in row.get('links', ()) if o.get('raw', '')[:5].lower() == 'http:'}
             for url in row['images']:
-                if url in seen: continue
+                if url in seen:
+                    continue
                 jobs.append(dict(url=url, key=f'{m}{len(jobs):05d}', article=row['url'], month=m, title=row['title'], http=url in http))
                 seen.add(url)
-    if not months: raise BadInput(f'{folder} holds no lists of links: run `pttface crawl` first')
+    if not months:
+        raise BadInput(f'{folder} holds no lists of links: run `pttface crawl` first')
     return months
 
 # %% ../nbs/01_download.ipynb #9bd18f58
@@ -186,8 +204,10 @@ class Lanes:
         url:str,  # Address of a picture
     )->tuple: # Domain, requests a second, connections
         "Which lane a link belongs to."
-        try: host = urlsplit(url).hostname or ''
-        except ValueError: host = ''
+        try:
+            host = urlsplit(url).hostname or ''
+        except ValueError:
+            host = ''
         near = next((d for d in self.paces if host == d or host.endswith('.' + d)), None)
         return (near,*self.paces[near]) if near else (host,*self.other)
 
@@ -198,12 +218,14 @@ def take(self:Lanes): # (lane, month, jobs), or `None` when nothing may be asked
     while self.coming and len(self.left) < self.months:
         m = self.coming.popleft()
         self.left[m] = len(self.todo[m])
-        for j in self.todo[m]: self.queues.setdefault(self.lane(j['url']), deque()).append((m, j))
+        for j in self.todo[m]:
+            self.queues.setdefault(self.lane(j['url']), deque()).append((m, j))
     for lane,q in self.queues.items():
         if q and self.busy[lane] < lane[2]:
             self.busy[lane] += 1
             m,jobs = q[0][0],[]
-            while q and q[0][0] is m and len(jobs) < self.batch: jobs.append(q.popleft()[1])
+            while q and q[0][0] is m and len(jobs) < self.batch:
+                jobs.append(q.popleft()[1])
             return lane,m,jobs
 
 @patch
@@ -225,11 +247,14 @@ def ask(
 ): # `Answer`
     "Ask for one link, as it was written if its host has no https."
     url = job['url']
-    if client.gateway or not job.get('http'): return client.get(url)
+    if client.gateway or not job.get('http'):
+        return client.get(url)
     plain,host = 'http' + url.removeprefix('https'),url.split('/')[2]
-    if host in client.plain: return client.get(plain)
+    if host in client.plain:
+        return client.get(plain)
     a = client.get(url)
-    if a.reason not in ('tls','connection_refused','timeout') or not (b := client.get(plain)).ok: return a
+    if a.reason not in ('tls','connection_refused','timeout') or not (b := client.get(plain)).ok:
+        return a
     client.plain.add(host)
     return b
 
@@ -245,7 +270,8 @@ def fetch_links(
             a = ask(j, client)
             found,photo = gate(a)
             done.append((found | (dict(over='http') if a.final.startswith('http:') else {}),photo))
-        except Stopped: break
+        except Stopped:
+            break
         except Exception as e:
             log.exception('%s', j['url'])
             done.append((dict(status='failed', reason='error', what=f'{type(e).__name__}: {e}'[:200]),b''))
@@ -253,7 +279,8 @@ def fetch_links(
 
 # %% ../nbs/01_download.ipynb #8851af47
 @lru_cache(1)
-def _gate(settings, optout): return Gate(settings, optout)
+def _gate(settings, optout):
+    return Gate(settings, optout)
 
 def _far(jobs, lane, how, settings, optout):
     "`fetch_links` on a worker; gives its result and the hosts that were given up"
@@ -266,8 +293,14 @@ def _far(jobs, lane, how, settings, optout):
 @dataclass
 class _Fetch:
     "Gives links their rows: `run(todo)`, once or more"
-    gate:Gate; how:dict; paces:dict; other:tuple
-    workers:int; streams:int; scheduler:str; bar:tqdm
+    gate:Gate
+    how:dict
+    paces:dict
+    other:tuple
+    workers:int
+    streams:int
+    scheduler:str
+    bar:tqdm
 
     def run(self, todo, through):
         "Ask for all of `todo`, `MonthShard` → jobs; `through(left)` is called whenever a month is, with those that are not"
@@ -276,9 +309,12 @@ class _Fetch:
         with closing(self.cluster() if self.scheduler else self.threads()) as results:
             for (m,lane,jobs),(got,dead) in results:
                 self.dead |= dead
-                for j,o in zip(jobs, got): self.put(m, j, *o)
-                if len(got) < len(jobs): raise KeyboardInterrupt
-                if self.lanes.done(lane, m, len(jobs)): self.through()
+                for j,o in zip(jobs, got):
+                    self.put(m, j, *o)
+                if len(got) < len(jobs):
+                    raise KeyboardInterrupt
+                if self.lanes.done(lane, m, len(jobs)):
+                    self.through()
 
     def put(self, m, job, found, photo=b''):
         m.put(job, found, photo)
@@ -290,12 +326,17 @@ class _Fetch:
 def offer(self:_Fetch):
     "Links that may be asked for now, as (month, lane, jobs); those of a host that was given up get their rows here"
     while self.lanes.left or self.lanes.coming:
-        if (got := self.lanes.take()) is None: yield None; continue
+        if (got := self.lanes.take()) is None:
+            yield None
+            continue
         lane,m,jobs = got
         gone = [j for j in jobs if urlsplit(j['url']).hostname in self.dead] if self.dead else []
-        for j in gone: self.put(m, j, dict(status='failed', reason=self.dead[urlsplit(j['url']).hostname]))
-        if gone and self.lanes.done(lane, m, len(gone), len(gone) == len(jobs)): self.through()
-        if len(gone) < len(jobs): yield m,lane,[j for j in jobs if j not in gone]
+        for j in gone:
+            self.put(m, j, dict(status='failed', reason=self.dead[urlsplit(j['url']).hostname]))
+        if gone and self.lanes.done(lane, m, len(gone), len(gone) == len(jobs)):
+            self.through()
+        if len(gone) < len(jobs):
+            yield m,lane,[j for j in jobs if j not in gone]
 
 # %% ../nbs/01_download.ipynb #ba72d5ba
 @patch
@@ -304,7 +345,8 @@ def threads(self:_Fetch):
     n = self.workers*self.streams
     with ThreadPoolExecutor(n) as pool, Client({h:RateLimiter(*o) for h,o in self.paces.items()}, other=self.other, **self.how) as client:
         submit = lambda t: pool.submit(fetch_links, t[2], client, self.gate)
-        for t,f in run_bounded(self.offer(), submit, lambda running: wait(running, return_when=FIRST_COMPLETED).done, n): yield t,(f.result(),{})
+        for t,f in run_bounded(self.offer(), submit, lambda running: wait(running, return_when=FIRST_COMPLETED).done, n):
+            yield t,(f.result(),{})
 
 @patch
 def cluster(self:_Fetch):
@@ -312,10 +354,12 @@ def cluster(self:_Fetch):
     given = {}
     def tasks():
         for o in self.offer():
-            if o: given[o[2][0]['url']] = o
+            if o:
+                given[o[2][0]['url']] = o
             yield o and (o[2], o[1], self.how, self.gate.settings, self.gate.optout)
     for t,got in run_tasks(_far, tasks(), scheduler=self.scheduler, ahead=256):
-        if isinstance(got, Exception): got = [(dict(status='failed', reason='lost', what=f'{type(got).__name__}: {got}'[:200]),b'')]*len(t[0]),{}
+        if isinstance(got, Exception):
+            got = [(dict(status='failed', reason='lost', what=f'{type(got).__name__}: {got}'[:200]),b'')]*len(t[0]),{}
         yield given.pop(t[0][0]['url']),got
 
 # %% ../nbs/01_download.ipynb #16ef64ce
@@ -324,7 +368,8 @@ class Photos:
     def __init__(self,
         rows:list,    # Rows of all ledgers
         record:dict,  # Content of `download.json`
-    ): self.rows,self.record = rows,record
+    ):
+        self.rows,self.record = rows,record
 
     @classmethod
     def load(cls,
@@ -335,7 +380,8 @@ class Photos:
         return cls([r for f in sorted((Path(root)/'photos').glob('ledger_*.jsonl')) for r in read_jsonl(f)], record)
 
     @property
-    def kept(self): return [r for r in self.rows if r['status'] == 'kept']
+    def kept(self):
+        return [r for r in self.rows if r['status'] == 'kept']
 
     def table(self):
         "Links by status and reason, as a `Table`"
@@ -344,9 +390,12 @@ class Photos:
         return Table([dict(status=s, reason=why, links=v, share=f'{v/len(self.rows):.1%}') for (s,why),v in sorted(n.items(), key=lambda o: (order[o[0][0]], -o[1], o[0][1]))],
                      title=f'{len(self.rows):,} links')
 
-    def _repr_markdown_(self): return self.table()._repr_markdown_()
-    def __repr__(self): return str(self.table())
-    def __len__(self): return len(self.rows)
+    def _repr_markdown_(self):
+        return self.table()._repr_markdown_()
+    def __repr__(self):
+        return str(self.table())
+    def __len__(self):
+        return len(self.rows)
 
 # %% ../nbs/01_download.ipynb #b890a940
 def _record(folder, every, settings):
@@ -358,7 +407,8 @@ def _record(folder, every, settings):
         months={m.name:dict(links=len(m.jobs), **tally(m.ledger.rows.values())) for m in every.values()},
         shards=sorted({r['shard'] for r in rows if 'shard' in r}),
         done=all(j['url'] in m.ledger.rows for m in every.values() for j in m.jobs) and not any(r['reason'] == 'not_stored' for r in rows))
-    if read_json(folder/'download.json') != record: write_json(folder/'download.json', record)
+    if read_json(folder/'download.json') != record:
+        write_json(folder/'download.json', record)
     return Photos(rows, record)
 
 # %% ../nbs/01_download.ipynb #e93fb198
@@ -397,42 +447,52 @@ may_pass = {*RETRYABLE, 'not_stored', 'lost'}
 
 def _twice(fetch, todo, months, shard):
     "Ask for all of `todo`, and once more for what failed and may pass; months that are through are dealt out, in order"
-    def open_(m): return [j for j in todo.get(m, ()) if (r := m.ledger.rows.get(j['url'])) is None or r['reason'] in may_pass]
+    def open_(m):
+        return [j for j in todo.get(m, ()) if (r := m.ledger.rows.get(j['url'])) is None or r['reason'] in may_pass]
     def through(left):
         ready = list(takewhile(lambda m: m not in left and not open_(m), months))
-        if ready: write_shards(ready, shard)
+        if ready:
+            write_shards(ready, shard)
     fetch.run(todo, through)
     rest = {m:js for m in todo if (js := open_(m))}
     fetch.bar.total = (fetch.bar.total or 0) + sum(map(len, rest.values()))
-    if rest: fetch.run(rest, through)
+    if rest:
+        fetch.run(rest, through)
 
 def _screen(m, jobs, settings, optout):
     "Give their rows to links that are not to be asked for; the others"
     left = []
     for j in jobs:
         why = 'opt_out' if opted_out(dict(url=j['url'], article=j['article']), optout) else 'too_young_title' if settings.screen_titles and young(j['title']) else ''
-        if why: m.put(j, dict(status='refused', reason=why))
-        else: left.append(j)
+        if why:
+            m.put(j, dict(status='refused', reason=why))
+        else:
+            left.append(j)
     return left
 
 # %% ../nbs/01_download.ipynb #68725c0b
 def _check(root, settings, months, workers, streams, rate):
     "Settings, plan, and the months wanted; raises `BadInput` before anything is done"
     settings = find_preset(settings, DOWNLOAD_PRESETS, 'the download')
-    if workers < 1 or streams < 1 or (rate or 0) < 0: raise BadInput(f'workers={workers}, streams={streams}, rate={rate}: one worker and one stream the least, and no negative rate')
+    if workers < 1 or streams < 1 or (rate or 0) < 0:
+        raise BadInput(f'workers={workers}, streams={streams}, rate={rate}: one worker and one stream the least, and no negative rate')
     jobs = plan(root)
     wanted = list(jobs) if not months else [o.strip() for o in (months.split(',') if isinstance(months, str) else months)]
-    if (lost := [o for o in wanted if o not in jobs]): raise BadInput(f'There is no month {lost[0]!r}: the crawl has {", ".join(jobs)}')
+    if (lost := [o for o in wanted if o not in jobs]):
+        raise BadInput(f'There is no month {lost[0]!r}: the crawl has {", ".join(jobs)}')
     return settings,jobs,sorted(wanted, key=list(jobs).index)
 
 def _folder(root, jobs, settings, force):
     "The folder of the photos; raises `BadInput` when what is in it was made from other lists or by other settings"
     folder = Path(root)/'photos'
     strays = sorted({f.stem.split('_')[1] for f in folder.glob('ledger_*.jsonl')} - set(jobs))
-    if strays and not force: raise BadInput(f'{folder} has the months {", ".join(strays)}, which the crawl has not (any more): use another folder, or --force to download again')
-    if (not same_settings(folder/'download.json', settings, force) or strays) and force: shutil.rmtree(folder, ignore_errors=True)
+    if strays and not force:
+        raise BadInput(f'{folder} has the months {", ".join(strays)}, which the crawl has not (any more): use another folder, or --force to download again')
+    if (not same_settings(folder/'download.json', settings, force) or strays) and force:
+        shutil.rmtree(folder, ignore_errors=True)
     folder.mkdir(exist_ok=True)
-    if not (folder/'download.json').exists(): write_json(folder/'download.json', dict(settings=settings, counts={}, done=False))
+    if not (folder/'download.json').exists():
+        write_json(folder/'download.json', dict(settings=settings, counts={}, done=False))
     return folder
 
 def _forget(every, optout):
@@ -441,7 +501,8 @@ def _forget(every, optout):
     out = {id(r) for *_,r in rows if (r['reason'] == 'opt_out') != opted_out(r, optout)}
     held = {r['sha256'] for *_,r in rows if r['status'] == 'kept' and id(r) not in out}
     for d,u,r in rows:
-        if id(r) in out or r['status'] == 'duplicate' and r['sha256'] not in held: del d[u]
+        if id(r) in out or r['status'] == 'duplicate' and r['sha256'] not in held:
+            del d[u]
 
 # %% ../nbs/01_download.ipynb #1670525c
 def regate(
@@ -458,19 +519,23 @@ def regate(
     held = {r['sha256'] for m in every.values() for r in m.ledger.rows.values() if 'shard' in r or 'at' in r}
     for m in every.values():
         for r in list(m.ledger.rows.values()):
-            if (new := _again(r, settings, held)) != r: m.ledger.append(new)
+            if (new := _again(r, settings, held)) != r:
+                m.ledger.append(new)
     write_shards([*every.values()], settings.shard)
     return _record(folder, every, settings)
 
 def _again(r, settings, held):
     "A row as other settings have it; `held`: hashes of the photos in tars"
-    if r['status'] not in ('kept','duplicate','rejected') and r['reason'] != 'not_stored': return r
+    if r['status'] not in ('kept','duplicate','rejected') and r['reason'] != 'not_stored':
+        return r
     status,reason = verdict(r, settings)
-    if status == 'kept' and 'shard' not in r and 'at' not in r: status,reason = ('duplicate','same_bytes') if r['sha256'] in held else ('failed','not_stored')
+    if status == 'kept' and 'shard' not in r and 'at' not in r:
+        status,reason = ('duplicate','same_bytes') if r['sha256'] in held else ('failed','not_stored')
     new = {k:v for k,v in r.items() if k != 'of' or status == 'duplicate'} | dict(status=status, reason=reason)
     if status == 'rejected' and not settings.keep_rejected:
         new.pop('at', None)
-        if 'shard' in r: new['was'] = new.pop('shard')
+        if 'shard' in r:
+            new['was'] = new.pop('shard')
     return new
 
 # %% ../nbs/01_download.ipynb #c12936b3
@@ -483,7 +548,8 @@ def link_rot(
     "What share of the links of each month or host leads nowhere any more."
     n = {}
     for r in photos.rows:
-        if r['status'] == 'refused': continue
+        if r['status'] == 'refused':
+            continue
         k = r['month'] if by == 'month' else r['url'].split('/')[2]
         n.setdefault(k, Counter())['there' if r['status'] != 'failed' else 'gone' if r['reason'] in gone else 'unsure'] += 1
     order = sorted(n.items()) if by == 'month' else sorted(n.items(), key=lambda o: (-o[1].total(), o[0]))

@@ -72,7 +72,8 @@ class Found:
     angle:float=0.              # Degrees taken back
 
     @property
-    def face(self)->Face: return self.second or self.faces[0]  # The face whose box and pose count
+    def face(self)->Face:
+        return self.second or self.faces[0]  # The face whose box and pose count
 
 def first_look(
     im:np.ndarray,            # Photo, (H,W,3) uint8 RGB
@@ -81,12 +82,18 @@ def first_look(
 )->Found:
     "Is it sharp, and is there a face worth a second look?"
     o = Found(sharp=sharpness(check_photo(im)))
-    if o.sharp <= settings.sharpness: o.reason = 'blurred'; return o
+    if o.sharp <= settings.sharpness:
+        o.reason = 'blurred'
+        return o
     o.faces = (detect if settings.canvas else getattr(detect, 'largest', detect))(im)
-    if o.faces and o.faces[0].score < settings.doubt: o.faces = sorted(detect(im) or o.faces, key=lambda f: f.score < settings.doubt)
-    if not o.faces: o.reason = 'no_face'
-    elif not o.faces[0].sound: o.reason = 'no_landmarks'
-    elif o.faces[0].area < settings.min_share*im.shape[0]*im.shape[1]: o.reason = 'face_too_small_before'
+    if o.faces and o.faces[0].score < settings.doubt:
+        o.faces = sorted(detect(im) or o.faces, key=lambda f: f.score < settings.doubt)
+    if not o.faces:
+        o.reason = 'no_face'
+    elif not o.faces[0].sound:
+        o.reason = 'no_landmarks'
+    elif o.faces[0].area < settings.min_share*im.shape[0]*im.shape[1]:
+        o.reason = 'face_too_small_before'
     return o
 
 # %% ../nbs/02_faces.ipynb #fbfcc237
@@ -99,7 +106,8 @@ def look_canvas(
     found.view,found.M = level_eyes(im, found.faces[0].kps[:2], 1.2)
     found.angle,found.seen = float(kps_shape(found.faces[0].kps)[3]),[o for o in detect(found.view) if o.sound]
     found.second = found.seen[0] if found.seen else None
-    if not found.seen: found.M,found.angle = np.eye(2,3),0.
+    if not found.seen:
+        found.M,found.angle = np.eye(2,3),0.
 
 # %% ../nbs/02_faces.ipynb #6d9d01b9
 def look_around(
@@ -118,14 +126,16 @@ def look_around(
 
 def _again(detect, im, box):
     "The face in `box`, looked at again by a detector that may or may not know how to"
-    if hasattr(detect, 'again'): return detect.again(im, box)
+    if hasattr(detect, 'again'):
+        return detect.again(im, box)
     return next((f for f in sorted(detect(im), key=lambda f: -overlap(f.bbox, box)) if overlap(f.bbox, box) > 1/3), None)
 
 def take_back(
     found:Found,  # Second look
 ):
     "Bring what the second look saw into the turned picture, and level the rest of its eye line."
-    if not found.seen: return
+    if not found.seen:
+        return
     f,s,t = found.seen[0],found.window[0,0],found.window[:,2]
     rest = float(kps_shape(f.kps)[3])
     box,kps = (f.bbox.reshape(2,2) - t)/s,(f.kps - t)/s
@@ -143,11 +153,15 @@ def find_faces(
     "Apply the rules to some photos; raises `BadInput` when one is no photo."
     found = [first_look(im, detect, settings) for im in ims]
     going = [(im,o) for im,o in zip(ims, found) if not o.reason]
-    for im,o in going: (look_canvas if settings.canvas else look_around)(im, o, detect)
+    for im,o in going:
+        (look_canvas if settings.canvas else look_around)(im, o, detect)
     if not settings.canvas:
-        if going and hasattr(detect, 'describe'): detect.describe([(o.view, o.seen[0]) if o.seen else (im, o.faces[0]) for im,o in going])
-        for _,o in going: take_back(o)
-    for im,o in going: place_square(im, o, settings)
+        if going and hasattr(detect, 'describe'):
+            detect.describe([(o.view, o.seen[0]) if o.seen else (im, o.faces[0]) for im,o in going])
+        for _,o in going:
+            take_back(o)
+    for im,o in going:
+        place_square(im, o, settings)
     return found
 
 def place_square(
@@ -165,8 +179,10 @@ def place_square(
         o.centre = middle(f.bbox, f.kps)
     o.side = long*(1 + settings.margin)
     age = o.face.age if o.face.age is not None else o.faces[0].age
-    if age is not None and age < settings.min_age: o.reason = 'too_young'
-    elif o.face.area < settings.min_share*im.shape[0]*im.shape[1]: o.reason = 'face_too_small_after'
+    if age is not None and age < settings.min_age:
+        o.reason = 'too_young'
+    elif o.face.area < settings.min_share*im.shape[0]*im.shape[1]:
+        o.reason = 'face_too_small_after'
 
 def find_face(
     im:np.ndarray,            # Photo, (H,W,3) uint8 RGB
@@ -185,7 +201,8 @@ def crops_of(
 )->dict: # By size, (size,size,3) uint8
     "The crops that the network sees."
     how = settings.radius,settings.soft,settings.blur
-    if not settings.canvas: return {s:feather(warp_crop(im, found.M, found.centre, found.side, s), *how) for s in sizes}
+    if not settings.canvas:
+        return {s:feather(warp_crop(im, found.M, found.centre, found.side, s), *how) for s in sizes}
     raw = feather(cut_pixels(found.view if found.second else im, found.centre, found.side), *how)
     small = cv2.resize(raw, (60,60), interpolation=cv2.INTER_LINEAR)
     return {s:small if s == 60 else cv2.resize(small, (s,s), interpolation=cv2.INTER_LINEAR) for s in sizes}
@@ -229,13 +246,18 @@ def explain(
     o = find_face(photo, detect or load_detector('mtcnn'), settings)
     fig = Picture(figsize=(8.6,1.85), dpi=60)
     axs = fig.subplots(1, 6)
-    for a in axs: a.axis('off')
+    for a in axs:
+        a.axis('off')
     draw_faces(axs[0], photo, o.faces)
     titles = [f'sharpness {o.sharp:.0f}' + ('' if o.reason == 'blurred' else f', {len(o.faces) or "no"} face{"s"*(len(o.faces) != 1)}')]
-    if o.view is not None: titles += _explain_turn(axs, photo, o)
-    if o.view is not None and not o.reason: titles += _explain_crop(axs, photo, o, settings)
-    if o.reason: axs[len(titles)].text(0, .5, f'dropped: {o.reason}\n{why_dropped(o, photo.shape, settings)}', ha='left', va='center', fontsize=10, transform=axs[len(titles)].transAxes)
-    for a,t in zip(axs, titles): a.set_title(t, fontsize=7)
+    if o.view is not None:
+        titles += _explain_turn(axs, photo, o)
+    if o.view is not None and not o.reason:
+        titles += _explain_crop(axs, photo, o, settings)
+    if o.reason:
+        axs[len(titles)].text(0, .5, f'dropped: {o.reason}\n{why_dropped(o, photo.shape, settings)}', ha='left', va='center', fontsize=10, transform=axs[len(titles)].transAxes)
+    for a,t in zip(axs, titles):
+        a.set_title(t, fontsize=7)
     return fig
 
 # %% ../nbs/02_faces.ipynb #0425294f
@@ -254,7 +276,8 @@ def _explain_crop(axs, photo, o, settings):
     "Panels of the enlarged crop, the mask and the result"
     face,small = o.face,crops_of(photo, o, settings)[60]
     raw = cut_pixels(o.view if o.second else photo, o.centre, o.side) if settings.canvas else warp_crop(photo, o.M, o.centre, o.side, 128)
-    for a,im in zip(axs[3:], (raw, feather_mask(128, settings.radius, settings.soft)[...,0], small)): a.imshow(im, cmap='gray')
+    for a,im in zip(axs[3:], (raw, feather_mask(128, settings.radius, settings.soft)[...,0], small)):
+        a.imshow(im, cmap='gray')
     says = [f'{pose_of(face.yaw, settings.frontal) or "pose unknown"}', *([f'yaw {face.yaw:+.0f}°'] if face.yaw is not None else []),
             *([('female','male')[face.gender]] if face.gender is not None else []), *([f'age {face.age:.0f}'] if face.age is not None else [])]
     return [f'{o.side:.0f} px square, turned {o.angle:+.1f}°', 'feather', f'60 × 60: {", ".join(says)}']
@@ -268,8 +291,10 @@ def face_rows(
     "What the rules say of some photos, as plain values."
     ims = []
     for b in photos:
-        try: ims.append(decode(b)[0])
-        except Unusable as e: ims.append(e)
+        try:
+            ims.append(decode(b)[0])
+        except Unusable as e:
+            ims.append(e)
     found = iter(_find_each([im for im in ims if not isinstance(im, Unusable)], detect, settings))
     rows = []
     for b,im in zip(photos, ims):
@@ -277,7 +302,8 @@ def face_rows(
         if isinstance(o, Found):
             rows.append(_row(im, o, settings))
             continue
-        if not isinstance(o, Unusable): log.warning('a photo of %d bytes made the detector fail: %r', len(b), o)
+        if not isinstance(o, Unusable):
+            log.warning('a photo of %d bytes made the detector fail: %r', len(b), o)
         rows.append((dict(status='dropped', reason='unreadable', error=str(o) if isinstance(o, Unusable) else repr(o)[:200]),None))
     return rows
 
@@ -292,17 +318,22 @@ def face_row(
 # %% ../nbs/02_faces.ipynb #6c49815a
 def _find_each(ims, detect, settings):
     "What was found in each photo, or what looking at it raised"
-    if not ims: return []
-    try: return find_faces(ims, detect, settings)
+    if not ims:
+        return []
+    try:
+        return find_faces(ims, detect, settings)
     except Exception as e:
-        if len(ims) == 1: return [e]
+        if len(ims) == 1:
+            return [e]
         return [o for im in ims for o in _find_each([im], detect, settings)]
 
 def _row(im, o, settings):
     "Row and crops of a photo that could be looked at"
     row = dict(status='dropped' if o.reason else 'kept', reason=o.reason, height=im.shape[0], width=im.shape[1], sharpness=round(o.sharp, 2), faces=len(o.faces))
-    if o.faces: row |= _numbers(o, settings)
-    if o.reason: return row,None
+    if o.faces:
+        row |= _numbers(o, settings)
+    if o.reason:
+        return row,None
     crops = crops_of(im, o, settings)
     near = warp_crop(im, o.M, o.centre, o.side/(1 + settings.margin), 128)
     row |= dict(face_sharpness=round(sharpness(near), 2), phash=str(imagehash.phash(Image.fromarray(crops[64]))))
@@ -315,7 +346,8 @@ def _numbers(o, settings):
     either = lambda k: getattr(f if getattr(face, k) is None else face, k)
     row = dict(bbox=r(f.bbox), kps=r(f.kps) if f.sound else None, score=r(f.score, 4), yaw=r(face.yaw), pitch=r(face.pitch), roll=r(f.roll),
                pose=pose_of(face.yaw, settings.frontal), gender=either('gender'), age=r(either('age')))
-    if o.centre is not None: row |= dict(angle=r(o.angle), centre=r(transform_points(cv2.invertAffineTransform(o.M), o.centre)), side=r(o.side), second=o.second is not None)
+    if o.centre is not None:
+        row |= dict(angle=r(o.angle), centre=r(transform_points(cv2.invertAffineTransform(o.M), o.centre)), side=r(o.side), second=o.second is not None)
     return row
 
 # %% ../nbs/02_faces.ipynb #5b53ef2e
@@ -343,11 +375,13 @@ def slice_faces(
     "The faces of some photos of one shard; raises `BadInput` when the shard is damaged."
     rows,kept,waiting,detect = [],{60:[], 64:[]},[],_detector(detector, settings, batch)
     def look():
-        for (key,meta,_),(row,crops) in zip(waiting, face_rows([b for *_,b in waiting], detect, settings)): note(key, meta, row, crops)
+        for (key,meta,_),(row,crops) in zip(waiting, face_rows([b for *_,b in waiting], detect, settings)):
+            note(key, meta, row, crops)
         waiting.clear()
     def note(key, meta, row, crops=None):
         rows.append(dict(key=key, month=month_of(shard), **row, **{k:meta.get(k) for k in ('url','article','sha256')}, shard=Path(shard).stem))
-        for s,im in (crops or {}).items(): kept[s].append(im)
+        for s,im in (crops or {}).items():
+            kept[s].append(im)
     for key,parts in islice(read_tar(shard), start, stop):
         meta = _meta(parts.get('json'))
         if opted_out(meta, out):
@@ -355,14 +389,17 @@ def slice_faces(
             note(key, meta, dict(status='dropped', reason='opt_out'))
             continue
         waiting.append((key, meta, parts.get('jpg') or b''))
-        if len(waiting) >= getattr(detect, 'batch', 1): look()
+        if len(waiting) >= getattr(detect, 'batch', 1):
+            look()
     look()
     return rows,{s:np.stack(v) if v else np.zeros((0,s,s,3), np.uint8) for s,v in kept.items()}
 
 # %% ../nbs/02_faces.ipynb #b45333a2
 def _meta(data):
-    try: row = json.loads(data or b'{}')
-    except ValueError: row = {}
+    try:
+        row = json.loads(data or b'{}')
+    except ValueError:
+        row = {}
     return row if isinstance(row, dict) else {}
 
 # %% ../nbs/02_faces.ipynb #f0ae9be6
@@ -372,10 +409,12 @@ class Faces:
         root,          # Artefact folder
         rows,          # One dict a photo
         failed=None,   # Shards that could not be read, with the reason
-    ): self.root,self.rows,self.failed = Path(root),rows,failed or {}
+    ):
+        self.root,self.rows,self.failed = Path(root),rows,failed or {}
 
     @property
-    def kept(self)->list: return [r for r in self.rows if r['status'] == 'kept']  # Rows of the faces
+    def kept(self)->list:
+        return [r for r in self.rows if r['status'] == 'kept']  # Rows of the faces
 
     @property
     def counts(self)->dict: # Photos by what became of them
@@ -397,9 +436,12 @@ class Faces:
         arrays = {m:read_npz(self.root/f'faces/faces_{m}.npz')[f'im{size}'] for m in {r['month'] for r in rows}}
         return np.stack([arrays[r['month']][r['row']] for r in rows]) if rows else np.zeros((0,size,size,3), np.uint8)
 
-    def _repr_markdown_(self): return self.table._repr_markdown_()
-    def __repr__(self): return str(self.table)
-    def __len__(self): return len(self.kept)
+    def _repr_markdown_(self):
+        return self.table._repr_markdown_()
+    def __repr__(self):
+        return str(self.table)
+    def __len__(self):
+        return len(self.kept)
 
 # %% ../nbs/02_faces.ipynb #d1de5db0
 def extract_faces(
@@ -419,14 +461,16 @@ def extract_faces(
     wanted = dict(detector=detector, **asdict(settings))
     if not same_settings(record, wanted, force):
         _detector(detector, settings, batch)
-        if folder.exists(): shutil.rmtree(folder)
+        if folder.exists():
+            shutil.rmtree(folder)
         write_json(record, dict(settings=wanted, shards={}))
     before,out = PreviousRun(folder),read_optout(root)
     todo = [p for p in shards if not before.done(p, out)]
     workers = workers or (1 if detector == 'insightface' else os.cpu_count() or 1)
     failed = _look(todo, folder, (detector,settings,out,batch), workers, scheduler)
     rows = merge_parts(shards, before, failed, lambda rows: Faces(root, rows).counts | dict(photos=len(rows), kept=sum(r['status'] == 'kept' for r in rows)), bool(todo))
-    if png: write_pngs(root, rows)
+    if png:
+        write_pngs(root, rows)
     return Faces(root, rows, failed)
 
 # %% ../nbs/02_faces.ipynb #84326d35
@@ -436,8 +480,11 @@ def _look(todo, folder, how, workers, scheduler, least=32):
     bar = tqdm(desc='faces', unit='photo', total=0, disable=None)
     def tasks():
         for p in todo:
-            try: n = sum(1 for _ in read_tar(p))
-            except BadInput as e: failed[p.stem] = str(e); continue
+            try:
+                n = sum(1 for _ in read_tar(p))
+            except BadInput as e:
+                failed[p.stem] = str(e)
+                continue
             bar.total += n
             step = max(least, -(-n//max(1, -(-workers*4//len(todo)))))
             waiting[p] = {(p, i, min(i + step, n), *how):None for i in range(0, max(n, 1), step)}
@@ -449,9 +496,12 @@ def _look(todo, folder, how, workers, scheduler, least=32):
             if isinstance(got, Exception):
                 failed[p.stem] = str(got) if isinstance(got, BadInput) else f'{type(got).__name__}: {got}'
                 log.error('%s failed: %r', p.name, got)
-            if p.stem in failed: waiting.pop(p, None); continue
+            if p.stem in failed:
+                waiting.pop(p, None)
+                continue
             waiting[p][t] = got
-            if all(v is not None for v in waiting[p].values()): _put(folder, p, waiting.pop(p).values())
+            if all(v is not None for v in waiting[p].values()):
+                _put(folder, p, waiting.pop(p).values())
     return failed
 
 def _put(folder, p, slices):
@@ -467,5 +517,7 @@ def write_pngs(
     kept = [r for r in rows if r['status'] == 'kept']
     for r,im in zip(kept, Faces(root, rows).images(60, kept)):
         path = Path(root)/'faces/png'/('Male' if r['gender'] == 1 else 'Female')/(r['pose'] or 'frontal')/f'{r["key"]}.png'
-        if path.exists(): continue
-        with atomic_path(path) as p: Image.fromarray(im).save(p, 'PNG')
+        if path.exists():
+            continue
+        with atomic_path(path) as p:
+            Image.fromarray(im).save(p, 'PNG')

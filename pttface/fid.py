@@ -54,12 +54,14 @@ class Moment:
     weights:object=None # A function that loads them; the newest checkpoint's by default
 
     @property
-    def recipe(self): return self.run.recipe
+    def recipe(self):
+        return self.run.recipe
     def denoiser(self, device=None):
         "The denoiser with these weights."
         d = self.run.denoiser(device)
         if self.weights:
-            for p,q in zip(d.net.parameters(), self.weights()): p.data.copy_(q)
+            for p,q in zip(d.net.parameters(), self.weights()):
+                p.data.copy_(q)
         return d
 
 def newest(
@@ -67,7 +69,8 @@ def newest(
 )->Moment:
     "The newest whole checkpoint of `run`, with the first average of its weights; raises `BadInput` when there is none."
     found = run.checkpoints.load()
-    if not found: raise BadInput(f'{run.path} holds no whole checkpoint: run `pttface train` again')
+    if not found:
+        raise BadInput(f'{run.path} holds no whole checkpoint: run `pttface train` again')
     return Moment(run, run.path.name, found[1]['sha256'])
 
 def moments(
@@ -101,13 +104,17 @@ def draw_kept(
         size,path = min(block, n - i),None if folder is None else Path(folder)/f'drawn-{key}-{seed}-{i:06d}.npz'
         if path and path.exists():
             try:
-                if len(ims := read_npz(path)['images']) >= size: return ims[:size]
-            except (BadInput,KeyError): path.unlink(missing_ok=True)
+                if len(ims := read_npz(path)['images']) >= size:
+                    return ims[:size]
+            except (BadInput,KeyError):
+                path.unlink(missing_ok=True)
         ims = sample(moment, size, seed=seed, **kw, **(dict(start=i) if i else {}))
-        if path and state.is_main_process: write_npz(path, images=ims)
+        if path and state.is_main_process:
+            write_npz(path, images=ims)
         return ims
     out = [one(i) for i in range(0, n, block)]
-    for o in sorted(Path(folder).glob('drawn-*.npz'), key=os.path.getmtime)[:-max(keep, len(out))] if folder and state.is_main_process else []: o.unlink(missing_ok=True)
+    for o in sorted(Path(folder).glob('drawn-*.npz'), key=os.path.getmtime)[:-max(keep, len(out))] if folder and state.is_main_process else []:
+        o.unlink(missing_ok=True)
     return np.concatenate(out)
 
 def sample_sets(
@@ -118,17 +125,22 @@ def sample_sets(
     **kw,             # For `sample`
 )->list[np.ndarray]: # Sets of (n,H,W,3) uint8
     "The sets of samples to measure, one a seed."
-    if hasattr(samples, 'checkpoints'): samples = newest(samples)
-    if isinstance(samples, Moment): return [draw_kept(samples, n, s, folder, **kw) for s in range(seeds)]
-    if callable(samples): return [as_images(samples(n, s)) for s in range(seeds)]
+    if hasattr(samples, 'checkpoints'):
+        samples = newest(samples)
+    if isinstance(samples, Moment):
+        return [draw_kept(samples, n, s, folder, **kw) for s in range(seeds)]
+    if callable(samples):
+        return [as_images(samples(n, s)) for s in range(seeds)]
     many = isinstance(samples, (list,tuple)) and len(samples) and (isinstance(samples[0], (str,os.PathLike)) or np.ndim(samples[0]) == 4)
     return [as_images(o)[:n] for o in (samples if many else [samples])]
 
 # %% ../nbs/06_fid.ipynb #34d1b08b
 def _real(data, size):
     "The real faces at the size of the samples; `BadInput` where there is nothing to compare with."
-    if len(data.train) < 6: raise BadInput(f'The data set has {len(data.train)} training faces: at least 6 are needed to compare with')
-    if (data.train == data.train[0]).all(): raise BadInput(f'The {len(data.train)} training faces are all the same picture: pack the data set again')
+    if len(data.train) < 6:
+        raise BadInput(f'The data set has {len(data.train)} training faces: at least 6 are needed to compare with')
+    if (data.train == data.train[0]).all():
+        raise BadInput(f'The {len(data.train)} training faces are all the same picture: pack the data set again')
     return data if data.train.shape[1] == size else data.at(size)
 
 def _fit(sets, data):
@@ -140,7 +152,8 @@ def _fit(sets, data):
 
 def _looks(detector, sets, real, noise, n, see):
     "What the detector makes of up to `n` pictures of each kind"
-    if detector is None: return {}
+    if detector is None:
+        return {}
     kinds = {'train':real.train, **({FLOOR:real.heldout} if len(real.heldout) > 1 else {}), 'samples':np.concatenate(sets), NOISE:noise}
     some = lambda o: o[np.random.default_rng(0).permutation(len(o))[:n]]
     return {k:look_at(some(o), detector, kind='real' if k in ('train',FLOOR) else 'looks', **see) for k,o in kinds.items()}
@@ -162,10 +175,12 @@ def evaluate(
     **kw,                     # For `sample`: steps, sampler, …
 )->Report:
     "Measure samples against `data`: how good, how sure, where it fails, how original; raises `BadInput` before any long work."
-    if n < 6 or seeds < 1: raise BadInput(f'n={n} and seeds={seeds}: at least 6 samples and 1 seed are needed')
+    if n < 6 or seeds < 1:
+        raise BadInput(f'n={n} and seeds={seeds}: at least 6 samples and 1 seed are needed')
     _real(data, data.train.shape[1])
     cache = None if root is None else open_root(root)/'eval/cache'
-    if isinstance(detector, str): load_detector(detector)
+    if isinstance(detector, str):
+        load_detector(detector)
     p = load_protocol(protocol, device, precision, cache)
     sets = sample_sets(samples, n, seeds, cache, device=device, progress=progress, **kw)
     real = _fit(sets, data)
@@ -177,7 +192,8 @@ def evaluate(
     feats = dict(train=x(real.train), mirrored=x(real.train[:,:,::-1]), held=held, samples=[x(o, 'samples') for o in sets], noise=x(noise, 'noise'))
     report = _report(p, sets, real, feats, _looks(detector, sets, real, noise, look, see), few)
     report.settings['data'] = getattr(data, 'hash', None)
-    if root is not None and processes(device).is_main_process: save_report(report, open_root(root)/'eval')
+    if root is not None and processes(device).is_main_process:
+        save_report(report, open_root(root)/'eval')
     return report
 
 # %% ../nbs/06_fid.ipynb #81b1c8ce
@@ -194,7 +210,8 @@ def _report(p, sets, real, x, looks, few):
     pictures = dict(figures=figures(p.label, rows, far), nearest=closest_pairs(ims, real.train, found), originality=ratio_picture(found),
                     worst=band_picture(ims, space.near.distance, space.gap), histograms=histograms((looks.get('train'), tint['train']), (looks.get('samples'), tint['samples'])))
     keys = getattr(real, 'key', None)
-    def told(i): return dict(sample=int(i), nearest=int(found.near.index[i]), key=None if keys is None else str(keys[real.split == 0][found.near.index[i]]), ratio=float(found.near.ratio[i]))
+    def told(i):
+        return dict(sample=int(i), nearest=int(found.near.index[i]), key=None if keys is None else str(keys[real.split == 0][found.near.index[i]]), ratio=float(found.near.ratio[i]))
     lists = dict(copies=[told(i) for i in np.flatnonzero(found.copies)], worst=np.argsort(-space.near.distance)[:100].tolist())
     settings = dict(protocol=p.label, version=p.version, n=few, sets=len(sets), size=real.train.shape[1], train=len(train), heldout=len(held))
     return Report(rows, notes, settings, pictures, CAPTIONS, lists)
@@ -208,16 +225,22 @@ class Sweep:
     picture:Picture
 
     @property
-    def good(self): return [r['checkpoint'] for r in self.rows if r['good']]
+    def good(self):
+        return [r['checkpoint'] for r in self.rows if r['good']]
     @property
-    def best(self): return self.good[0] if len(self.good) == 1 else None
+    def best(self):
+        return self.good[0] if len(self.good) == 1 else None
     @property
     def verdict(self):
-        if self.best: return f'{self.best} is the best, by more than the seeds explain.'
-        if all(r['sd'] is None for r in self.rows): return 'One seed each: nothing can be said about which is better.'
+        if self.best:
+            return f'{self.best} is the best, by more than the seeds explain.'
+        if all(r['sd'] is None for r in self.rows):
+            return 'One seed each: nothing can be said about which is better.'
         return f'{", ".join(self.good)} are equally good: the seeds explain the differences between them.'
-    def _repr_markdown_(self): return Table([dict(r, good='✓' if r['good'] else '') for r in self.rows], title=self.label)._repr_markdown_() + f'\n\n{self.verdict}'
-    def __str__(self): return f'{Table(self.rows, title=self.label)}\n{self.verdict}'
+    def _repr_markdown_(self):
+        return Table([dict(r, good='✓' if r['good'] else '') for r in self.rows], title=self.label)._repr_markdown_() + f'\n\n{self.verdict}'
+    def __str__(self):
+        return f'{Table(self.rows, title=self.label)}\n{self.verdict}'
     __repr__ = __str__
 
 def equally_good(
@@ -227,7 +250,8 @@ def equally_good(
     "Those that are not worse than the best by more than their pooled spread explains."
     best = min(values, key=lambda k: np.mean(values[k]))
     dof = sum(len(v) - 1 for v in values.values())
-    if dof < 1: return list(values)
+    if dof < 1:
+        return list(values)
     s = np.sqrt(sum((len(v) - 1)*np.var(v, ddof=1) for v in values.values() if len(v) > 1)/dof)
     reach = lambda v: stats.t.ppf(1 - level/2, dof)*s*np.sqrt(1/len(v) + 1/len(values[best]))
     return [k for k,v in values.items() if np.mean(v) - np.mean(values[best]) <= reach(v)]
@@ -247,8 +271,10 @@ def sweep(
     **kw,                     # For `sample`: steps, sampler, …
 )->Sweep:
     "Measure every checkpoint with the same seeds and numbers; raises `BadInput` when there is nothing to choose from."
-    if hasattr(checkpoints, 'checkpoints'): checkpoints = moments(checkpoints)
-    if len(checkpoints) < 2 or seeds < 1: raise BadInput(f'{len(checkpoints)} checkpoints and seeds={seeds}: a choice needs 2 checkpoints and 1 seed')
+    if hasattr(checkpoints, 'checkpoints'):
+        checkpoints = moments(checkpoints)
+    if len(checkpoints) < 2 or seeds < 1:
+        raise BadInput(f'{len(checkpoints)} checkpoints and seeds={seeds}: a choice needs 2 checkpoints and 1 seed')
     cache = None if root is None else open_root(root)/'eval/cache'
     p,see = load_protocol(protocol, device, precision, cache),dict(device=device, batch=batch, progress=progress, shared=True)
     ref = _Reference(data, p, cache, n, see)
@@ -258,7 +284,8 @@ def sweep(
     out = Sweep(p.label, rows, sweep_picture(p.label, rows))
     if root is not None and processes(device).is_main_process:
         write_json(open_root(root)/'eval/sweep.json', dict(label=p.label, rows=out.rows, verdict=out.verdict))
-        with atomic_path(open_root(root)/'eval/sweep.png') as f: out.picture.savefig(f, format='png', facecolor='white')
+        with atomic_path(open_root(root)/'eval/sweep.png') as f:
+            out.picture.savefig(f, format='png', facecolor='white')
     return out
 
 # %% ../nbs/06_fid.ipynb #dd91eb48
@@ -275,20 +302,25 @@ class _Reference:
         self.ref = Stats.of(x[np.random.default_rng(0).choice(len(x), self.few, replace=False)])
 
     def distances(self, source, seeds, kw):
-        if hasattr(source, 'checkpoints'): source = newest(source)
-        if not (isinstance(source, Moment) and self.known is not None): return self._measure(sample_sets(source, self.n, seeds, self.cache, **kw))
+        if hasattr(source, 'checkpoints'):
+            source = newest(source)
+        if not (isinstance(source, Moment) and self.known is not None):
+            return self._measure(sample_sets(source, self.n, seeds, self.cache, **kw))
         out = []
         for s in range(seeds):
             what = content_hash(source.id, s, self.n, {k:v for k,v in kw.items() if k not in ('device','progress')}, self.p.version, self.data.hash)
             if what not in self.known:
                 d, = self._measure([draw_kept(source, self.n, s, self.cache, **kw)])
-                if processes(self.see['device']).is_main_process: self.known.append(dict(what=what, checkpoint=source.name, seed=s, distance=d, n=self.few))
-            else: d,self.few = self.known[what]['distance'],self.known[what]['n']
+                if processes(self.see['device']).is_main_process:
+                    self.known.append(dict(what=what, checkpoint=source.name, seed=s, distance=d, n=self.few))
+            else:
+                d,self.few = self.known[what]['distance'],self.known[what]['n']
             out.append(d)
         return out
 
     def _measure(self, sets):
-        if self.ref is None: self._begin(sets)
+        if self.ref is None:
+            self._begin(sets)
         if min(map(len, sets)) < self.few or sets[0].shape[1:] != self.shape:
             raise BadInput(f'{min(map(len, sets))} samples of {sets[0].shape[1:]} cannot stand beside {self.few} of {self.shape}: give as many of each checkpoint')
         return [frechet_distance(Stats.of(features(o[:self.few], self.p, **self.see)), self.ref) for o in sets]
@@ -301,9 +333,11 @@ def sweep_picture(
     "Distance of each checkpoint with its error."
     fig = Picture(figsize=(min(10, 1.5 + .9*len(rows)), 2.4))
     ax = fig.subplots()
-    for r in rows: ax.errorbar(r['checkpoint'], r['value'], r['sd'] or 0, fmt='o', capsize=4, c='tab:green' if r['good'] else 'tab:gray')
+    for r in rows:
+        ax.errorbar(r['checkpoint'], r['value'], r['sd'] or 0, fmt='o', capsize=4, c='tab:green' if r['good'] else 'tab:gray')
     ax.set(ylabel=label)
-    if len(rows) > 5: ax.tick_params('x', rotation=25, labelsize=7)
+    if len(rows) > 5:
+        ax.tick_params('x', rotation=25, labelsize=7)
     return fig
 
 # %% ../nbs/06_fid.ipynb #d55e5de7
@@ -319,23 +353,27 @@ class Watch:
         **kw,                     # For `features`: device, precision, …
     ):
         from pttface.training.config import Budget
-        if n < 2: raise BadInput(f'{n} samples have no spread: watch at least 2')
+        if n < 2:
+            raise BadInput(f'{n} samples have no spread: watch at least 2')
         self.every = Budget.parse(every) if isinstance(every, str) else every
         self.data,self.n,self.protocol,self.steps,self.seed,self.kw,self.ref,self.rows,self.calls,self.last = data,n,protocol,steps,seed,kw,None,[],0,None
 
     def due(self, trainer):
         "Is it time?"
         self.calls += 1
-        if isinstance(self.every, int): return (self.calls - 1)%self.every == 0
+        if isinstance(self.every, int):
+            return (self.calls - 1)%self.every == 0
         now = floor(self.every.spent(trainer.images, trainer.seconds, trainer.n_train) + 1e-9)
         due,self.last = now != self.last and (now > 0 or self.last is not None),now
         return due
 
     def __call__(self, trainer, report):
         from pttface.training.samplers import generate,to_uint8
-        if not self.due(trainer) or not trainer.accel.is_main_process: return
+        if not self.due(trainer) or not trainer.accel.is_main_process:
+            return
         path,r = trainer.run.path/'watch.jsonl',trainer.recipe
-        if not self.rows and path.exists(): self.rows = [o for o in read_jsonl(path) if o['images'] < report['images']]
+        if not self.rows and path.exists():
+            self.rows = [o for o in read_jsonl(path) if o['images'] < report['images']]
         ims = to_uint8(generate(trainer.averaged(), range(self.n), (3,r.size,r.size), steps=self.steps, seed=self.seed))
         self.rows.append(dict(images=report['images'], epoch=report['epoch'], distance=self.score(ims), n=self.n))
         write_jsonl(path, self.rows)

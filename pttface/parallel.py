@@ -28,23 +28,30 @@ def _quiet():
 @contextmanager
 def uninterrupted():
     "Ctrl-C waits for the end of the block, and processes that are started in it do not hear it."
-    if threading.current_thread() is not threading.main_thread() or not hasattr(signal, 'pthread_sigmask'): yield; return
+    if threading.current_thread() is not threading.main_thread() or not hasattr(signal, 'pthread_sigmask'):
+        yield
+        return
     ensure_running()  # its first start would let Ctrl-C through again
     pressed,mask = [],signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGINT})
     old = signal.signal(signal.SIGINT, lambda *a: pressed.append(a))  # threads of other libraries may still take the signal
-    try: yield
+    try:
+        yield
     finally:
         signal.signal(signal.SIGINT, old)
         signal.pthread_sigmask(signal.SIG_SETMASK, mask)
-        if pressed and callable(old): old(*pressed[0])
+        if pressed and callable(old):
+            old(*pressed[0])
 
 # %% ../nbs/parallel.ipynb #0592d197
 def _tried(f, tries, t):
     "What `f(*t)` gives, or the exception that it still raises at the last try; `BadInput` is final at once"
     for _ in range(tries):
-        try: return f(*t)
-        except BadInput as e: return e
-        except Exception as e: error = e
+        try:
+            return f(*t)
+        except BadInput as e:
+            return e
+        except Exception as e:
+            error = e
     return error
 
 # %% ../nbs/parallel.ipynb #ff84ba35
@@ -57,9 +64,12 @@ def run_bounded(
     "Keep `ahead` tasks under way."
     tasks,running = iter(tasks),{}
     while True:
-        while len(running) < ahead and (t := next(tasks, None)) is not None: running[submit(t)] = t
-        if not running: return
-        for job in finished(running): yield running.pop(job),job
+        while len(running) < ahead and (t := next(tasks, None)) is not None:
+            running[submit(t)] = t
+        if not running:
+            return
+        for job in finished(running):
+            yield running.pop(job),job
 
 # %% ../nbs/parallel.ipynb #ad18f7e0
 def _pool(f, tasks, workers, tries, ahead, broken):
@@ -68,11 +78,13 @@ def _pool(f, tasks, workers, tries, ahead, broken):
     pool = new()
     def end(pool):
         "A worker that starts while its pool breaks is left behind (Python 3.11), and would be waited for"
-        for p in list((pool._processes or {}).values()): p.kill()
+        for p in list((pool._processes or {}).values()):
+            p.kill()
     def submit(t):
         nonlocal pool
         with uninterrupted():
-            try: job = pool.submit(_tried, f, tries, t)
+            try:
+                job = pool.submit(_tried, f, tries, t)
             except BrokenProcessPool:
                 end(pool)
                 pool = new()
@@ -82,19 +94,28 @@ def _pool(f, tasks, workers, tries, ahead, broken):
     try:
         for t,job in run_bounded(tasks, submit, lambda running: wait(running, return_when=FIRST_COMPLETED).done, ahead):
             e = job.exception()
-            if isinstance(e, BrokenProcessPool): end(job.pool); broken.append(t)
-            else: yield t,e or job.result()
-    finally: pool.shutdown(wait=True, cancel_futures=True)
+            if isinstance(e, BrokenProcessPool):
+                end(job.pool)
+                broken.append(t)
+            else:
+                yield t,e or job.result()
+    finally:
+        pool.shutdown(wait=True, cancel_futures=True)
 
 def _dask(f, tasks, address, tries, ahead):
     "The same on `dask.distributed`, which tries a task again where a worker was lost"
-    try: from dask.distributed import Client,wait as done
-    except ImportError as e: raise BadInput(f'A scheduler needs dask ({e}): pip install "dask[distributed]"') from e
-    try: client = Client(address, timeout=10)
-    except (OSError, ValueError) as e: raise BadInput(f'No scheduler answers at {address} ({type(e).__name__}): start one with `dask scheduler`, and workers with `dask worker`') from e
+    try:
+        from dask.distributed import Client,wait as done
+    except ImportError as e:
+        raise BadInput(f'A scheduler needs dask ({e}): pip install "dask[distributed]"') from e
+    try:
+        client = Client(address, timeout=10)
+    except (OSError, ValueError) as e:
+        raise BadInput(f'No scheduler answers at {address} ({type(e).__name__}): start one with `dask scheduler`, and workers with `dask worker`') from e
     with client:
         submit = lambda t: client.submit(_tried, f, tries, t, pure=False)
-        for t,job in run_bounded(tasks, submit, lambda running: done([*running], return_when='FIRST_COMPLETED').done, ahead): yield t,job.exception() or job.result()
+        for t,job in run_bounded(tasks, submit, lambda running: done([*running], return_when='FIRST_COMPLETED').done, ahead):
+            yield t,job.exception() or job.result()
 
 # %% ../nbs/parallel.ipynb #cc245440
 def run_tasks(
@@ -106,15 +127,19 @@ def run_tasks(
     ahead:int|None=None,      # Tasks under way at a time; by default 4 a process, and 64 on a cluster
 ): # Yields `(task, result or exception)` as they end
     "Do all `tasks`; what a task still raises at its last try is its result."
-    if scheduler: yield from _dask(f, tasks, scheduler, tries, ahead or 64); return
+    if scheduler:
+        yield from _dask(f, tasks, scheduler, tries, ahead or 64)
+        return
     if workers <= 1:
         for t in tasks:
-            if t is not None: yield t,_tried(f, tries, t)
+            if t is not None:
+                yield t,_tried(f, tries, t)
         return
     yield from _pool(f, tasks, workers, tries, ahead or 4*workers, broken := [])
     for t in broken:
         for _ in range(tries):
-            if got := list(_pool(f, [t], 1, tries, 1, [])): break
+            if got := list(_pool(f, [t], 1, tries, 1, [])):
+                break
         yield got[0] if got else (t,RuntimeError(f'its process died {tries + 1} times'))
 
 # %% ../nbs/parallel.ipynb #c4a2d021
@@ -126,14 +151,18 @@ def map_threads(
 )->list: # What `one` gave for each part
     "Do `parts` at the same time; Ctrl-C ends them at their next `step`."
     import torch
-    if threads < 2: return [one(p, step) for p in parts]
+    if threads < 2:
+        return [one(p, step) for p in parts]
     stop,lock,most = threading.Event(),threading.Lock(),torch.get_num_threads()
     def told(x):
-        if stop.is_set(): raise CancelledError
-        with lock: step(x)
+        if stop.is_set():
+            raise CancelledError
+        with lock:
+            step(x)
     torch.set_num_threads(1)
     pool = ThreadPoolExecutor(threads, 'beside', torch.set_num_threads, (1,))
-    try: return list(pool.map(one, parts, [told]*len(parts)))
+    try:
+        return list(pool.map(one, parts, [told]*len(parts)))
     finally:
         stop.set()
         pool.shutdown(cancel_futures=True)
@@ -157,12 +186,14 @@ class ThreadTuner:
         step,  # Callable
     ): # What it gives
         "Take a step; in a trial it is timed."
-        if self.clock() < self.due: return step()
+        if self.clock() < self.due:
+            return step()
         todo = sorted({min(self.most, 2*self.best), self.best, max(1, self.best//2)})*self.tries
         self.torch.set_num_threads(n := todo[len(self.took)])
         start,got = self.clock(),step()
         self.took.append((n, self.clock() - start))
-        if len(self.took) == len(todo): self.settle()
+        if len(self.took) == len(todo):
+            self.settle()
         return got
 
     def settle(self):
@@ -171,4 +202,5 @@ class ThreadTuner:
         self.torch.set_num_threads(self.best)
         self.took,self.due = [],self.clock() + self.every*(self.best == was)
 
-    def close(self): self.torch.set_num_threads(self.most)
+    def close(self):
+        self.torch.set_num_threads(self.most)

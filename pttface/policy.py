@@ -17,7 +17,8 @@ def read_optout(
 )->frozenset[str]: # Addresses and hashes, without blank lines and `#` comments
     "What `optout.txt` in `root` says must not be used; empty when there is no such file."
     p = Path(root)/'optout.txt'
-    if not p.exists(): return frozenset()
+    if not p.exists():
+        return frozenset()
     return frozenset(o for line in p.read_text(encoding='utf-8-sig').splitlines() if (o := line.split(' #')[0].strip()) and not o.startswith('#'))
 
 def opted_out(

@@ -40,11 +40,13 @@ class Attention(nn.Module):
         heads:int,  # Heads; must divide `ch`
     ):
         super().__init__()
-        if ch % heads: raise BadInput(f'{heads} attention heads do not divide {ch} channels')
+        if ch % heads:
+            raise BadInput(f'{heads} attention heads do not divide {ch} channels')
         self.heads = heads
         self.in_proj,self.out_proj = nn.Linear(ch, 3*ch),nn.Linear(ch, ch)
         nn.init.xavier_uniform_(self.in_proj.weight)
-        for o in (self.in_proj, self.out_proj): nn.init.zeros_(o.bias)
+        for o in (self.in_proj, self.out_proj):
+            nn.init.zeros_(o.bias)
 
     def forward(self,
         x:torch.Tensor,  # (N, pixels, channels)
@@ -76,7 +78,8 @@ class DoubleConv(nn.Module):
         self.body = nn.Sequential(nn.Conv2d(c_in, mid, 3, padding=1, bias=False), nn.GroupNorm(1, mid), nn.GELU(),
                                   nn.Conv2d(mid, c_out, 3, padding=1, bias=False), nn.GroupNorm(1, c_out))
 
-    def forward(self, x): return F.gelu(x + self.body(x)) if self.residual else self.body(x)
+    def forward(self, x):
+        return F.gelu(x + self.body(x)) if self.residual else self.body(x)
 
 # %% ../nbs/04_unet.ipynb #3babbd9c
 class AttentionBlock(nn.Module):
@@ -110,7 +113,8 @@ class StrongerBlock(nn.Module):
 
     def forward(self, x, e, skip=None):
         x = self.resize(x)
-        if skip is not None: x = torch.cat([skip, x], 1)
+        if skip is not None:
+            x = torch.cat([skip, x], 1)
         return self.attend(self.convs(x) + self.time(e)[:,:,None,None])
 
 # %% ../nbs/04_unet.ipynb #19560b8b
@@ -141,9 +145,11 @@ class StrongerUNet(nn.Module):
         h,w = x.shape[-2:]
         e = sinusoid(t, self.emb).to(x.dtype)
         skips = [self.stem(pad_to(x, self.multiple))]
-        for block in self.down: skips.append(block(skips[-1], e))
+        for block in self.down:
+            skips.append(block(skips[-1], e))
         x = self.mid(skips.pop())
-        for block in self.up: x = block(x, e, skips.pop())
+        for block in self.up:
+            x = block(x, e, skips.pop())
         return self.head(x)[...,:h,:w]
 
 # %% ../nbs/04_unet.ipynb #0f9e04fe
@@ -211,10 +217,12 @@ def net_picture(
     return fig
 
 # %% ../nbs/04_unet.ipynb #5134bfb7
-def _norm(ch): return nn.GroupNorm(math.gcd(32, ch//4), ch)
+def _norm(ch):
+    return nn.GroupNorm(math.gcd(32, ch//4), ch)
 
 def _zero(layer):
-    for p in layer.parameters(): nn.init.zeros_(p)
+    for p in layer.parameters():
+        nn.init.zeros_(p)
     return layer
 
 # %% ../nbs/04_unet.ipynb #06f59dda
@@ -235,14 +243,16 @@ class ResBlock(nn.Module):
         self.norm2,self.drop,self.conv2 = _norm(c_out),nn.Dropout(dropout),_zero(nn.Conv2d(c_out, c_out, 3, padding=1))
         self.skip = nn.Identity() if c_in == c_out else nn.Conv2d(c_in, c_out, 1)
         self.norm3,self.attend = (_norm(c_out),Attention(c_out, heads)) if heads else (None,None)
-        if heads: _zero(self.attend.out_proj)
+        if heads:
+            _zero(self.attend.out_proj)
 
     def forward(self, x, e):
         a,b = self.steer(e)[:,:,None,None].chunk(2, 1)
         h = self.conv1(self.resize(F.silu(self.norm1(x))))
         h = self.conv2(self.drop(F.silu(torch.addcmul(b, self.norm2(h), 1+a))))
         x = (self.skip(self.resize(x)) + h)*2**-.5
-        if not self.attend: return x
+        if not self.attend:
+            return x
         h = self.attend(self.norm3(x).flatten(2).transpose(1,2))
         return (x + h.transpose(1,2).reshape(x.shape))*2**-.5
 
@@ -295,11 +305,15 @@ class UNet(nn.Module):
     )->torch.Tensor: # NCHW
         h,w = x.shape[-2:]
         e = sinusoid(16*noise, self.ch, period=64.).to(x.dtype)
-        if self.aug is not None and aug is not None: e = e + self.aug(aug)
+        if self.aug is not None and aug is not None:
+            e = e + self.aug(aug)
         e = self.embed(e)
         x = self.stem(pad_to(x, self.multiple))
         skips = [x]
-        for block in self.down: skips.append(x := block(x, e))
-        for block in self.mid: x = block(x, e)
-        for block in self.up: x = block(x if isinstance(block.resize, nn.Upsample) else torch.cat([x, skips.pop()], 1), e)
+        for block in self.down:
+            skips.append(x := block(x, e))
+        for block in self.mid:
+            x = block(x, e)
+        for block in self.up:
+            x = block(x if isinstance(block.resize, nn.Upsample) else torch.cat([x, skips.pop()], 1), e)
         return self.head(F.silu(self.norm(x)))[...,:h,:w]

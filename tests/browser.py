@@ -10,9 +10,11 @@ CHROMIUM = next((p for p in map(shutil.which, ('chromium', 'chromium-browser', '
 
 def opens(path):
     "Does this Chromium open a page here at all?"
-    try: return 'a page' in subprocess.run([path, '--headless', '--no-sandbox', '--disable-gpu', '--disable-dev-shm-usage', '--disable-background-networking', '--dump-dom', 'data:text/html,a page'],
+    try:
+        return 'a page' in subprocess.run([path, '--headless', '--no-sandbox', '--disable-gpu', '--disable-dev-shm-usage', '--disable-background-networking', '--dump-dom', 'data:text/html,a page'],
         capture_output=True, text=True, timeout=90).stdout
-    except (OSError, subprocess.TimeoutExpired): return False
+    except (OSError, subprocess.TimeoutExpired):
+        return False
 
 
 lacks = ('no Chromium on this machine: `apt-get install chromium`' if CHROMIUM is None else 'no Playwright: `pip install playwright`' if find_spec('playwright') is None
@@ -28,8 +30,11 @@ class Browser:
         from playwright.sync_api import sync_playwright
         self.patience, self.errors = patience, []
         self._playwright = sync_playwright().start()
-        try: self._chromium = self._playwright.chromium.launch(executable_path=CHROMIUM, chromium_sandbox=False, args=FLAGS, timeout=patience*1000)
-        except BaseException: self._playwright.stop(); raise
+        try:
+            self._chromium = self._playwright.chromium.launch(executable_path=CHROMIUM, chromium_sandbox=False, args=FLAGS, timeout=patience*1000)
+        except BaseException:
+            self._playwright.stop()
+            raise
         self.page = self._chromium.new_page(viewport=dict(width=width, height=height))
         self.page.set_default_timeout(patience*1000)
         self.page.on('console', lambda m: self.errors.append(f'{m.text} {m.location.get("url", "")}') if m.type == 'error' else None)
@@ -79,5 +84,7 @@ class Browser:
         self._chromium.close()
         self._playwright.stop()
 
-    def __enter__(self): return self
-    def __exit__(self, *_): self.close()
+    def __enter__(self):
+        return self
+    def __exit__(self, *_):
+        self.close()

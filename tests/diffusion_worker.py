@@ -19,7 +19,8 @@ def data():
     ims = np.stack([np.stack([(x*k)%256, (y*k*3)%256, (x*y+k*9)%256], -1) for k in range(1, 25)]).astype(np.uint8)
     return FaceData(dict(images=ims, split=np.repeat([0,1], [20,4]), key=np.arange(24).astype(str)), dict(hash='drawn24'))
 
-def die(): os.kill(os.getpid(), signal.SIGKILL)
+def die():
+    os.kill(os.getpid(), signal.SIGKILL)
 
 def work(root, name, at=None, how='step', budget='192 images', recipe=SMALL, stop=None):
     "Train; at step `at` die, after the step or half-way through writing the checkpoint; after `stop` images, stop as Ctrl-C does"
@@ -28,7 +29,8 @@ def work(root, name, at=None, how='step', budget='192 images', recipe=SMALL, sto
     take,save = diffusion.Trainer.take,torch.save
     def dying_take(self, x0):
         row = take(self, x0)
-        if how == 'step' and self.step == at: die()
+        if how == 'step' and self.step == at:
+            die()
         return row
     def dying_save(state, path):
         save(state, path)
@@ -36,21 +38,29 @@ def work(root, name, at=None, how='step', budget='192 images', recipe=SMALL, sto
             os.truncate(path, os.path.getsize(path)//2)
             die()
     def limited_take(self, x0):
-        if self.step == at-1: resource.setrlimit(resource.RLIMIT_FSIZE, (20_000, resource.RLIM_INFINITY))
+        if self.step == at-1:
+            resource.setrlimit(resource.RLIMIT_FSIZE, (20_000, resource.RLIM_INFINITY))
         return take(self, x0)
     diffusion.Trainer.take = limited_take if how == 'limit' else dying_take
-    if how == 'save': torch.save = dying_save
+    if how == 'save':
+        torch.save = dying_save
     def interrupt(t, row):
-        if t.images == stop: raise KeyboardInterrupt
-    try: train(data(), recipe, root=root, name=name, budget=budget, device='cpu', progress=False, callback=interrupt)
-    except KeyboardInterrupt: pass
-    except OSError as e: sys.exit(3 if 'the last good checkpoint is checkpoint-00000003.pt' in str(e) else 4)
+        if t.images == stop:
+            raise KeyboardInterrupt
+    try:
+        train(data(), recipe, root=root, name=name, budget=budget, device='cpu', progress=False, callback=interrupt)
+    except KeyboardInterrupt:
+        pass
+    except OSError as e:
+        sys.exit(3 if 'the last good checkpoint is checkpoint-00000003.pt' in str(e) else 4)
 
 if __name__ == '__main__':
     still = Recipe(**{**SMALL.__dict__, 'net_args':{**SMALL.net_args, 'dropout':0.}})
     root,name,what = sys.argv[1:]
     work(root, name, recipe=still, budget='32 images' if what == 'sample' else '96 images', stop=0 if what == 'sample' else int(what))
-    if os.environ.get('RANK', '0') == '0': print(PartialState().num_processes, 'processes')
+    if os.environ.get('RANK', '0') == '0':
+        print(PartialState().num_processes, 'processes')
     if what == 'sample':
         ims = sample(Run.open(root, name), 5, steps=5, batch=2, start=1, device='cpu', progress=False)
-        if os.environ['RANK'] == '0': np.save(Path(root)/f"sampled-{os.environ['WORLD_SIZE']}.npy", ims)
+        if os.environ['RANK'] == '0':
+            np.save(Path(root)/f"sampled-{os.environ['WORLD_SIZE']}.npy", ims)

@@ -22,14 +22,16 @@ def moody(f, where=0):
     "A file operation that takes its time under Drive, fails one time in twelve, and knows how many files a folder may hold."
     def wrapped(*a, **kw):
         p = a[where] if len(a) > where and isinstance(a[where], (str, os.PathLike)) else None
-        if p is None or not str(p).startswith(str(mine)): return f(*a, **kw)
+        if p is None or not str(p).startswith(str(mine)):
+            return f(*a, **kw)
         counts['calls'] += 1
         time.sleep(.002)
         if moods.random() < 1/12:
             counts['moods'] += 1
             raise OSError(errno.EIO, 'Input/output error', str(p))
         folder = Path(p).parent
-        if f is real_open and 'w' in str(a[1:2]) and not Path(p).exists() and folder.is_dir() and len(os.listdir(folder)) >= 1000: raise OSError(errno.EIO, 'Too many files', str(p))
+        if f is real_open and 'w' in str(a[1:2]) and not Path(p).exists() and folder.is_dir() and len(os.listdir(folder)) >= 1000:
+            raise OSError(errno.EIO, 'Too many files', str(p))
         return f(*a, **kw)
     return wrapped
 
@@ -56,7 +58,8 @@ def flush_and_unmount():
 google, colab = types.ModuleType('google'), types.ModuleType('google.colab')
 colab.drive = types.SimpleNamespace(mount=mount, flush_and_unmount=flush_and_unmount)
 google.__path__, colab.__path__, google.colab = [], [], colab
-for m in (google, colab): m.__spec__ = types.SimpleNamespace(name=m.__name__, submodule_search_locations=[], loader=None, parent=m.__name__.rpartition('.')[0], origin=None)
+for m in (google, colab):
+    m.__spec__ = types.SimpleNamespace(name=m.__name__, submodule_search_locations=[], loader=None, parent=m.__name__.rpartition('.')[0], origin=None)
 sys.modules.update({'google': google, 'google.colab': colab})
 
 from IPython.core.interactiveshell import InteractiveShell  # noqa: E402
@@ -67,11 +70,14 @@ shell = InteractiveShell.instance()
 shell.run_line_magic, asked = (lambda name, line: asked.append((name, line))), []
 top = Path(__file__).resolve().parent.parent
 for i, cell in enumerate(json.loads((top / 'nbs/colab.ipynb').read_text())['cells']):
-    if cell['cell_type'] != 'code': continue
+    if cell['cell_type'] != 'code':
+        continue
     source = ''.join(cell['source']).replace('/content', str(content)).replace('n_photos=90', 'n_photos=40').replace('remote = mirror.pull(),300', '')
     source = source.replace(',300', ',.3').replace('gateway=gateway', 'gateway=gateway, rate=15, streams=1')
-    if source.startswith('form = '): source = source.replace('form.widget', f"form.road.value = 'drawn heads'; form.fields['budget'].value = '{budget}'")
+    if source.startswith('form = '):
+        source = source.replace('form.widget', f"form.road.value = 'drawn heads'; form.fields['budget'].value = '{budget}'")
     r = shell.run_cell(source, silent=True)
-    if r.error_before_exec or r.error_in_exec: sys.exit(f'cell {i}: {r.error_before_exec or r.error_in_exec!r}')
+    if r.error_before_exec or r.error_in_exec:
+        sys.exit(f'cell {i}: {r.error_before_exec or r.error_in_exec!r}')
 assert [o[0] for o in asked] == ['pip']
 real_open(content / 'counts.json', 'w').write(json.dumps(counts))

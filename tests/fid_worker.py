@@ -30,4 +30,5 @@ def main():
     root.with_name(f'{root.name}-{os.environ.get("RANK", 0)}.json').write_text(json.dumps(sum(seen)))
 
 
-if __name__ == '__main__': main()
+if __name__ == '__main__':
+    main()

@@ -23,7 +23,8 @@ def write_notebook(path, *cells):
 
 class Lab:
     "A running JupyterLab."
-    def __init__(self, url, token): self.url, self.token = url, token
+    def __init__(self, url, token):
+        self.url, self.token = url, token
 
     def address(self, name):
         "Where a notebook opens, alone in the window."
@@ -31,11 +32,13 @@ class Lab:
 
     def ask(self, path, method='GET'):
         "What its REST interface answers."
-        with urlopen(Request(f'{self.url}api/{path}', method=method, headers={'Authorization': f'token {self.token}'}), timeout=60) as r: return json.load(r)
+        with urlopen(Request(f'{self.url}api/{path}', method=method, headers={'Authorization': f'token {self.token}'}), timeout=60) as r:
+            return json.load(r)
 
     def restart_kernels(self):
         "Kill the kernels and start them anew, as Kernel ▸ Restart does."
-        for k in self.ask('kernels'): self.ask(f'kernels/{k["id"]}/restart', 'POST')
+        for k in self.ask('kernels'):
+            self.ask(f'kernels/{k["id"]}/restart', 'POST')
 
 
 @contextmanager
@@ -52,16 +55,21 @@ def jupyter_lab(folder, home, patience=120):
     try:
         start, found = time.time(), []
         while not found:
-            if server.poll() is not None or time.time() - start > patience: raise RuntimeError(f'JupyterLab did not start:\n{(Path(home)/"server.log").read_text()[-3000:]}')
+            if server.poll() is not None or time.time() - start > patience:
+                raise RuntimeError(f'JupyterLab did not start:\n{(Path(home)/"server.log").read_text()[-3000:]}')
             time.sleep(.2)
             found = [o for p in (Path(home)/'runtime').glob('jpserver-*.json') for o in [_read(p)] if o]
         yield Lab(found[0]['url'], found[0]['token'])
     finally:
         server.terminate()
-        try: server.wait(20)
-        except subprocess.TimeoutExpired: server.kill()
+        try:
+            server.wait(20)
+        except subprocess.TimeoutExpired:
+            server.kill()
 
 
 def _read(path):
-    try: return json.loads(path.read_text())
-    except ValueError: return None
+    try:
+        return json.loads(path.read_text())
+    except ValueError:
+        return None

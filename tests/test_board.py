@@ -33,9 +33,12 @@ def raw(url, limit=1 << 18, wait=3., request=None):
         try:
             while part := s.recv(1 << 16):
                 got += part
-                if len(got) >= limit: return got, 'limit'
-        except ConnectionResetError: end = 'reset'
-        except socket.timeout: end = 'timeout'
+                if len(got) >= limit:
+                    return got, 'limit'
+        except ConnectionResetError:
+            end = 'reset'
+        except socket.timeout:
+            end = 'timeout'
     return got, end
 
 
@@ -48,11 +51,13 @@ def parts(got):
 
 @pytest.fixture(scope='module')
 def server():
-    with serving(lambda path, headers: PHOTO, faults={f'/{k}': Fault(k, seconds=.3 if k == 'delay' else .002 if k in ('drip', 'slow_headers') else 2.) for k in faults}) as s: yield s
+    with serving(lambda path, headers: PHOTO, faults={f'/{k}': Fault(k, seconds=.3 if k == 'delay' else .002 if k in ('drip', 'slow_headers') else 2.) for k in faults}) as s:
+        yield s
 
 
 @pytest.fixture(scope='module')
-def board(): return make_board(n_photos=400, n_articles=200, seed=7, size=(96, 80))
+def board():
+    return make_board(n_photos=400, n_articles=200, seed=7, size=(96, 80))
 
 
 # ---- faults, each one from outside
@@ -90,14 +95,17 @@ def test_the_trap_knows_who_came(server, kind, name):
 
 def test_refused(server):
     where = parts(raw(f'{server.url}/refused')[0])[1]['location']
-    with pytest.raises(ConnectionRefusedError): raw(where)
+    with pytest.raises(ConnectionRefusedError):
+        raw(where)
 
 
 def test_ipv6_only(server):
-    if not server.url6: pytest.skip('no IPv6 on this machine')
+    if not server.url6:
+        pytest.skip('no IPv6 on this machine')
     where = urlsplit(parts(raw(f'{server.url}/ipv6')[0])[1]['location'])
     assert where.hostname == '::1' and parts(raw(where.geturl())[0])[2] == PHOTO.body
-    with pytest.raises(OSError): raw(f'http://127.0.0.1:{where.port}/ipv6')
+    with pytest.raises(OSError):
+        raw(f'http://127.0.0.1:{where.port}/ipv6')
 
 
 @pytest.mark.parametrize('kind,has', [('html', b'<!DOCTYPE html>'), ('over18', b'over18-notice'), ('zipped', b'PK\x03\x04')])
@@ -105,7 +113,8 @@ def test_other_bodies(server, kind, has):
     status, head, body = parts(raw(f'{server.url}/{kind}')[0])
     assert status == 200 and body.startswith(has) or has in body
     assert int(head['content-length']) == len(body)
-    with pytest.raises(OSError): Image.open(io.BytesIO(body))
+    with pytest.raises(OSError):
+        Image.open(io.BytesIO(body))
 
 
 def test_empty_and_truncated(server):
@@ -116,14 +125,16 @@ def test_empty_and_truncated(server):
 
 def test_bomb(server):
     _, _, body = parts(raw(f'{server.url}/bomb')[0])
-    with pytest.raises(Image.DecompressionBombError): Image.open(io.BytesIO(body))
+    with pytest.raises(Image.DecompressionBombError):
+        Image.open(io.BytesIO(body))
     assert len(body) < 100 and body[16:24] == (60_000).to_bytes(4, 'big')*2
 
 
 def test_gzip_lie(server):
     _, head, body = parts(raw(f'{server.url}/gzip_lie')[0])
     assert head['content-encoding'] == 'gzip'
-    with pytest.raises(zlib.error): zlib.decompress(body, 31)
+    with pytest.raises(zlib.error):
+        zlib.decompress(body, 31)
 
 
 def test_delay(server):
@@ -139,7 +150,8 @@ def test_a_byte_at_a_time(kind):
         u, sizes = urlsplit(server.url), []
         with socket.create_connection((u.hostname, u.port), timeout=3) as s:
             s.sendall(b'GET /x HTTP/1.1\r\nHost: x\r\nConnection: close\r\n\r\n')
-            while part := s.recv(4096): sizes.append(len(part))
+            while part := s.recv(4096):
+                sizes.append(len(part))
     slow = sizes[1:] if kind == 'drip' else sizes[:-1]
     assert len(slow) >= 8 and sum(slow)/len(slow) < 3, sizes
 
@@ -193,8 +205,10 @@ def test_chance_does_not_depend_on_order_or_threads():
     def struck(order):
         with serving(lambda p, h: PHOTO, faults=some_faults(.4, seed=3, kinds=('404', '503'))) as server:
             threads = [threading.Thread(target=lambda part=part: [requests.get(server.url + p) for p in part]) for part in (order[::2], order[1::2])]
-            for t in threads: t.start()
-            for t in threads: t.join(20)
+            for t in threads:
+                t.start()
+            for t in threads:
+                t.join(20)
             return sorted(server.faulty)
 
     a, b = struck(paths), struck(paths[::-1])
@@ -202,7 +216,8 @@ def test_chance_does_not_depend_on_order_or_threads():
 
 
 def test_unknown_fault():
-    with pytest.raises(BadInput, match='no fault'): Fault('earthquake')
+    with pytest.raises(BadInput, match='no fault'):
+        Fault('earthquake')
 
 
 # ---- the server itself
@@ -215,7 +230,8 @@ def test_one_connection_carries_many_requests(board):
             assert f.readline().startswith(b'HTTP/1.1 200')
             size = 0
             while line := f.readline().strip():
-                if line.lower().startswith(b'content-length'): size = int(line.split()[1])
+                if line.lower().startswith(b'content-length'):
+                    size = int(line.split()[1])
             assert b'r-ent' in f.read(size)
         assert server.requests == [f'/bbs/Beauty/index{i}.html' for i in range(1, 6)]
 
@@ -225,14 +241,17 @@ def test_it_stops_at_once_and_leaves_nothing_behind():
         port = urlsplit(server.url).port
         socks = [socket.create_connection(('127.0.0.1', port)) for _ in range(3)]
         for s, path in zip(socks, ('/drip', '/delay', '')):
-            if path: s.sendall(f'GET {path} HTTP/1.1\r\nHost: x\r\n\r\n'.encode())
+            if path:
+                s.sendall(f'GET {path} HTTP/1.1\r\nHost: x\r\n\r\n'.encode())
         time.sleep(.2)
         t = time.monotonic()
     assert time.monotonic() - t < 2
-    with pytest.raises(ConnectionRefusedError): socket.create_connection(('127.0.0.1', port), timeout=2)
+    with pytest.raises(ConnectionRefusedError):
+        socket.create_connection(('127.0.0.1', port), timeout=2)
     for s in socks:
         s.settimeout(2)
-        while s.recv(1 << 16): pass
+        while s.recv(1 << 16):
+            pass
         s.close()
 
 
@@ -240,16 +259,20 @@ def test_loopback_only():
     with serving(lambda p, h: PHOTO) as server:
         assert urlsplit(server.url).hostname == '127.0.0.1'
         with socket.socket(socket.AF_INET, socket.SOCK_DGRAM) as probe:
-            try: probe.connect(('192.0.2.1', 9))
-            except OSError: return
+            try:
+                probe.connect(('192.0.2.1', 9))
+            except OSError:
+                return
             mine = probe.getsockname()[0]
         if not mine.startswith('127.'):
-            with pytest.raises(OSError): socket.create_connection((mine, urlsplit(server.url).port), timeout=1)
+            with pytest.raises(OSError):
+                socket.create_connection((mine, urlsplit(server.url).port), timeout=1)
 
 
 def test_a_port_that_is_taken():
     with serving(lambda p, h: PHOTO) as server, pytest.raises(BadInput, match='cannot be had'):
-        with serving(lambda p, h: PHOTO, port=urlsplit(server.url).port): pass
+        with serving(lambda p, h: PHOTO, port=urlsplit(server.url).port):
+            pass
 
 
 def test_robots_and_gates(board):
@@ -263,7 +286,8 @@ def test_robots_and_gates(board):
         page = requests.get(s.url + path).text
         assert 'document.cookie' in page and 'r-ent' in page and 'over18-notice' not in page
         assert requests.get(f'{s.url}/robots.txt').status_code == 404
-    with pytest.raises(BadInput, match='gate='), serve(board, gate='moat'): pass
+    with pytest.raises(BadInput, match='gate='), serve(board, gate='moat'):
+        pass
 
 
 # ---- pages and truth
@@ -303,7 +327,8 @@ def test_the_first_in_range_is_kept(board):
     whole = board.expect()
     again = {u for u, f in whole['urls'].items() if f['want'] == 'duplicate'}
     assert again
-    for u in again: assert list(whole['urls']).index(whole['urls'][u]['of']) < list(whole['urls']).index(u)
+    for u in again:
+        assert list(whole['urls']).index(whole['urls'][u]['of']) < list(whole['urls']).index(u)
     days = {l['url']: a['time'][:10] for a in whole['articles'][::-1] if a['kind'] == 'post' for l in a['links'] if l['origin'] != 'push'}
     first_that_day = {(days[u], whole['urls'][u]['content']): u for u in reversed(whole['urls']) if u in days}
     u = next(u for u in whole['urls'] if u in again & days.keys() and days[u] > days[whole['urls'][u]['of']] and first_that_day[days[u], whole['urls'][u]['content']] == u)
@@ -341,7 +366,8 @@ def test_what_each_photo_answers(board):
             of = board.photo(p.of)
             (_, mine), (_, its) = bytes_of(board, p.url), bytes_of(board, of.url)
             assert (mine == its, p.url == of.url) == {'duplicate': (True, False), 'repeat': (True, True), 'near_dup': (False, False)}[p.kind]
-            if p.kind == 'near_dup': assert hashlib.sha256(mine).hexdigest() not in digest.values()
+            if p.kind == 'near_dup':
+                assert hashlib.sha256(mine).hexdigest() not in digest.values()
             digest[k] = hashlib.sha256(mine).hexdigest()
     assert len(digest) == 24
     assert len(board.answer('/i.imgur.com/removed.png').body) == 503
@@ -367,18 +393,22 @@ def test_drawing_goes_on_where_it_was_stopped(tmp_path, sig):
     path = tmp_path/'photos.sqlite'
     p = subprocess.Popen([sys.executable, '-c', DRAW, path], stderr=subprocess.DEVNULL, start_new_session=True)
     deadline = time.monotonic() + 40
-    while time.monotonic() < deadline and p.poll() is None and (not path.exists() or len(PhotoStore(path)) < 3): time.sleep(.02)
+    while time.monotonic() < deadline and p.poll() is None and (not path.exists() or len(PhotoStore(path)) < 3):
+        time.sleep(.02)
     p.send_signal(sig)
     assert p.wait(20) != 0
     with pytest.raises(ProcessLookupError):
-        for _ in range(250): os.killpg(p.pid, 0); time.sleep(.02)
+        for _ in range(250):
+            os.killpg(p.pid, 0)
+            time.sleep(.02)
     done = len(PhotoStore(path))
     board = make_board(n_photos=120, n_articles=20, seed=2, size=(80, 64), workers=1, cache=path)
     drawn = [k for k in range(120) if fates[str(board.photo_kind[k])].want in ('kept', 'rejected')]
     assert 3 <= done < len(drawn)
     assert board.render(progress=False) == len(drawn) - done and board.render(progress=False) == 0
     fresh = make_board(n_photos=120, n_articles=20, seed=2, size=(80, 64))
-    for k in drawn[:6]: assert board.photo_bytes(k) == fresh.photo_bytes(k)
+    for k in drawn[:6]:
+        assert board.photo_bytes(k) == fresh.photo_bytes(k)
 
 
 def test_drawing_beside_a_server_does_not_hang(tmp_path):
@@ -386,16 +416,19 @@ def test_drawing_beside_a_server_does_not_hang(tmp_path):
     with serve(board) as s:
         stop = threading.Event()
         askers = [threading.Thread(target=lambda: [requests.get(f'{s.url}/robots.txt') for _ in iter(stop.is_set, True)]) for _ in range(3)]
-        for t in askers: t.start()
+        for t in askers:
+            t.start()
         done = []
         drawing = threading.Thread(target=lambda: done.append(board.render(progress=False)), daemon=True)
         drawing.start()
         drawing.join(30)
         stop.set()
-        for t in askers: t.join(5)
+        for t in askers:
+            t.join(5)
     assert done and done[0] > 10
 
 
 def test_a_file_that_holds_no_photos(tmp_path):
     (tmp_path/'photos.sqlite').write_text('not a database, but long enough to be taken for one'*20)
-    with pytest.raises(BadInput, match='not a file of photos'): make_board(cache=tmp_path/'photos.sqlite')
+    with pytest.raises(BadInput, match='not a file of photos'):
+        make_board(cache=tmp_path/'photos.sqlite')

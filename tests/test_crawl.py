@@ -17,13 +17,17 @@ from pttface.storage.files import BadInput
 year = dict(since='2024-01-01', until='2024-12-31', rate=0, progress=False)
 
 @pytest.fixture(scope='module')
-def board(): return make_board(n_photos=120, seed=4, n_articles=260)
+def board():
+    return make_board(n_photos=120, seed=4, n_articles=260)
 
 @pytest.fixture(scope='module')
-def small(): return make_board(n_photos=90, seed=9, n_articles=160)
+def small():
+    return make_board(n_photos=90, seed=9, n_articles=160)
 
-def outputs(root): return {f.name:f.read_bytes() for f in sorted((root/'links').rglob('image_links*'))}
-def account(root): return {k:v for k,v in json.loads((root/'links/crawl.json').read_text()).items() if k != 'base_url'}
+def outputs(root):
+    return {f.name:f.read_bytes() for f in sorted((root/'links').rglob('image_links*'))}
+def account(root):
+    return {k:v for k,v in json.loads((root/'links/crawl.json').read_text()).items() if k != 'base_url'}
 
 def test_all_is_found_and_nothing_asked_twice(board, tmp_path):
     with serve(board) as server:
@@ -55,7 +59,8 @@ def test_a_month_on_four_thousand_pages_costs_its_pages_and_articles_and_thirty(
 
 def test_the_result_does_not_depend_on_how_many_ask(small, tmp_path):
     with serve(small) as server:
-        for workers in (1, 16): crawl(root=tmp_path/str(workers), base_url=server.url, workers=workers, **year)
+        for workers in (1, 16):
+            crawl(root=tmp_path/str(workers), base_url=server.url, workers=workers, **year)
     assert outputs(tmp_path/'1') == outputs(tmp_path/'16') and account(tmp_path/'1') == account(tmp_path/'16')
 
 # ---- a board that lives
@@ -70,12 +75,14 @@ def test_pages_that_move_at_any_moment_lose_nothing(tmp_path, seed):
     lock = threading.Lock()
     def live(path, n):
         with lock:
-            if len(server.requests) not in moments: return
+            if len(server.requests) not in moments:
+                return
             moments.discard(len(server.requests))
             rows = list(board.rows)
             del rows[(at := r.randrange(len(rows) - 60)):at + r.choice([1, 3, 20, 47])]
             board.show(rows + [int(i) for i in everything if i > rows[-1]][:4])
-    with serve(board, faults=live) as server: links = crawl(root=tmp_path, base_url=server.url, **year)
+    with serve(board, faults=live) as server:
+        links = crawl(root=tmp_path, base_url=server.url, **year)
     still = {a.id for a in map(board.article, map(int, board.rows)) if a.kind == 'post'}
     inside = {a['id'] for a in board.expect('2024-01-01', '2024-12-31')['articles']}
     assert len(board.rows) < 215 and inside & still <= {o['id'] for o in links.rows}
@@ -86,12 +93,16 @@ def test_pages_that_move_at_any_moment_lose_nothing(tmp_path, seed):
 
 def test_a_walk_back_that_is_cut_off_is_walked_again(tmp_path):
     board = make_board(n_photos=60, seed=5, n_articles=200)
-    with serve(board) as server: pages = len({p for p in crawl(root=tmp_path/'plain', base_url=server.url, **year) and server.requests if 'index' in p})
+    with serve(board) as server:
+        pages = len({p for p in crawl(root=tmp_path/'plain', base_url=server.url, **year) and server.requests if 'index' in p})
     n_index = lambda: sum('index' in p for p in server.requests)
     def live(path, n):
-        if len(server.requests) == 60: board.show(np.delete(board.rows, range(20, 27)))
-        if n_index() > pages + 6: return Fault('403')
-    with serve(board, faults=live) as server, pytest.raises(BadInput, match='run again|wait a day'): crawl(root=tmp_path/'cut', base_url=server.url, **year)
+        if len(server.requests) == 60:
+            board.show(np.delete(board.rows, range(20, 27)))
+        if n_index() > pages + 6:
+            return Fault('403')
+    with serve(board, faults=live) as server, pytest.raises(BadInput, match='run again|wait a day'):
+        crawl(root=tmp_path/'cut', base_url=server.url, **year)
     with serve(board) as server:
         links = crawl(root=tmp_path/'cut', base_url=server.url, **year)
         crawl(root=tmp_path/'fresh', base_url=server.url, **year)
@@ -152,9 +163,11 @@ def test_every_fault_leaves_its_reason_and_is_made_good_later(small, tmp_path, m
 
 def test_an_index_page_that_is_none_is_asked_for_again(board, tmp_path, monkeypatch):
     impatient(monkeypatch, retries=1)
-    with serve(board, faults={'*/index9.html':['html']}) as server: crawl(root=tmp_path/'once', base_url=server.url, **year)
+    with serve(board, faults={'*/index9.html':['html']}) as server:
+        crawl(root=tmp_path/'once', base_url=server.url, **year)
     with serve(board, faults={'*/index9.html':'html'}) as server:
-        with pytest.raises(BadInput, match=r'index9.html cannot be read \(gate_no_page\): run again'): crawl(root=tmp_path/'ever', base_url=server.url, **year)
+        with pytest.raises(BadInput, match=r'index9.html cannot be read \(gate_no_page\): run again'):
+            crawl(root=tmp_path/'ever', base_url=server.url, **year)
         first = set(server.requests)
     with serve(board) as server:
         crawl(root=tmp_path/'ever', base_url=server.url, **year)
@@ -162,12 +175,15 @@ def test_an_index_page_that_is_none_is_asked_for_again(board, tmp_path, monkeypa
     assert outputs(tmp_path/'once') == outputs(tmp_path/'ever')
 
 def test_passing_faults_change_nothing(small, tmp_path):
-    with serve(small) as server: crawl(root=tmp_path/'a', base_url=server.url, **year)
+    with serve(small) as server:
+        crawl(root=tmp_path/'a', base_url=server.url, **year)
     with serve(small, faults=some_faults(.2, seed=1, seconds=.1, kinds=('429_wait','reset','hang_up','length_over'))) as server:
         import pttface.crawl as module
         quick,module.board_client = module.board_client,lambda *a,**kw: quick(*a, backoff=.01, **kw)
-        try: crawl(root=tmp_path/'b', base_url=server.url, **year)
-        finally: module.board_client = quick
+        try:
+            crawl(root=tmp_path/'b', base_url=server.url, **year)
+        finally:
+            module.board_client = quick
         assert len(server.requests) > len(set(server.requests))
     assert outputs(tmp_path/'a') == outputs(tmp_path/'b')
 
@@ -177,25 +193,29 @@ def test_a_board_that_refuses_stops_the_crawl_and_what_came_is_kept(small, tmp_p
     quick = module.board_client
     monkeypatch.setattr(module, 'board_client', lambda *a,**kw: quick(*a, backoff=.001, retries=1, **kw))
     with serve(small, faults={'*':Fault(kind, after=60)}) as server:
-        with pytest.raises(Blocked, match=f'in a row, {"gate_over18" if kind == "over18" else kind} at last'): crawl(root=tmp_path, base_url=server.url, **year)
+        with pytest.raises(Blocked, match=f'in a row, {"gate_over18" if kind == "over18" else kind} at last'):
+            crawl(root=tmp_path, base_url=server.url, **year)
         assert len(server.requests) < 90
         first = set(server.requests[:55])
     with serve(small) as server:
         crawl(root=tmp_path, base_url=server.url, **year)
         assert not first & set(server.requests) - {'/robots.txt'}
-    with serve(small) as server: crawl(root=tmp_path/'whole', base_url=server.url, **year)
+    with serve(small) as server:
+        crawl(root=tmp_path/'whole', base_url=server.url, **year)
     assert outputs(tmp_path) == outputs(tmp_path/'whole')
 
 def test_robots_txt_is_honoured(small, tmp_path):
     with serve(small, robots='User-agent: *\nDisallow: /bbs/\n') as server:
-        with pytest.raises(Blocked, match='keep out'): crawl(root=tmp_path/'r', base_url=server.url, **year)
+        with pytest.raises(Blocked, match='keep out'):
+            crawl(root=tmp_path/'r', base_url=server.url, **year)
         assert server.requests == ['/robots.txt']
 
 def test_other_dates_need_force_and_take_the_pages_that_are_there(small, tmp_path):
     with serve(small) as server:
         crawl(root=tmp_path, base_url=server.url, **year)
         half = year | dict(until='2024-06-30')
-        with pytest.raises(BadInput, match="until='2024-12-31'"): crawl(root=tmp_path, base_url=server.url, **half)
+        with pytest.raises(BadInput, match="until='2024-12-31'"):
+            crawl(root=tmp_path, base_url=server.url, **half)
         server.clear()
         crawl(root=tmp_path, base_url=server.url, force=True, **half)
         assert sum('/M.' in p or '/G.' in p for p in server.requests) == 0
@@ -218,9 +238,12 @@ def test_settings_are_never_mixed(small, tmp_path, monkeypatch):
     with serve(small) as server:
         crawl(root=tmp_path, base_url=server.url, **year)
         was,write = outputs(tmp_path),module.write_jsonl
-        def dies(path, rows): write(path, rows); raise KeyboardInterrupt
+        def dies(path, rows):
+            write(path, rows)
+            raise KeyboardInterrupt
         monkeypatch.setattr(module, 'write_jsonl', dies)
-        with pytest.raises(KeyboardInterrupt): crawl(root=tmp_path, base_url=server.url, settings=CrawlSettings(pushes=True), force=True, **year)
+        with pytest.raises(KeyboardInterrupt):
+            crawl(root=tmp_path, base_url=server.url, settings=CrawlSettings(pushes=True), force=True, **year)
         monkeypatch.undo()
         server.clear()
         crawl(root=tmp_path, base_url=server.url, **year)
@@ -228,8 +251,10 @@ def test_settings_are_never_mixed(small, tmp_path, monkeypatch):
     assert outputs(tmp_path) == was
 
 def test_another_server_is_another_board(small, tmp_path):
-    with serve(small) as server: crawl(root=tmp_path, base_url=server.url, **year)
-    with pytest.raises(BadInput, match="server='loopback' \\(now 'www.ptt.cc'\\)"): crawl(root=tmp_path, **year)
+    with serve(small) as server:
+        crawl(root=tmp_path, base_url=server.url, **year)
+    with pytest.raises(BadInput, match="server='loopback' \\(now 'www.ptt.cc'\\)"):
+        crawl(root=tmp_path, **year)
 
 def test_offline_takes_what_is_in_the_cache_and_says_what_is_not(board, tmp_path):
     with serve(board) as server:
@@ -244,7 +269,8 @@ def test_offline_takes_what_is_in_the_cache_and_says_what_is_not(board, tmp_path
         assert not server.requests
 
 def test_the_original_rule_loses_what_it_lost(board, tmp_path):
-    with serve(board) as server: links = crawl(root=tmp_path, base_url=server.url, settings='original', **year)
+    with serve(board) as server:
+        links = crawl(root=tmp_path, base_url=server.url, settings='original', **year)
     lost = {'no_header','no_footer'}
     posts = {a['id']:a for a in board.expect('2024-01-01', '2024-12-31')['articles'] if a['kind'] == 'post'}
     assert CRAWL_PRESETS['original'].framed and {a['quirk'] for a in posts.values()} >= lost
@@ -270,7 +296,8 @@ def test_who_asks_is_said_and_of_age(small, tmp_path):
     def answer(path, headers):
         seen.add((headers.get('User-Agent'),headers.get('Cookie')))
         return Reply(404) if path == '/robots.txt' else small.answer(path)
-    with serving(answer) as server: crawl(root=tmp_path, base_url=server.url, **year)
+    with serving(answer) as server:
+        crawl(root=tmp_path, base_url=server.url, **year)
     (agent,cookie), = seen
     assert agent.startswith('pttface/') and 'Mozilla' not in agent and cookie == 'over18=1'
 
@@ -310,7 +337,8 @@ def test_an_address_that_is_none(tmp_path, capsys, url):
 
 # ---- kills
 
-def _crawl(root, url): crawl(root=root, base_url=url, workers=2, **year)
+def _crawl(root, url):
+    crawl(root=root, base_url=url, workers=2, **year)
 
 def test_killed_at_twenty_moments(small, tmp_path):
     context,r = multiprocessing.get_context('forkserver'),random.Random(0)
@@ -324,11 +352,13 @@ def test_killed_at_twenty_moments(small, tmp_path):
             p.start()
             seen,wait = len(server.requests),r.randint(1, 6)
             end = time.monotonic() + 20
-            while p.is_alive() and (i >= 20 or len(server.requests) < seen + wait) and time.monotonic() < end: time.sleep(.002)
+            while p.is_alive() and (i >= 20 or len(server.requests) < seen + wait) and time.monotonic() < end:
+                time.sleep(.002)
             done = not p.is_alive() and p.exitcode == 0
             p.kill()
             p.join()
-            if done: break
+            if done:
+                break
         assert done and i == 20
         asked = Counter(o for o in server.requests if o != '/robots.txt')
     assert outputs(tmp_path/'killed') == outputs(tmp_path/'whole')

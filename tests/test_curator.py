@@ -25,19 +25,23 @@ def make(root, n=120, faces=None):
     rows = [dict(key=f'{1 + i % 3:02d}{i:05d}', month=f'{1 + i % 3:02d}', status='kept', reason=None, row=i//3, url=f'https://i.imgur.com/{i}.jpg',
                  article=f'https://www.ptt.cc/bbs/Beauty/M.{1704040000 + i//2}.A.E87.html', sha256=f'{i:064x}', score=.99 - (i % 7)/1000, kps=kps, centre=[100, 105], side=150., angle=0.,
                  yaw=float(i % 90 - 45), pose=('frontal', 'left', 'right')[i % 3], gender=(1, 0, None)[i % 3], phash=f'{i:016x}', face_sharpness=300. + i % 40) for i in range(n)]
-    for m in range(3): write_npz(root/f'faces/faces_{m + 1:02d}.npz', key=np.array([r['key'] for r in rows[m::3]]), im64=ims[m::3], im60=ims[m::3, :60, :60])
+    for m in range(3):
+        write_npz(root/f'faces/faces_{m + 1:02d}.npz', key=np.array([r['key'] for r in rows[m::3]]), im64=ims[m::3], im60=ims[m::3, :60, :60])
     write_jsonl(root/'faces/faces.jsonl', rows)
     return root
 
 
-def desk(root): return Desk(root, outliers=False, progress=False)
-def curator(root, **kw): return Curator(root, outliers=False, progress=False, **kw)
+def desk(root):
+    return Desk(root, outliers=False, progress=False)
+def curator(root, **kw):
+    return Curator(root, outliers=False, progress=False, **kw)
 
 
 def test_a_decision_is_on_disk_when_the_call_returns(tmp_path):
     root = make(tmp_path/'run')
     d = desk(root)
-    for i in (3, 5): d.decide([i])
+    for i in (3, 5):
+        d.decide([i])
     d.decide([3], drop=False)
     lines = [json.loads(o) for o in (root/'dataset/decisions.jsonl').read_text().splitlines()]
     assert [(o['key'], o['drop']) for o in lines] == [(d.rows[3]['key'], True), (d.rows[5]['key'], True), (d.rows[3]['key'], False)]
@@ -48,7 +52,8 @@ def test_a_decision_is_on_disk_when_the_call_returns(tmp_path):
 def test_every_cut_of_the_file_is_tolerated_and_what_is_whole_counts(tmp_path):
     root = make(tmp_path/'run', 30)
     d = desk(root)
-    for i in range(4): d.decide([i])
+    for i in range(4):
+        d.decide([i])
     path, whole = root/'dataset/decisions.jsonl', (root/'dataset/decisions.jsonl').read_bytes()
     ends = [i + 1 for i, b in enumerate(whole) if b == 10]
     for cut in range(0, len(whole) + 1, 7):
@@ -64,7 +69,8 @@ def test_every_cut_of_the_file_is_tolerated_and_what_is_whole_counts(tmp_path):
 def test_damage_in_the_middle_loses_that_line_only(tmp_path):
     root = make(tmp_path/'run', 30)
     d = desk(root)
-    for i in range(3): d.decide([i])
+    for i in range(3):
+        d.decide([i])
     lines = (root/'dataset/decisions.jsonl').read_bytes().split(b'\n')
     lines[1] = b'\xff\xfe{"key":'
     (root/'dataset/decisions.jsonl').write_bytes(b'\n'.join([*lines[:2], b'[1,2]', b'{"key": "x"}', *lines[2:]]))
@@ -78,7 +84,8 @@ def test_decisions_follow_the_photo_through_a_new_numbering(tmp_path):
     other = [r | dict(key=f'99{i:05d}') for i, r in enumerate(d.rows)]
     assert [verdict(r, decisions(root)) for r in other[3:6]] == [None, True, None]
     assert verdict(dict(key=d.rows[4]['key'], sha256='f'*64), decisions(root)) is None
-    with Ledger(root/'dataset/decisions.jsonl') as f: f.append(dict(key='0200001', drop=True))
+    with Ledger(root/'dataset/decisions.jsonl') as f:
+        f.append(dict(key='0200001', drop=True))
     assert verdict(dict(key='0200001', sha256='e'*64), decisions(root)) is True
 
 
@@ -105,7 +112,8 @@ def test_filters_leave_what_they_say_worst_first(tmp_path):
         assert (np.diff(d.sugg.of()[got]) <= 0).all()
     by = d.choose(reason='extreme_yaw')
     assert 0 < len(by) < 120 and (np.diff(np.abs([d.rows[i]['yaw'] for i in by])) <= 0).all()
-    with pytest.raises(BadInput, match="by 'best'"): d.choose('best')
+    with pytest.raises(BadInput, match="by 'best'"):
+        d.choose('best')
 
 
 def test_the_widget_turns_pages_and_ends(tmp_path):
@@ -117,9 +125,11 @@ def test_the_widget_turns_pages_and_ends(tmp_path):
     assert c.page == 1 and c.desk.counts == dict(faces=120, looked_at=50, dropped=1) and not set(first) & set(c.shown)
     c.undo_button.click()
     assert c.page == 0 and c.last == first[3] and c.desk.state[first[3]] is None
-    for _ in range(3): c.next_button.click()
+    for _ in range(3):
+        c.next_button.click()
     assert c.desk.counts['looked_at'] == 120 and len(c.order) == 0 and 'nothing to show' in c.where.value
-    for b in (*c.faces, c.next_button, c.drop_button, c.undo_button, c.back_button): b.click()
+    for b in (*c.faces, c.next_button, c.drop_button, c.undo_button, c.back_button):
+        b.click()
     c.filters['show'].value = 'all'
     assert c.pages == 3 and 'nth-child(n+51)' in c.marks.value
     c.turn(99)
@@ -189,11 +199,14 @@ def test_deviations_are_not_moved_by_a_few_bad_ones():
 
 def test_no_faces_and_no_page_are_said(tmp_path):
     root = make(tmp_path/'run', 4)
-    with pytest.raises(BadInput, match='per_page=0'): curator(root, per_page=0)
+    with pytest.raises(BadInput, match='per_page=0'):
+        curator(root, per_page=0)
     write_jsonl(root/'faces/faces.jsonl', [dict(key='1', status='dropped', reason='blurred')])
-    with pytest.raises(BadInput, match='0 faces'): curator(root)
+    with pytest.raises(BadInput, match='0 faces'):
+        curator(root)
     (root/'faces/faces.jsonl').unlink()
-    with pytest.raises(BadInput, match='run `pttface faces` first'): curator(root)
+    with pytest.raises(BadInput, match='run `pttface faces` first'):
+        curator(root)
 
 
 @pytest.fixture(scope='module')
@@ -239,7 +252,8 @@ def test_in_jupyterlab(tmp_path, drawn):
         face.nth(2).click()
         until(lambda: [o['drop'] for o in lines(root)] == [True])
         b.wait("getComputedStyle(document.querySelector('.pf-at2'), '::after').content == '\"dropped\"'")
-        for k in ('ArrowRight', 'ArrowDown', 'x'): b.key(k)
+        for k in ('ArrowRight', 'ArrowDown', 'x'):
+            b.key(k)
         until(lambda: len(lines(root)) == 2)
         b.wait("getComputedStyle(document.querySelector('.pf-at13'), '::after').content == '\"dropped\"'")
         b.key('ArrowLeft')

@@ -8,7 +8,8 @@ import torch
 from pttface.dataset import FaceData,PackSettings,duplicate_groups,held_out,near_pairs,pack
 from pttface.storage.files import BadInput,dumps,open_root,read_json,write_json,write_jsonl,write_npz
 
-def article(i): return f'https://www.ptt.cc/bbs/Beauty/M.{1704040000 + i}.A.E87.html'
+def article(i):
+    return f'https://www.ptt.cc/bbs/Beauty/M.{1704040000 + i}.A.E87.html'
 
 def make(root, n=60, extra=()):
     "A faces stage's artefacts, of noise; `extra` are indices repeated at the end, under a later article"
@@ -49,7 +50,8 @@ def test_split_never_moves(tmp_path):
     then = dict(zip(few.key.tolist(), few.split.tolist()))
     now = dict(zip(more.key.tolist(), more.split.tolist()))
     assert all(now[k] == s for k,s in then.items()) and 0 < few.split.sum() < 30
-    for d in (few,more): assert not set(d.article[d.split == 0]) & set(d.article[d.split == 1])
+    for d in (few,more):
+        assert not set(d.article[d.split == 0]) & set(d.article[d.split == 1])
     assert [held_out(article(i)) for i in range(3)] == [held_out(article(i)) for i in range(3)]
 
 def test_again_does_nothing(tmp_path):
@@ -87,7 +89,8 @@ def test_a_decision_survives_other_settings_a_filter_and_a_new_numbering(tmp_pat
     root = make(tmp_path/'run')
     pack(root)
     (root/'dataset/decisions.jsonl').write_text(dumps(dict(key='0100007', sha256=f'{7:064x}', drop=True)) + '\n')
-    for kw in (dict(settings=PackSettings(distance=4)), dict(month='01'), dict(settings='original')): assert '0100007' not in pack(root, force=True, **kw).key
+    for kw in (dict(settings=PackSettings(distance=4)), dict(month='01'), dict(settings='original')):
+        assert '0100007' not in pack(root, force=True, **kw).key
     rows = [json.loads(o) for o in (root/'faces/faces.jsonl').read_text().splitlines()]
     write_jsonl(root/'faces/faces.jsonl', [r | dict(key=f'01{500 + i:05d}') for i, r in enumerate(rows)])
     data = pack(root, force=True)
@@ -121,7 +124,8 @@ def test_thousands_of_equal_hashes_fit_in_memory():
 def test_pictures(tmp_path):
     data = pack(make(tmp_path/'run', extra=range(6)))
     assert data._repr_markdown_() and data.picture()._repr_png_()[:4] == b'\x89PNG' and data.duplicates_picture()._repr_png_()[:4] == b'\x89PNG'
-    with pytest.raises(BadInput, match='0 groups'): pack(make(tmp_path/'none')).duplicates_picture()
+    with pytest.raises(BadInput, match='0 groups'):
+        pack(make(tmp_path/'none')).duplicates_picture()
     assert np.isnan(data.yaw).all() and np.allclose(data.side, 200)
 
 @pytest.mark.parametrize('name,words', [('faces/faces_01.npz', 'damaged'), ('faces/faces.jsonl', 'line'), ('dataset/card.json', 'damaged')])
@@ -130,13 +134,15 @@ def test_a_file_cut_short_is_named(tmp_path, name, words):
     pack(root)
     (root/'dataset/faces.npz').unlink()
     (root/name).write_bytes((root/name).read_bytes()[:-40])
-    with pytest.raises(BadInput, match=words): pack(root)
+    with pytest.raises(BadInput, match=words):
+        pack(root)
 
 def test_filters_and_their_record(tmp_path):
     root = make(tmp_path/'run')
     data = pack(root, pose='left', score=.92)
     assert set(data.pose) == {'left'} and data.card['settings']['filters'] == dict(pose='left', score=.92)
-    with pytest.raises(BadInput, match='filters'): pack(root)
+    with pytest.raises(BadInput, match='filters'):
+        pack(root)
     assert len(FaceData.load(root)) == len(data)
 
 @pytest.mark.parametrize('kw,words', [(dict(pose='up'),"no pose 'up'"), (dict(gender='x'),"no gender 'x'"), (dict(month='13'),"month '13', only of 01"), (dict(score=3.),'not at 3.0'),
@@ -144,16 +150,19 @@ def test_filters_and_their_record(tmp_path):
                                       (dict(gender='male'),'No face is left: 60 faces')])
 def test_bad_input(tmp_path, kw, words):
     root = make(tmp_path/'run')
-    with pytest.raises(BadInput, match=words): pack(root, **kw)
+    with pytest.raises(BadInput, match=words):
+        pack(root, **kw)
     assert not (root/'dataset').exists()
 
 def test_a_set_that_is_not_on_its_card(tmp_path):
     root = make(tmp_path/'run')
     pack(root)
     write_json(root/'dataset/card.json', read_json(root/'dataset/card.json') | dict(hash='0'*16))
-    with pytest.raises(BadInput, match='its card says 0000'): FaceData.load(root)
+    with pytest.raises(BadInput, match='its card says 0000'):
+        FaceData.load(root)
     (root/'dataset/faces.npz').write_bytes((root/'dataset/faces.npz').read_bytes()[:9000])
-    with pytest.raises(BadInput, match='damaged'): FaceData.load(root)
+    with pytest.raises(BadInput, match='damaged'):
+        FaceData.load(root)
 
 def test_batches(tmp_path):
     data = pack(make(tmp_path/'run'))
@@ -162,7 +171,8 @@ def test_batches(tmp_path):
         it = data.batches(7, seed=3, **kw)
         return [next(it) for _ in range(k)]
     whole = take(30)
-    for k in (1,8,17): assert all(torch.equal(x, y) for x,y in zip(whole[k:], take(30 - k, start=k)))
+    for k in (1,8,17):
+        assert all(torch.equal(x, y) for x,y in zip(whole[k:], take(30 - k, start=k)))
     assert whole[0].is_contiguous() and whole[0].dtype == torch.float32
     flat = torch.cat(take(-(-n//7) + 1, flip=False))[:n]
     back = ((flat + 1)*127.5).round().byte().permute(0,2,3,1).numpy()

@@ -20,18 +20,22 @@ moments = [
 ]
 
 
-def start(root): return subprocess.Popen([bin, 'demo', '--root', root, *small], stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True)
+def start(root):
+    return subprocess.Popen([bin, 'demo', '--root', root, *small], stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True)
 
 
-def stamps(root, patterns): return {p: p.stat().st_mtime_ns for o in patterns for p in root.glob(o)}
+def stamps(root, patterns):
+    return {p: p.stat().st_mtime_ns for o in patterns for p in root.glob(o)}
 
 
 def test_ctrl_c_in_every_stage(tmp_path):
     root, finished, stopped = tmp_path / 'demo', [], 0
     for sign, done in moments:
-        if list(root.glob(sign)): continue  # The last stop came late: this moment is over, and a new Python cannot be told from its first one
+        if list(root.glob(sign)):
+            continue  # The last stop came late: this moment is over, and a new Python cannot be told from its first one
         p, end = start(root), time.time() + 120
-        while p.poll() is None and not list(root.glob(sign)) and time.time() < end: time.sleep(.02)
+        while p.poll() is None and not list(root.glob(sign)) and time.time() < end:
+            time.sleep(.02)
         p.send_signal(signal.SIGINT) if p.poll() is None else None
         said = p.communicate(timeout=60)[0]
         assert p.returncode in (0, 130) and 'Traceback' not in said, said
@@ -41,7 +45,8 @@ def test_ctrl_c_in_every_stage(tmp_path):
     p = start(root)
     said = p.communicate(timeout=240)[0]
     assert p.returncode == 0, said
-    for was, done in finished: assert stamps(root, done) == was, f'{done} was made again'
+    for was, done in finished:
+        assert stamps(root, done) == was, f'{done} was made again'
     assert (root / 'report.png').stat().st_size > 10_000 and 'articles in range' in said
     assert {'crawl', 'download', 'faces', 'dataset', 'train', 'sample', 'fid'} <= set(read_json(root / 'demo.json')['seconds'])
     links = read_jsonl(root / 'links/image_links.jsonl')

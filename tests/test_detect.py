@@ -31,9 +31,12 @@ def save(path, inputs, outputs):
 def scrfd(folder):
     "A detector that finds one face, at `BOX`, in every square of 640 px"
     out = {}
-    for s in (8,16,32): out[f'score_{s}'] = np.zeros((2*(640//s)**2,1))
-    for s in (8,16,32): out[f'bbox_{s}'] = np.zeros((2*(640//s)**2,4))
-    for s in (8,16,32): out[f'kps_{s}'] = np.zeros((2*(640//s)**2,10))
+    for s in (8,16,32):
+        out[f'score_{s}'] = np.zeros((2*(640//s)**2,1))
+    for s in (8,16,32):
+        out[f'bbox_{s}'] = np.zeros((2*(640//s)**2,4))
+    for s in (8,16,32):
+        out[f'kps_{s}'] = np.zeros((2*(640//s)**2,10))
     at = (10*20 + 10)*2
     out['score_32'][at] = .9
     out['bbox_32'][at] = np.array([320-BOX[0], 320-BOX[1], BOX[2]-320, BOX[3]-320])/32
@@ -59,7 +62,8 @@ def folder(tmp_path):
     return tmp_path
 
 @pytest.fixture(scope='module')
-def photo(): return np.random.default_rng(0).integers(0, 255, (640,640,3), dtype=np.uint8)
+def photo():
+    return np.random.default_rng(0).integers(0, 255, (640,640,3), dtype=np.uint8)
 
 def test_box_and_landmarks_come_through(folder, photo):
     f, = load_detector('insightface', models=str(folder))(photo)
@@ -119,12 +123,14 @@ def test_describing_what_fails_leaves_the_networks_whole(folder, photo):
     one = InsightFace(models=str(folder))
     session = one.app.models['genderage'].session
     face = one.largest(photo)[0]
-    with pytest.raises(TypeError): one.describe([(photo, face), (None, face)])
+    with pytest.raises(TypeError):
+        one.describe([(photo, face), (None, face)])
     assert one.app.models['genderage'].session is session and one(photo)[0].age is not None
 
 @pytest.mark.parametrize('size', [0,100,-32])
 def test_a_det_size_that_cannot_be(folder, size):
-    with pytest.raises(BadInput, match='multiple of 32'): InsightFace(models=str(folder), det_size=size)
+    with pytest.raises(BadInput, match='multiple of 32'):
+        InsightFace(models=str(folder), det_size=size)
 
 def test_settings_and_provider(folder, photo):
     d = InsightFace(models=str(folder), threshold=.95)
@@ -137,20 +143,25 @@ def test_settings_and_provider(folder, photo):
 def test_real_scrfd_agrees_with_mtcnn():
     pytest.importorskip('insightface')
     where = os.environ.get('PTTFACE_INSIGHTFACE_MODELS')
-    if not where: pytest.skip('PTTFACE_INSIGHTFACE_MODELS names no folder')
+    if not where:
+        pytest.skip('PTTFACE_INSIGHTFACE_MODELS names no folder')
     path = Path(where)
     one,two = load_detector('insightface', models=str(path if list(path.glob('*.onnx')) else path/'scrfd_500m')),load_detector('mtcnn')
     for h in draw_heads([dict(seed=40 + i, yaw=y, pitch=0, roll=r, size=(250,200), scale=.5) for i,(y,r) in enumerate([(-35,0),(0,12),(35,-12)])], workers=1, progress=False):
         a,b = one(h.im)[0],two(h.im)[0]
         assert overlap(a.bbox, b.bbox) > .6
         size = np.linalg.norm(h.eyes[1] - h.eyes[0])
-        for d,f in ((one,a),(two,b)): assert overlap(d.largest(h.im)[0].bbox, f.bbox) > .85 and overlap(d.again(h.im, f.bbox).bbox, f.bbox) > .6
-        for f in (a,b): assert np.abs(f.kps[:2] - h.eyes).max() < .25*size and np.sign(f.yaw)*(abs(f.yaw) > 15) == np.sign(h.yaw)
+        for d,f in ((one,a),(two,b)):
+            assert overlap(d.largest(h.im)[0].bbox, f.bbox) > .85 and overlap(d.again(h.im, f.bbox).bbox, f.bbox) > .6
+        for f in (a,b):
+            assert np.abs(f.kps[:2] - h.eyes).max() < .25*size and np.sign(f.yaw)*(abs(f.yaw) > 15) == np.sign(h.yaw)
 
 def test_insightface_missing_says_what_to_install():
-    try: import insightface  # noqa: F401
+    try:
+        import insightface  # noqa: F401
     except ImportError:
-        with pytest.raises(BadInput, match='pip install "pttface'): load_detector('insightface')
+        with pytest.raises(BadInput, match='pip install "pttface'):
+            load_detector('insightface')
 
 def test_cuda_advice():
     assert cuda_advice(['CPUExecutionProvider'], card=False) is None
@@ -159,7 +170,8 @@ def test_cuda_advice():
     assert cuda_advice(['CUDAExecutionProvider','CPUExecutionProvider'], card=True, active='CUDAExecutionProvider') is None
 
 @pytest.mark.parametrize('shape', [(1,1,3),(5,400,3),(400,11,3),(12,12,3),(64,3000,3)])
-def test_odd_photos_have_no_face(shape): assert MTCNN()(np.full(shape, 127, np.uint8)) == []
+def test_odd_photos_have_no_face(shape):
+    assert MTCNN()(np.full(shape, 127, np.uint8)) == []
 
 def test_the_largest_face_is_the_first_of_all():
     detect = MTCNN()
@@ -170,7 +182,8 @@ def test_the_largest_face_is_the_first_of_all():
 
 @pytest.mark.parametrize('bad', [None, np.zeros((9,9,3)), np.zeros((9,9), np.uint8), np.zeros((0,9,3), np.uint8), np.zeros((9,9,4), np.uint8)])
 def test_what_is_no_photo_is_refused(bad):
-    with pytest.raises(BadInput, match='A photo must be'): MTCNN()(bad)
+    with pytest.raises(BadInput, match='A photo must be'):
+        MTCNN()(bad)
 
 def test_a_mirrored_face_has_the_mirrored_pose():
     mirrored = (KPS*[-1,1] + [640,0])[[1,0,2,4,3]] + [[0,6],[0,0],[9,0],[0,0],[0,0]]

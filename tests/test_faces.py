@@ -14,10 +14,12 @@ from pttface.synthetic.heads import draw_heads
 from pttface.storage.files import BadInput,dumps,open_root,read_jsonl,read_npz,write_json,write_tar
 
 
-def jpeg(im): return cv2.imencode('.jpg', im[...,::-1])[1].tobytes()
+def jpeg(im):
+    return cv2.imencode('.jpg', im[...,::-1])[1].tobytes()
 
 @pytest.fixture(scope='module')
-def photos(): return [jpeg(h.im) for h in draw_heads([dict(seed=i, size=(250,200), scale=.5) for i in range(6)], workers=1, progress=False)]
+def photos():
+    return [jpeg(h.im) for h in draw_heads([dict(seed=i, size=(250,200), scale=.5) for i in range(6)], workers=1, progress=False)]
 
 @pytest.fixture
 def root(tmp_path, photos):
@@ -27,13 +29,15 @@ def root(tmp_path, photos):
     write_json(root/'photos/download.json', {})
     return root
 
-def artefacts(root): return {p.name:p.read_bytes() for p in sorted((root/'faces').glob('*')) if p.is_file()}
+def artefacts(root):
+    return {p.name:p.read_bytes() for p in sorted((root/'faces').glob('*')) if p.is_file()}
 
 def test_pool_gives_the_same_bytes(root, tmp_path):
     F.extract_faces(root, workers=1)
     alone = artefacts(root)
     assert {'faces.json','faces.jsonl','faces_01.npz','faces_02.npz','faces_03.npz'} == set(alone)
-    for p in (root/'faces').glob('*'): p.unlink()
+    for p in (root/'faces').glob('*'):
+        p.unlink()
     F.extract_faces(root, workers=2)
     together = artefacts(root)
     rows = [json.loads(o) for o in alone['faces.jsonl'].splitlines()]
@@ -65,12 +69,16 @@ def test_poisoned_photos_drop_their_row(root, photos):
 
 class Fake:
     "A detector that says what it is told"
-    def __init__(self, *faces): self.faces = list(faces)
-    def __call__(self, im, min_face=None): return self.faces
-    def again(self, im, box): return None
+    def __init__(self, *faces):
+        self.faces = list(faces)
+    def __call__(self, im, min_face=None):
+        return self.faces
+    def again(self, im, box):
+        return None
 
 @pytest.fixture(scope='module')
-def noise(): return np.random.default_rng(0).integers(0, 255, (200,200,3), dtype=np.uint8)
+def noise():
+    return np.random.default_rng(0).integers(0, 255, (200,200,3), dtype=np.uint8)
 
 KPS = np.array([[80,90],[120,90],[100,110],[85,130],[115,130]], np.float32)
 
@@ -90,19 +98,22 @@ def test_reasons(noise, face, reason):
 
 def test_too_small_after(noise):
     class Shrunk(Fake):
-        def again(self, im, box): return Face(np.array([90,90,100,100.]), KPS*.96, .9, yaw=0., pitch=0., roll=0.)
+        def again(self, im, box):
+            return Face(np.array([90,90,100,100.]), KPS*.96, .9, yaw=0., pitch=0., roll=0.)
     o = F.find_face(noise, Shrunk(Face(np.array([60,60,140,160.]), KPS, .9)))
     assert o.reason == 'face_too_small_after'
 
 def test_a_detector_that_raises_drops_the_row(noise):
     class Broken:
-        def __call__(self, im, min_face=None): raise ValueError('ONNX says no')
+        def __call__(self, im, min_face=None):
+            raise ValueError('ONNX says no')
     row,_ = F.face_row(cv2.imencode('.png', noise)[1].tobytes(), Broken())
     assert row['reason'] == 'unreadable' and 'ONNX says no' in row['error']
 
 def test_original_preset_falls_back_to_the_untouched_photo(noise):
     class Once(Fake):
-        def __call__(self, im, min_face=None): return self.faces if im.shape == noise.shape else []
+        def __call__(self, im, min_face=None):
+            return self.faces if im.shape == noise.shape else []
     f = Face(np.array([60,60,140,160.]), KPS + [[0,0],[0,14],[0,0],[0,0],[0,0]], .9)
     o = F.find_face(noise, Once(f), F.FACE_PRESETS['original'])
     assert o.view.shape == (240,240,3) and o.second is None and o.angle == 0
@@ -116,11 +127,16 @@ def test_gender_folders(root):
     assert all(r['gender'] is None for r in found.kept)
 
 def test_bad_input(root, tmp_path):
-    with pytest.raises(BadInput, match="no preset 'best'"): F.extract_faces(root, settings='best')
-    with pytest.raises(BadInput, match='no detector'): F.extract_faces(root, detector='haar', workers=1)
-    for p in (root/'photos').glob('*.tar'): p.unlink()
-    with pytest.raises(BadInput, match='0 shards'): F.extract_faces(root, workers=1)
-    with pytest.raises(BadInput, match='not a pttface folder'): F.extract_faces(tmp_path, workers=1)
+    with pytest.raises(BadInput, match="no preset 'best'"):
+        F.extract_faces(root, settings='best')
+    with pytest.raises(BadInput, match='no detector'):
+        F.extract_faces(root, detector='haar', workers=1)
+    for p in (root/'photos').glob('*.tar'):
+        p.unlink()
+    with pytest.raises(BadInput, match='0 shards'):
+        F.extract_faces(root, workers=1)
+    with pytest.raises(BadInput, match='not a pttface folder'):
+        F.extract_faces(tmp_path, workers=1)
     assert not (root/'faces').exists()
 
 def test_photos_are_decoded_as_the_gate_decodes_them(photos):
@@ -142,17 +158,22 @@ def test_photos_are_decoded_as_the_gate_decodes_them(photos):
 class Describing(Fake):
     "A detector that looks at several faces together, and cannot bear one photo"
     batch = 3
-    def __init__(self, *faces): super().__init__(*faces); self.asked = []
+    def __init__(self, *faces):
+        super().__init__(*faces)
+        self.asked = []
     def describe(self, pairs):
         self.asked.append(len(pairs))
-        if any(im.max() < 200 for im,_ in pairs): raise ValueError('too dark')
-        for _,f in pairs: f.age,f.gender,f.yaw = 30.,1,-33.
+        if any(im.max() < 200 for im,_ in pairs):
+            raise ValueError('too dark')
+        for _,f in pairs:
+            f.age,f.gender,f.yaw = 30.,1,-33.
 
 def test_faces_are_described_together_and_a_poisoned_one_apart(noise):
     png = lambda im: cv2.imencode('.png', im)[1].tobytes()
     face = lambda: Face(np.array([60,60,140,160.]), KPS, .9)
     class Fresh(Describing):
-        def __call__(self, im, min_face=None): return [face()]
+        def __call__(self, im, min_face=None):
+            return [face()]
     detect = Fresh()
     rows = F.face_rows([png(noise)]*3, detect)
     assert detect.asked == [3] and all(r['age'] == 30 and r['pose'] == 'left' and r['gender'] == 1 for r,_ in rows)
@@ -161,7 +182,9 @@ def test_faces_are_described_together_and_a_poisoned_one_apart(noise):
 
 def test_a_plain_callable_is_detector_enough(noise):
     seen = []
-    def detect(im): seen.append(im.shape); return [Face(np.array([60,60,140,160.])*im.shape[0]/200, KPS*im.shape[0]/200, .9)]
+    def detect(im):
+        seen.append(im.shape)
+        return [Face(np.array([60,60,140,160.])*im.shape[0]/200, KPS*im.shape[0]/200, .9)]
     o = F.find_face(noise, detect)
     assert o.reason is None and len(seen) == 2 and o.second is not None
 
@@ -195,7 +218,8 @@ from pttface.faces import extract_faces
 if __name__ == '__main__': print(len(extract_faces(sys.argv[1], workers=2)))
 '''
 
-def children(pid): return [p.pid for p in psutil.Process(pid).children() if any('spawn_main' in o for o in p.cmdline())]
+def children(pid):
+    return [p.pid for p in psutil.Process(pid).children() if any('spawn_main' in o for o in p.cmdline())]
 
 def start(root, tmp_path):
     script = tmp_path/'go.py'
@@ -205,10 +229,12 @@ def start(root, tmp_path):
 def test_a_killed_worker_changes_nothing_but_time(root, tmp_path):
     F.extract_faces(root, workers=1)
     want = read_jsonl(root/'faces/faces.jsonl')
-    for p in (root/'faces').glob('*'): p.unlink()
+    for p in (root/'faces').glob('*'):
+        p.unlink()
     job = start(root, tmp_path)
     end = time.time() + 15
-    while not (kids := children(job.pid)) and time.time() < end: time.sleep(.02)
+    while not (kids := children(job.pid)) and time.time() < end:
+        time.sleep(.02)
     assert kids
     os.kill(kids[0], signal.SIGKILL)
     out,err = job.communicate(timeout=60)
@@ -218,10 +244,12 @@ def test_a_killed_worker_changes_nothing_but_time(root, tmp_path):
 @pytest.fixture(scope='module')
 def cluster(tmp_path_factory):
     distributed = pytest.importorskip('distributed')
-    with distributed.LocalCluster(n_workers=2, threads_per_worker=1, dashboard_address=None, host='127.0.0.1', local_directory=str(tmp_path_factory.mktemp('dask')), silence_logs=50) as c: yield c
+    with distributed.LocalCluster(n_workers=2, threads_per_worker=1, dashboard_address=None, host='127.0.0.1', local_directory=str(tmp_path_factory.mktemp('dask')), silence_logs=50) as c:
+        yield c
 
 def fresh(root):
-    for p in (root/'faces').glob('*'): p.unlink()
+    for p in (root/'faces').glob('*'):
+        p.unlink()
 
 def same(root, want):
     "The record and the rows are the same bytes, the crops the same pixels"
@@ -259,7 +287,8 @@ def test_a_shard_that_fails_is_tried_again_then_reported(root, monkeypatch):
     def flaky(until):
         def read(p):
             calls.append(p)
-            if '_02_' in str(p) and 1 < sum('_02_' in str(o) for o in calls) <= until: raise OSError(5, 'Input/output error')
+            if '_02_' in str(p) and 1 < sum('_02_' in str(o) for o in calls) <= until:
+                raise OSError(5, 'Input/output error')
             return real(p)
         return read
     fresh(root)
@@ -278,10 +307,12 @@ def test_a_shard_that_fails_is_tried_again_then_reported(root, monkeypatch):
 def test_interrupted_and_run_again(root, tmp_path):
     F.extract_faces(root, workers=1)
     want = read_jsonl(root/'faces/faces.jsonl')
-    for p in (root/'faces').glob('*'): p.unlink()
+    for p in (root/'faces').glob('*'):
+        p.unlink()
     job = start(root, tmp_path)
     end = time.time() + 20
-    while not list((root/'faces/parts').glob('images*')) and job.poll() is None and time.time() < end: time.sleep(.005)
+    while not list((root/'faces/parts').glob('images*')) and job.poll() is None and time.time() < end:
+        time.sleep(.005)
     job.send_signal(signal.SIGINT)
     job.communicate(timeout=30)
     assert not list(Path(root).rglob('*.tmp'))

@@ -110,11 +110,13 @@ def test_clean_fid_finds_the_same_on_the_same_pictures(tmp_path):
     net = inception_v3(weights=None, init_weights=False, transform_input=False).eval()
     net.fc = torch.nn.Linear(2048, 4)
 
-    def embed(x): return net(x/128 - 1)
+    def embed(x):
+        return net(x/128 - 1)
     sets = [smooth_faces(8, s) for s in (0, 1)]
     for k, ims in enumerate(sets):
         (tmp_path/str(k)).mkdir()
-        for i, im in enumerate(ims): cv2.imwrite(str(tmp_path/str(k)/f'{i:03d}.png'), im[..., ::-1])
+        for i, im in enumerate(ims):
+            cv2.imwrite(str(tmp_path/str(k)/f'{i:03d}.png'), im[..., ::-1])
     with torch.no_grad():
         want = peer.compute_fid(str(tmp_path/'0'), str(tmp_path/'1'), custom_feat_extractor=embed, num_workers=0, batch_size=4,
                                 device=torch.device('cpu'), verbose=False)
@@ -168,7 +170,8 @@ def test_report_on_disk(tmp_path):
     root = open_root(tmp_path/'root', create=True)
     data = SimpleNamespace(train=smooth_faces(40, 0), heldout=smooth_faces(12, 1), hash='abc')
 
-    def mean_colour(x): return x.mean((1, 2))
+    def mean_colour(x):
+        return x.mean((1, 2))
     sets = [smooth_faces(30, s) for s in (2, 3, 4)]
     sets[0][7] = sets[0][8]
     report = evaluate(sets, data, mean_colour, root=root, progress=False, detector=None)
@@ -189,7 +192,8 @@ def test_no_held_out_faces_is_said_not_hidden():
     report = evaluate(smooth_faces(20, 1), data, lambda x: x.mean((1, 2)), progress=False, detector=None)
     assert any('no floor' in o for o in report.notes)
     odd = SimpleNamespace(train=data.train, heldout=data.heldout, at=lambda side: data)
-    with pytest.raises(BadInput, match='8, 9, 3.*24, 24, 3'): evaluate(np.zeros((9, 8, 9, 3), np.uint8), odd, progress=False)
+    with pytest.raises(BadInput, match='8, 9, 3.*24, 24, 3'):
+        evaluate(np.zeros((9, 8, 9, 3), np.uint8), odd, progress=False)
 
 
 def test_best_is_named_only_beyond_the_dice():
@@ -198,7 +202,8 @@ def test_best_is_named_only_beyond_the_dice():
     assert same < 40  # six equal checkpoints: a lone winner is rare
     clear = equally_good({'a': [43, 43.2, 42.9], 'b': [40, 40.1, 40.2], 'c': [44, 44.1, 43.8]})
     assert clear == ['b'] and len(equally_good({'a': [1.], 'b': [2.]})) == 2
-    with pytest.raises(BadInput, match='2 checkpoints'): sweep({'a': None}, None)
+    with pytest.raises(BadInput, match='2 checkpoints'):
+        sweep({'a': None}, None)
 
 
 def test_weights_appear_whole_or_not_at_all(tmp_path, monkeypatch):
@@ -206,7 +211,8 @@ def test_weights_appear_whole_or_not_at_all(tmp_path, monkeypatch):
     there = tmp_path/'server.pt'
     there.write_bytes(b'w'*100_000)
     monkeypatch.setattr(ft, 'inception_url', there.as_uri())
-    with pytest.raises(BadInput, match='cannot be had'): ft.inception_weights(tmp_path/'cache')
+    with pytest.raises(BadInput, match='cannot be had'):
+        ft.inception_weights(tmp_path/'cache')
     assert not list((tmp_path/'cache').iterdir())
     monkeypatch.setattr(ft, 'inception_sha256', hashlib.sha256(there.read_bytes()).hexdigest())
     path = ft.inception_weights(tmp_path/'cache')
@@ -216,7 +222,8 @@ def test_weights_appear_whole_or_not_at_all(tmp_path, monkeypatch):
     assert ft.inception_weights(tmp_path/'cache') == path  # asked for once
 
 
-def colours(x): return np.concatenate([x.mean((1, 2)), x.std((1, 2))], 1).astype(np.float32)
+def colours(x):
+    return np.concatenate([x.mean((1, 2)), x.std((1, 2))], 1).astype(np.float32)
 
 
 def test_copies_among_500_drawn_heads():
@@ -265,7 +272,8 @@ def test_a_damaged_cache_is_made_anew(fault, tmp_path, caplog):
 def test_a_cache_that_cannot_be_written_costs_only_time(tmp_path, caplog, monkeypatch):
     ims, p = smooth_faces(9, 0), ft.Protocol('FD', 'v1', colours)
 
-    def full(*a, **k): raise OSError(28, 'No space left on device')
+    def full(*a, **k):
+        raise OSError(28, 'No space left on device')
     monkeypatch.setattr(ft, 'write_npz', full)
     assert ft.cached_features(ims, p, tmp_path).shape == (9, 6) and 'No space left' in caplog.text
     assert not list(tmp_path.iterdir())
@@ -273,9 +281,11 @@ def test_a_cache_that_cannot_be_written_costs_only_time(tmp_path, caplog, monkey
 
 def test_other_pictures_protocols_and_versions_have_other_entries(tmp_path):
     a, b = smooth_faces(9, 0), smooth_faces(9, 1)
-    for ims, v in ((a, 'v1'), (b, 'v1'), (a, 'v2')): ft.cached_features(ims, ft.Protocol('FD', v, colours), tmp_path)
+    for ims, v in ((a, 'v1'), (b, 'v1'), (a, 'v2')):
+        ft.cached_features(ims, ft.Protocol('FD', v, colours), tmp_path)
     assert len(list(tmp_path.iterdir())) == 3
-    for i in range(12): ft.cached_features(smooth_faces(3, i), ft.Protocol('FD', 'v1', colours), tmp_path, 'samples')
+    for i in range(12):
+        ft.cached_features(smooth_faces(3, i), ft.Protocol('FD', 'v1', colours), tmp_path, 'samples')
     assert len(list(tmp_path.glob('samples-*'))) == 8 and len(list(tmp_path.glob('real-*'))) == 3
     assert ft.PROTOCOLS['inception'] is ft.PROTOCOLS['clean']
 
@@ -283,18 +293,26 @@ def test_other_pictures_protocols_and_versions_have_other_entries(tmp_path):
 def test_bad_input_is_one_sentence(tmp_path, caplog):
     data, ims = SimpleNamespace(train=smooth_faces(20, 0), heldout=smooth_faces(9, 1)), smooth_faces(12, 2)
 
-    def ask(samples, protocol=colours, d=data, **kw): return evaluate(samples, d, protocol, progress=False, **{'detector': None, **kw})
-    for i in range(3): (tmp_path/f'{i}.txt').write_text('no picture')
+    def ask(samples, protocol=colours, d=data, **kw):
+        return evaluate(samples, d, protocol, progress=False, **{'detector': None, **kw})
+    for i in range(3):
+        (tmp_path/f'{i}.txt').write_text('no picture')
     cases = [(ims[:1], 'Found 1 picture'), (ims[:5], '5 samples'), ([ims[0], ims[1, :9]], '2 sizes'), (ims.astype(float), 'float64 from'), (ims.astype(np.int64), 'int64 from'),
              (np.full((9, 24, 24, 3), np.nan), 'float64 from nan'), (tmp_path, '3 files and 0 pictures'), (tmp_path/'none', 'does not exist'), (ims[..., :1], 'Need pictures'),
              ([ims, ims[:, :9]], 'cannot be compared')]
     for samples, said in cases:
-        with pytest.raises(BadInput, match=said): ask(samples)
-    with pytest.raises(BadInput, match='pictures are not finite .the first is number 0'): ask(ims, lambda x: np.full((len(x), 3), np.nan))
-    with pytest.raises(BadInput, match='all the same picture'): ask(ims, d=SimpleNamespace(train=ims[[0]*9], heldout=ims))
-    with pytest.raises(BadInput, match='detector'): ask(lambda n, s: pytest.fail('asked for samples before'), detector='eigenfaces')
-    with pytest.raises(BadInput, match='no protocol'): ask(lambda n, s: pytest.fail('asked for samples before'), 'vgg')
-    with pytest.raises(BadInput, match='no precision'): ask(ims, 'efficientnet', precision='double')
+        with pytest.raises(BadInput, match=said):
+            ask(samples)
+    with pytest.raises(BadInput, match='pictures are not finite .the first is number 0'):
+        ask(ims, lambda x: np.full((len(x), 3), np.nan))
+    with pytest.raises(BadInput, match='all the same picture'):
+        ask(ims, d=SimpleNamespace(train=ims[[0]*9], heldout=ims))
+    with pytest.raises(BadInput, match='detector'):
+        ask(lambda n, s: pytest.fail('asked for samples before'), detector='eigenfaces')
+    with pytest.raises(BadInput, match='no protocol'):
+        ask(lambda n, s: pytest.fail('asked for samples before'), 'vgg')
+    with pytest.raises(BadInput, match='no precision'):
+        ask(ims, 'efficientnet', precision='double')
     assert any('All 12 samples are the same picture' in o for o in ask(ims[[3]*12]).notes)
     assert any('12 pictures are fewer than 1728 features' in o for o in ask(ims, lambda x: x.reshape(len(x), -1)).notes)
     cv2.imwrite(str(tmp_path/'a.png'), ims[0])
@@ -323,13 +341,16 @@ def test_what_was_drawn_is_not_drawn_again(monkeypatch, tmp_path):
 
     def sample(moment, n, seed=0, start=0, **kw):
         calls.append((n, seed, start))
-        if len(calls) in stop: raise KeyboardInterrupt
+        if len(calls) in stop:
+            raise KeyboardInterrupt
         return np.stack([smooth_faces(1, 1000*seed + start + i)[0] for i in range(n)])
     monkeypatch.setattr(d, 'sample', sample)
     m = Moment(SimpleNamespace(recipe=None), 'm', 'abc')
 
-    def ask(n, seed=0, **kw): return draw_kept(m, n, seed, tmp_path, block=4, progress=False, device='cpu', **kw)
-    with pytest.raises(KeyboardInterrupt): ask(10)
+    def ask(n, seed=0, **kw):
+        return draw_kept(m, n, seed, tmp_path, block=4, progress=False, device='cpu', **kw)
+    with pytest.raises(KeyboardInterrupt):
+        ask(10)
     assert calls == [(4, 0, 0), (4, 0, 4), (2, 0, 8)] and len(list(tmp_path.iterdir())) == 2
     ims = ask(10)
     assert calls[3:] == [(2, 0, 8)] and (ims == np.stack([smooth_faces(1, i)[0] for i in range(10)])).all()
@@ -351,41 +372,50 @@ def test_a_sweep_goes_on_where_it_stopped(monkeypatch, tmp_path):
 
     def sample(moment, n, seed=0, start=0, **kw):
         calls.append((moment.name, seed))
-        if len(calls) in stop: raise KeyboardInterrupt
+        if len(calls) in stop:
+            raise KeyboardInterrupt
         return smooth_faces(n, ord(moment.name) + 100*seed)
     monkeypatch.setattr(d, 'sample', sample)
     root = open_root(tmp_path/'root', create=True)
     data, p = SimpleNamespace(train=smooth_faces(40, 0), heldout=smooth_faces(9, 1), hash='h'), ft.Protocol('FD', 'v1', colours)
     ms = {k: Moment(None, k, k) for k in 'abc'}
 
-    def ask(ms, **kw): return sweep(ms, data, p, n=20, seeds=2, root=root, progress=False, device='cpu', **kw)
-    with pytest.raises(KeyboardInterrupt): ask(ms)
+    def ask(ms, **kw):
+        return sweep(ms, data, p, n=20, seeds=2, root=root, progress=False, device='cpu', **kw)
+    with pytest.raises(KeyboardInterrupt):
+        ask(ms)
     first = ask(ms)
     assert calls == [('a', 0), ('a', 1), ('b', 0), ('b', 1), ('b', 1), ('c', 0), ('c', 1)]
-    for o in (root/'eval/cache').glob('drawn-*'): o.unlink()
+    for o in (root/'eval/cache').glob('drawn-*'):
+        o.unlink()
     assert ask(ms).rows == first.rows and len(calls) == 7  # neither drawn nor measured again
     more = ask({**ms, 'd': Moment(None, 'd', 'd')})
     assert calls[7:] == [('d', 0), ('d', 1)] and more.rows[:3] == [{**r, 'good': q['good']} for r, q in zip(first.rows, more.rows)]
     assert json.loads((root/'eval/sweep.json').read_text())['rows'] == more.rows
     assert 'nothing can be said' in sweep({'x': smooth_faces(20, 3), 'y': smooth_faces(20, 4)}, data, p, n=20, progress=False).verdict
-    with pytest.raises(BadInput, match='give as many of each'): sweep({'x': smooth_faces(20, 3), 'y': smooth_faces(9, 4)}, data, p, n=20, progress=False)
+    with pytest.raises(BadInput, match='give as many of each'):
+        sweep({'x': smooth_faces(20, 3), 'y': smooth_faces(9, 4)}, data, p, n=20, progress=False)
 
 
 def test_a_watch_knows_when_it_is_due():
-    def trainer(images): return SimpleNamespace(images=images, seconds=0., n_train=100)
+    def trainer(images):
+        return SimpleNamespace(images=images, seconds=0., n_train=100)
     w = Watch(None, every=3)
     assert [w.due(trainer(i)) for i in range(7)] == [True, False, False, True, False, False, True]
     w = Watch(None, every='2 epochs')
     assert [w.due(trainer(i)) for i in (50, 190, 210, 390, 410, 800)] == [False, False, True, False, True, True]
-    with pytest.raises(BadInput, match='1 samples have no spread'): Watch(None, n=1)
-    with pytest.raises(BadInput): Watch(None, every='5 fortnights')
+    with pytest.raises(BadInput, match='1 samples have no spread'):
+        Watch(None, n=1)
+    with pytest.raises(BadInput):
+        Watch(None, every='5 fortnights')
 
 
 def test_two_processes_find_what_one_finds(tmp_path):
     "`accelerate launch` with two processes: the same report, each picture seen once."
     env = dict(os.environ, PYTHONPATH=str(top), OMP_NUM_THREADS='1', CUDA_VISIBLE_DEVICES='')
     worker = str(Path(__file__).with_name('fid_worker.py'))
-    for k in ('one', 'two'): open_root(tmp_path/k, create=True)
+    for k in ('one', 'two'):
+        open_root(tmp_path/k, create=True)
     one = subprocess.run([sys.executable, worker, str(tmp_path/'one')], env=env, capture_output=True, text=True, timeout=300)
     assert one.returncode == 0, one.stderr[-2000:]
     flags = ['--multi_gpu', '--num_processes=2', '--num_machines=1', '--mixed_precision=no', '--dynamo_backend=no', '--main_process_port=0']  # --cpu starts one process

@@ -12,15 +12,18 @@ from pttface.synthetic.lighting import draw_scene
 from pttface.storage.files import BadInput
 
 
-def sha(im): return hashlib.sha256(im.tobytes()).hexdigest()
+def sha(im):
+    return hashlib.sha256(im.tobytes()).hexdigest()
 
 kws = [dict(seed=i, size=(160,128)) for i in (3,4,5,6)]
 
 @pytest.fixture(scope='module')
-def alone(): return draw_heads(kws, workers=0, progress=False)
+def alone():
+    return draw_heads(kws, workers=0, progress=False)
 
 def test_same_bytes_in_any_pool(alone):
-    for workers in (2, 3): assert [sha(h.im) for h in draw_heads(kws, workers=workers, progress=False)] == [sha(h.im) for h in alone]
+    for workers in (2, 3):
+        assert [sha(h.im) for h in draw_heads(kws, workers=workers, progress=False)] == [sha(h.im) for h in alone]
 
 def test_same_bytes_in_a_fresh_process(alone):
     code = "import hashlib; from pttface.synthetic.heads import draw_head; print(hashlib.sha256(draw_head(3, size=(160,128)).im.tobytes()).hexdigest())"
@@ -72,4 +75,5 @@ def test_group_shares_one_photo():
 @pytest.mark.parametrize('kw,words', [(dict(blur=-1), 'blur is -1 px'), (dict(size=(8,8)), '8 × 8 px'), (dict(scale=0), 'picture heights'),
                                       (dict(yaw=170), '±90°'), (dict(background='mars'), "'mars'")])
 def test_bad_input(kw, words):
-    with pytest.raises(BadInput, match=words.replace('(', r'\(')): draw_head(0, **kw)
+    with pytest.raises(BadInput, match=words.replace('(', r'\(')):
+        draw_head(0, **kw)

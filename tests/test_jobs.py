@@ -23,7 +23,8 @@ def later(x, wait):
 
 @pytest.fixture
 def cluster(tmp_path):
-    with distributed.LocalCluster(n_workers=2, threads_per_worker=1, dashboard_address=None, host='127.0.0.1', local_directory=str(tmp_path), silence_logs=50) as c: yield c
+    with distributed.LocalCluster(n_workers=2, threads_per_worker=1, dashboard_address=None, host='127.0.0.1', local_directory=str(tmp_path), silence_logs=50) as c:
+        yield c
 
 
 def test_dask_gives_what_this_process_gives(cluster):
@@ -36,10 +37,12 @@ def test_dask_gives_what_this_process_gives(cluster):
 def test_a_killed_worker_costs_time_only(cluster):
     pids = [w.pid for w in cluster.workers.values()]
     rows, killed = {}, False
-    for t, o in run_tasks(pow, [(i, 2) for i in range(4)], scheduler=cluster.scheduler_address): rows[t] = o
+    for t, o in run_tasks(pow, [(i, 2) for i in range(4)], scheduler=cluster.scheduler_address):
+        rows[t] = o
     for t, o in run_tasks(later, [(i, .3) for i in range(8)], scheduler=cluster.scheduler_address):
         rows[t] = o
-        if not killed: os.kill(pids[0], signal.SIGKILL)
+        if not killed:
+            os.kill(pids[0], signal.SIGKILL)
         killed = True
     assert {t[0]: o for t, o in rows.items() if t[1] == .3} == {i: i * i for i in range(8)}
 
@@ -55,7 +58,8 @@ def handed_out(n, ahead, **kw):
                 given += 1
                 most = max(most, given - taken)
                 yield given, 2
-            else: yield None
+            else:
+                yield None
     for _, o in run_tasks(pow, tasks(), ahead=ahead, **kw):
         got.append(o)
         taken += 1
@@ -75,7 +79,8 @@ def fatal(flag, always):
     "Kill this process, the first time or always."
     first = not os.path.exists(flag)
     open(flag, 'w').close()
-    if first or always: os.kill(os.getpid(), signal.SIGKILL)
+    if first or always:
+        os.kill(os.getpid(), signal.SIGKILL)
     return 'well'
 
 
@@ -87,13 +92,16 @@ def test_a_process_that_dies(tmp_path):
 
 def late(path, n):
     "Well at the n-th try."
-    with open(path, 'a') as f: f.write('.')
-    if os.path.getsize(path) < n: raise OSError(f'try {os.path.getsize(path)}')
+    with open(path, 'a') as f:
+        f.write('.')
+    if os.path.getsize(path) < n:
+        raise OSError(f'try {os.path.getsize(path)}')
     return 'well'
 
 
 def refused(path):
-    with open(path, 'a') as f: f.write('.')
+    with open(path, 'a') as f:
+        f.write('.')
     raise BadInput('never')
 
 
@@ -108,7 +116,8 @@ def test_what_raises_is_tried_again(tmp_path, cluster):
 
 def test_no_scheduler(monkeypatch):
     monkeypatch.setattr(distributed, 'Client', lambda address, timeout: (_ for _ in ()).throw(OSError('nobody')))
-    with pytest.raises(BadInput, match='No scheduler answers at tcp://127.0.0.1:9'): list(run_tasks(pow, [(1, 2)], scheduler='tcp://127.0.0.1:9'))
+    with pytest.raises(BadInput, match='No scheduler answers at tcp://127.0.0.1:9'):
+        list(run_tasks(pow, [(1, 2)], scheduler='tcp://127.0.0.1:9'))
 
 
 POOL = '''
@@ -134,6 +143,8 @@ def test_ctrl_c_while_processes_start(tmp_path):
         said = p.communicate(timeout=60)[1]
         assert p.returncode in (0, 130) and not said, said
         with pytest.raises(ProcessLookupError):
-            for _ in range(250): os.killpg(p.pid, 0); time.sleep(.02)
+            for _ in range(250):
+                os.killpg(p.pid, 0)
+                time.sleep(.02)
         stopped += p.returncode == 130
     assert stopped >= 4

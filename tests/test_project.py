@@ -54,15 +54,21 @@ def test_what_colab_brings_stays():
     todo, seen, against = [('pttface', '')], set(), []
     while todo:
         who, extra = todo.pop()
-        if (who, extra) in seen: continue
+        if (who, extra) in seen:
+            continue
         seen.add((who, extra))
-        try: reqs = requires(who) or []
-        except PackageNotFoundError: continue
+        try:
+            reqs = requires(who) or []
+        except PackageNotFoundError:
+            continue
         for r in map(Requirement, reqs):
-            if r.marker and not r.marker.evaluate({'extra': extra}): continue
+            if r.marker and not r.marker.evaluate({'extra': extra}):
+                continue
             name = canonicalize_name(r.name)
-            if name in COLAB and not r.specifier.contains(COLAB[name], prereleases=True) and name != who: against.append(f'{who} wants {r}')
-            if name not in COLAB: todo += [(name, ''), *((name, e) for e in r.extras)]
+            if name in COLAB and not r.specifier.contains(COLAB[name], prereleases=True) and name != who:
+                against.append(f'{who} wants {r}')
+            if name not in COLAB:
+                todo += [(name, ''), *((name, e) for e in r.extras)]
     assert ('accelerate', '') in seen and len(seen) > 20
     assert against == []
     assert Requirement('python>=' + ini['min_python']).specifier.contains("3.13")
@@ -95,7 +101,8 @@ def test_help_of_every_command_is_a_page():
         assert 'exit status' in text and '--json' in text and max(map(len, text.splitlines())) <= 110
         for _, line in c.examples:
             words = line.split(' > ')[0].replace("'", '').split()
-            if words[:2] == ['pttface', name] and name not in ('train', 'completion'): p.parse_args(words[2:])
+            if words[:2] == ['pttface', name] and name not in ('train', 'completion'):
+                p.parse_args(words[2:])
 
 
 def test_the_commands_run_what_the_pages_describe():

@@ -25,11 +25,16 @@ class Links(HTMLParser):
 
     def handle_starttag(self, tag, attrs):
         a = dict(attrs)
-        if 'id' in a: self.ids.add(a['id'])
-        if tag == 'a' and a.get('href'): self.links.append(a['href'])
-        if tag in ('link', 'script') and (a.get('href') or a.get('src')): self.links.append(a.get('href') or a['src'])
-        if tag == 'img': self.images.append((a.get('src', ''), a.get('alt')))
-        if re.fullmatch('h[1-6]', tag) and a.get('id') != 'toc-title': self.headings.append(int(tag[1]))
+        if 'id' in a:
+            self.ids.add(a['id'])
+        if tag == 'a' and a.get('href'):
+            self.links.append(a['href'])
+        if tag in ('link', 'script') and (a.get('href') or a.get('src')):
+            self.links.append(a.get('href') or a['src'])
+        if tag == 'img':
+            self.images.append((a.get('src', ''), a.get('alt')))
+        if re.fullmatch('h[1-6]', tag) and a.get('id') != 'toc-title':
+            self.headings.append(int(tag[1]))
 
 
 @pytest.fixture(scope='session')
@@ -47,7 +52,8 @@ def built():
 def url(built):
     "The site, served."
     class Quiet(http.server.SimpleHTTPRequestHandler):
-        def log_message(self, *a): pass
+        def log_message(self, *a):
+            pass
     server = http.server.ThreadingHTTPServer(('127.0.0.1', 0), functools.partial(Quiet, directory=str(site)))
     threading.Thread(target=server.serve_forever, daemon=True).start()
     yield f'http://127.0.0.1:{server.server_port}/'
@@ -56,14 +62,16 @@ def url(built):
 
 @pytest.fixture(scope='module')
 def browser(url):
-    with Browser() as b: yield b
+    with Browser() as b:
+        yield b
 
 
 def test_every_notebook_has_its_page_and_its_place_in_the_sidebar(built):
     bar = {urljoin('index.html', o) for o in built['index.html'].links}
     for p in sorted(top.glob('nbs/**/*.ipynb')):
         rel = p.relative_to(top / 'nbs')
-        if any(o.startswith(('.', '_')) for o in rel.parts): continue
+        if any(o.startswith(('.', '_')) for o in rel.parts):
+            continue
         name = rel.with_name(re.sub(r'^\d\d_', '', rel.stem) + '.html').as_posix()
         assert name in built, f'{rel} has no page'
         assert name in bar, f'{rel} is not in the sidebar'
@@ -74,16 +82,21 @@ def test_no_link_and_no_picture_is_broken(built):
     for name, page in built.items():
         for href in {*page.links, *(src for src, _ in page.images)}:
             where, part = urldefrag(href)
-            if urlsplit(href).scheme in ('http', 'https', 'data', 'mailto'): continue
+            if urlsplit(href).scheme in ('http', 'https', 'data', 'mailto'):
+                continue
             to = unquote(urljoin(f'/{name}', where)).lstrip('/') if where else name
-            if to.endswith('/') or not to: to += 'index.html'
-            if not (site / to).exists(): broken.append(f'{name}: {href}')
-            elif part and to in built and unquote(part) not in built[to].ids: broken.append(f'{name}: {href} (no such part)')
+            if to.endswith('/') or not to:
+                to += 'index.html'
+            if not (site / to).exists():
+                broken.append(f'{name}: {href}')
+            elif part and to in built and unquote(part) not in built[to].ids:
+                broken.append(f'{name}: {href} (no such part)')
     assert broken == []
 
 
 def test_nothing_is_fetched_from_elsewhere(built):
-    for css in site.rglob('*.css'): assert 'googleapis' not in css.read_text(), css
+    for css in site.rglob('*.css'):
+        assert 'googleapis' not in css.read_text(), css
     for name, page in built.items():
         assert [s for s, _ in page.images if urlsplit(s).scheme in ('http', 'https')] == [], name
 

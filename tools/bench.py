@@ -32,14 +32,18 @@ def main():
     args = p.parse_args()
     rows = [{c: r.get(c) for c in columns} for r in import_module(f'bench_{args.name}').bench(**({'smoke': True} if args.smoke else {}))]
     print(Table(rows))
-    if args.smoke: return
+    if args.smoke:
+        return
     out = here.parent / 'runs/bench' / f'{args.name}.json'
     write_json(out, rows)
     print(f'written to {out.relative_to(here.parent)}')
-    if not args.keep: return
+    if not args.keep:
+        return
     kept = here.parent / f'nbs/benchmarks/{args.name}.json'
     write_json(kept, dict(date=f'{date.today()}', machine=machine(), rows=rows))
-    if out.with_suffix('.jpg').exists(): shutil.copy(out.with_suffix('.jpg'), kept.parent)
+    if out.with_suffix('.jpg').exists():
+        shutil.copy(out.with_suffix('.jpg'), kept.parent)
 
 
-if __name__ == '__main__': main()
+if __name__ == '__main__':
+    main()

@@ -36,12 +36,16 @@ def requests_to_find(year, articles):
 def _serve(pipe, board, latency):
     "Serve `board`, its pages written beforehand, until the pipe is closed."
     board = make_board(**board)
-    for n in range(1, board.pages + 1): board.answer(f'/bbs/Beauty/index{n}.html')
-    for i in range(len(board)): board.answer(board.article(i).path)
+    for n in range(1, board.pages + 1):
+        board.answer(f'/bbs/Beauty/index{n}.html')
+    for i in range(len(board)):
+        board.answer(board.article(i).path)
     with serve(board, latency=latency) as server:
         pipe.send(server.url)
-        try: pipe.recv()
-        except EOFError: pass
+        try:
+            pipe.recv()
+        except EOFError:
+            pass
 
 
 @contextmanager
@@ -51,11 +55,13 @@ def serving_apart(board, latency=0.):
     p = multiprocessing.get_context('spawn').Process(target=_serve, args=(theirs, board, latency))
     p.start()
     theirs.close()
-    try: yield ours.recv()
+    try:
+        yield ours.recv()
     finally:
         ours.close()
         p.join(10)
-        if p.is_alive(): p.kill()
+        if p.is_alive():
+            p.kill()
 
 
 OURS = '''
@@ -82,7 +88,8 @@ def beside_scrapy(board, workers, repeats, smoke):
         pages = Range(Pages(Path(tmp) / 'known/links/pages.jsonl', url), 'Beauty', day(year[0]), day('2025-01-01') - 1).find()
         for i in range(repeats):
             ours.append(rate(sys.executable, '-c', OURS, url, Path(tmp) / f'{i}', *year, workers))
-            if scrapy: theirs.append(rate(scrapy, Path(__file__).parent / 'scrapy_spider.py', url, *pages, workers, Path(tmp) / f'{i}.jsonl'))
+            if scrapy:
+                theirs.append(rate(scrapy, Path(__file__).parent / 'scrapy_spider.py', url, *pages, workers, Path(tmp) / f'{i}.jsonl'))
     assert all(abs(n - len(known)) < .2 * len(known) + 30 for _, n in ours + theirs), (ours, theirs)
     return [r for r, _ in ours], [r for r, _ in theirs]
 

@@ -15,7 +15,8 @@ def _row(what, value, unit='', peer=None, peer_value=None, ratio=None, n=None, s
     return dict(what=what, value=value, unit=unit, peer=peer, peer_value=peer_value, ratio=ratio, n=n, spread=spread)
 
 
-def _spread(v): return float(np.subtract(*np.percentile(v, [75, 25]))/2/np.median(v)) if len(v) > 2 else None
+def _spread(v):
+    return float(np.subtract(*np.percentile(v, [75, 25]))/2/np.median(v)) if len(v) > 2 else None
 
 
 def _faces(n, seed=0):
@@ -28,7 +29,8 @@ def _faces(n, seed=0):
 def _hashes(n, seed=1):
     "Perceptual hashes as faces have them, all a little alike: of all pairs a third of a percent lie within 10 bits, as measured on drawn faces"
     rng = np.random.default_rng(seed)
-    def flip(h, p): return h ^ (rng.random((len(h), 64)) < p)
+    def flip(h, p):
+        return h ^ (rng.random((len(h), 64)) < p)
     bits = flip(flip(np.tile(rng.random(64) < .5, (200, 1)), .28)[rng.integers(0, 200, n)], .08)
     return np.packbits(bits, axis=1).view(np.uint64)[:, 0].copy()
 
@@ -36,9 +38,11 @@ def _hashes(n, seed=1):
 def _rate(batches, n, batch):
     "Images a second over `n` batches, after a few to warm up"
     it = iter(batches)
-    for _ in range(3): next(it)
+    for _ in range(3):
+        next(it)
     t = time.perf_counter()
-    for _ in range(n): next(it)
+    for _ in range(n):
+        next(it)
     return n*batch/(time.perf_counter() - t)
 
 
@@ -49,7 +53,8 @@ def _folder(ims, root, batch, workers):
     from torchvision.datasets import ImageFolder
     from torchvision.transforms import v2
     (root/'all').mkdir(parents=True)
-    for i, im in enumerate(ims): cv2.imwrite(str(root/f'all/{i:05d}.png'), im[..., ::-1])
+    for i, im in enumerate(ims):
+        cv2.imwrite(str(root/f'all/{i:05d}.png'), im[..., ::-1])
     tfm = v2.Compose([v2.ToImage(), v2.RandomHorizontalFlip(), v2.ToDtype(torch.float32, scale=True), v2.Normalize([.5]*3, [.5]*3)])
     return DataLoader(ImageFolder(root, tfm), batch, shuffle=True, num_workers=workers, drop_last=True, persistent_workers=workers > 0)
 

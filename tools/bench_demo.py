@@ -16,8 +16,10 @@ root = Path(__file__).resolve().parent.parent / 'runs/bench/demo'
 
 def held(p):
     "Bytes of memory that a process holds, pages shared with others counted by share; 0 once it has ended."
-    try: return getattr(p.memory_full_info(), 'pss', p.memory_info().rss)
-    except psutil.Error: return 0
+    try:
+        return getattr(p.memory_full_info(), 'pss', p.memory_info().rss)
+    except psutil.Error:
+        return 0
 
 
 class Peak:
@@ -30,7 +32,8 @@ class Peak:
 
     def watch(self):
         me = psutil.Process()
-        while not self.stop.wait(3): self.bytes = max(self.bytes, sum(map(held, [me, *me.children(recursive=True)])))
+        while not self.stop.wait(3):
+            self.bytes = max(self.bytes, sum(map(held, [me, *me.children(recursive=True)])))
 
     def __exit__(self, *_):
         self.stop.set()
@@ -40,7 +43,8 @@ class Peak:
 def bench(smoke=False):
     "Rows: seconds a stage, and what it came to. Peers: none, nobody else walks the whole road."
     shutil.rmtree(root, ignore_errors=True)
-    with Peak() as peak: table = demo(root, DemoSettings(photos=90, budget='6s', samples=16) if smoke else DemoSettings())
+    with Peak() as peak:
+        table = demo(root, DemoSettings(photos=90, budget='6s', samples=16) if smoke else DemoSettings())
     secs = read_json(root / 'demo.json')['seconds']
     rows = [dict(what=k, value=round(v, 1), unit='s', n=1) for k, v in secs.items()]
     rows += [dict(what='the whole road', value=round(sum(secs.values()), 1), unit=f's on {os.cpu_count()} cores', n=1)]

@@ -57,7 +57,8 @@ def ours(url, n, gates, folder):
     from pttface.download import download
     from pttface.storage.files import open_root, write_jsonl
     quick = dict(sharpness=1e9, face_score=1., face_box=None, face_sharpness=None, phash='')
-    if not gates: pttface.download.measure = lambda im, detect: dict(width=im.shape[1], height=im.shape[0], **quick)
+    if not gates:
+        pttface.download.measure = lambda im, detect: dict(width=im.shape[1], height=im.shape[0], **quick)
     root = open_root(Path(folder) / 'root', create=True)
     write_jsonl(root / 'links/monthly_jsonl/image_links_01.jsonl',
                 [dict(url='https://www.ptt.cc/bbs/Beauty/M.1704040318.A.E87.html', title='', images=[name.format(i) for i in range(n)])])
@@ -101,7 +102,8 @@ def once(url, n, cores, gates=False, peer=None):
         call = [peer, script, url, str(n), tmp, str(cores)] if peer else [sys.executable, here, 'ours', url, str(n), str(int(gates)), tmp]
         env = os.environ | dict(NO_ALBUMENTATIONS_UPDATE='1', PYTHONWARNINGS='ignore', OMP_NUM_THREADS='1')
         out = subprocess.run(list(map(str, call)), env=env, capture_output=True, text=True)
-        if out.returncode: raise RuntimeError(out.stderr[-2000:])
+        if out.returncode:
+            raise RuntimeError(out.stderr[-2000:])
         got = json.loads(out.stdout.strip().splitlines()[-1])
     import requests
     seconds = got['end'] - float(requests.get(f'{url}/begun', timeout=9).text)
@@ -111,7 +113,8 @@ def once(url, n, cores, gates=False, peer=None):
 def cost(f, pool):
     "Milliseconds of CPU a photo."
     start = time.thread_time()
-    for o in pool: f(o)
+    for o in pool:
+        f(o)
     return (time.thread_time() - start) / len(pool) * 1e3
 
 
@@ -128,9 +131,11 @@ def gate_rows(n, repeats):
     parts = dict(decode=(decode, pool), face=(detect, ims), sharpness=(sharpness, ims),
                  phash=(lambda im: imagehash.phash(Image.fromarray(cv2.resize(im, (128, 128), interpolation=cv2.INTER_AREA))), ims))
     took = {k: [] for k in parts}
-    for f, over in parts.values(): f(over[0])
+    for f, over in parts.values():
+        f(over[0])
     for _ in range(repeats):
-        for k, (f, over) in parts.items(): took[k].append(cost(f, over))
+        for k, (f, over) in parts.items():
+            took[k].append(cost(f, over))
     return [dict(what=f'gate ms: {k}', value=statistics.median(v), unit='ms CPU/photo', n=repeats, spread=spread(v)) for k, v in took.items()]
 
 
@@ -153,7 +158,8 @@ def bench(smoke=False):
         url, off, on, by = server.stdout.readline().strip(), [], [], []
         for _ in range(repeats):
             off.append(once(url, n, cores))
-            if peer: by.append(once(url, n, cores, peer=peer))
+            if peer:
+                by.append(once(url, n, cores, peer=peer))
             on.append(once(url, n, cores, gates=True))
         rows = []
         for i, unit in enumerate(('images/s/core', 'images/CPU s')):
@@ -171,5 +177,7 @@ def bench(smoke=False):
 
 
 if __name__ == '__main__':
-    if sys.argv[1] == 'serve': serve()
-    else: ours(sys.argv[2], int(sys.argv[3]), sys.argv[4] == '1', sys.argv[5])
+    if sys.argv[1] == 'serve':
+        serve()
+    else:
+        ours(sys.argv[2], int(sys.argv[3]), sys.argv[4] == '1', sys.argv[5])

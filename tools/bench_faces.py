@@ -12,7 +12,8 @@ def _row(what, value, unit='', peer=None, peer_value=None, ratio=None, n=None, s
     return dict(what=what, value=value, unit=unit, peer=peer, peer_value=peer_value, ratio=ratio, n=n, spread=spread)
 
 
-def _jpeg(im): return cv2.imencode('.jpg', im[..., ::-1], [cv2.IMWRITE_JPEG_QUALITY, 92])[1].tobytes()
+def _jpeg(im):
+    return cv2.imencode('.jpg', im[..., ::-1], [cv2.IMWRITE_JPEG_QUALITY, 92])[1].tobytes()
 
 
 def _bad(n):
@@ -53,9 +54,11 @@ def _steps(photos, detect, settings):
         im = step('decode', F.decode, b)[0]
         step('sharpness', F.sharpness, im)
         o = step('first look', F.first_look, im, detect, settings)
-        if o.reason: continue
+        if o.reason:
+            continue
         step('second look', F.look_canvas if settings.canvas else F.look_around, im, o, detect)
-        if not settings.canvas: step('second look', F.take_back, o)
+        if not settings.canvas:
+            step('second look', F.take_back, o)
         F.place_square(im, o, settings)
         step('crops', F.crops_of, im, o, settings)
     spent['first look'] -= spent['sharpness']

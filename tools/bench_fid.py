@@ -28,7 +28,8 @@ def pictures(n, side=64, seed=0):
 def write_pngs(ims, folder):
     import cv2
     folder.mkdir()
-    for i, im in enumerate(ims): cv2.imwrite(f'{folder}/{i:05d}.png', im[..., ::-1], [cv2.IMWRITE_PNG_COMPRESSION, 1])
+    for i, im in enumerate(ims):
+        cv2.imwrite(f'{folder}/{i:05d}.png', im[..., ::-1], [cv2.IMWRITE_PNG_COMPRESSION, 1])
     return folder
 
 
@@ -74,13 +75,15 @@ class CleanFid:
         self.fid, (net, _) = fid, feature_net(kind)
 
         class Net(torch.nn.Module):
-            def forward(self, x): return net(x)
+            def forward(self, x):
+                return net(x)
         self.net = Net()
 
     def features(self, folder):
         return self.fid.get_folder_features(str(folder), self.net, num_workers=2, batch_size=32, device=__import__('torch').device('cpu'), custom_fn_resize=lambda x: x.astype(np.float32), verbose=False)
 
-    def distance(self, mu, a, mv, b): return self.fid.frechet_distance(mu, a, mv, b)
+    def distance(self, mu, a, mv, b):
+        return self.fid.frechet_distance(mu, a, mv, b)
     def report(self, real, fake):
         x, y = self.features(real), self.features(fake)
         return self.fid.fid_from_feats(x, y), self.fid.kernel_distance(x, y)
@@ -93,11 +96,14 @@ class PytorchFid:
         self.fid, (net, self.dims) = fid_score, feature_net(kind)
 
         class Net(torch.nn.Module):
-            def forward(self, x): return [net(x*255)[:, :, None, None]]
+            def forward(self, x):
+                return [net(x*255)[:, :, None, None]]
         self.net = Net()
 
-    def features(self, folder): return self.fid.get_activations(sorted(Path(folder).glob('*.png')), self.net, batch_size=50, dims=self.dims, num_workers=2)
-    def distance(self, mu, a, mv, b): return self.fid.calculate_frechet_distance(mu, a, mv, b)
+    def features(self, folder):
+        return self.fid.get_activations(sorted(Path(folder).glob('*.png')), self.net, batch_size=50, dims=self.dims, num_workers=2)
+    def distance(self, mu, a, mv, b):
+        return self.fid.calculate_frechet_distance(mu, a, mv, b)
     def report(self, real, fake):
         stats = [(x.mean(0), np.cov(x, rowvar=False)) for x in map(self.features, (real, fake))]
         return self.distance(*stats[0], *stats[1])
@@ -109,10 +115,13 @@ class TorchFidelity:
         net, dims = feature_net(kind)
 
         class Net(FeatureExtractorBase):
-            def __init__(self): super().__init__('net', [str(dims)])
+            def __init__(self):
+                super().__init__('net', [str(dims)])
             @staticmethod
-            def get_provided_features_list(): return (str(dims),)
-            def forward(self, x): return (net(x.float()),)
+            def get_provided_features_list():
+                return (str(dims),)
+            def forward(self, x):
+                return (net(x.float()),)
         self.net, self.layer = Net(), str(dims)
 
     def features(self, folder):
@@ -148,7 +157,8 @@ def worker(side, kind):
         for line in sys.stdin:
             what, *args = json.loads(line)
             if what == 'distance':
-                with np.load(args[0]) as z: args = [z[k] for k in ('mu', 'a', 'mv', 'b')]
+                with np.load(args[0]) as z:
+                    args = [z[k] for k in ('mu', 'a', 'mv', 'b')]
             t = time.perf_counter()
             got = getattr(it, what)(*args)
             s = time.perf_counter() - t
@@ -167,18 +177,21 @@ class Worker:
         self.p.stdin.write(json.dumps([str(o) for o in what]) + '\n')
         self.p.stdin.flush()
         said = self.p.stdout.readline()
-        if said: return json.loads(said)
+        if said:
+            return json.loads(said)
         self.p.wait()
         self.log.seek(0)
         raise RuntimeError(f'{what}: {self.log.read()[-1500:]}')
 
-    def __enter__(self): return self
+    def __enter__(self):
+        return self
     def __exit__(self, *a):
         self.p.stdin.close()
         self.p.wait()
 
 
-def spread(v): return float(np.subtract(*np.percentile(v, [75, 25]))/2/np.median(v)) if len(v) > 2 else None
+def spread(v):
+    return float(np.subtract(*np.percentile(v, [75, 25]))/2/np.median(v)) if len(v) > 2 else None
 
 
 def row(what, ours, unit, peer=None, theirs=None, better='higher', n=None, key=lambda a: a['s'], per=None):
@@ -197,9 +210,11 @@ def rounds(python, kind, jobs):
         sides = {k: stack.enter_context(Worker(k, v, kind)) for k, v in python.items() if v}
         for n, warm, *job in jobs:
             if warm:
-                for w in sides.values(): w.ask(*job)
+                for w in sides.values():
+                    w.ask(*job)
             for _ in range(n):
-                for k, w in sides.items(): got.setdefault(k, {}).setdefault(job[0], []).append(w.ask(*job))
+                for k, w in sides.items():
+                    got.setdefault(k, {}).setdefault(job[0], []).append(w.ask(*job))
     return got
 
 
@@ -254,12 +269,14 @@ def bench(smoke=False):
         rng, scale = np.random.default_rng(0), np.arange(1, dim+1)**-.6
         x, y = (rng.normal(size=(2*dim, dim))*scale + m for m in (0, .05))
         np.savez(d/'stats.npz', mu=x.mean(0), a=np.cov(x.T), mv=y.mean(0), b=np.cov(y.T))
-        for i, name in enumerate(('real', 'fake')): write_pngs(pictures(many, 16, i), d/name)
+        for i, name in enumerate(('real', 'fake')):
+            write_pngs(pictures(many, 16, i), d/name)
         got = rounds(python, 'projection', [(k, not smoke, 'distance', d/'stats.npz'), (1, False, 'report', d/'real', d/'fake')])
         rows += [row('distance s', got['ours']['distance'], f's, {dim} features', p, got.get(p, {}).get('distance'), 'lower') for p in PEERS]
         mine = got['ours']['distance'][0]['value']
         for p in PEERS:
-            if p in got: rows.append(dict(what='distance, relative difference', value=abs(mine/got[p]['distance'][0]['value'] - 1), unit='share', peer=p, n=1))
+            if p in got:
+                rows.append(dict(what='distance, relative difference', value=abs(mine/got[p]['distance'][0]['value'] - 1), unit='share', peer=p, n=1))
         for p in PEERS:
             theirs = got.get(p, {}).get('report')
             rows += [row('report s for 10k' if many == 10_000 else f'report s for {many}', got['ours']['report'], 's, network apart', p, theirs, 'lower'),
@@ -267,4 +284,5 @@ def bench(smoke=False):
     return rows + half_rows(pictures(8 if smoke else 128)) + copies_rows(20 if smoke else 500)
 
 
-if __name__ == '__main__': worker(*sys.argv[2:])
+if __name__ == '__main__':
+    worker(*sys.argv[2:])

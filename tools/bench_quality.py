@@ -41,10 +41,12 @@ def pictures(kind, n):
     from drawn import heads
     from pttface.storage.files import read_npz, write_npz
     path = top/f'runs/bench/fruit-64-{n}.npz'
-    if kind == 'heads': ims = heads(n, 64)['images']
+    if kind == 'heads':
+        ims = heads(n, 64)['images']
     else:
         if not path.exists():
-            with ProcessPoolExecutor(mp_context=get_context('spawn')) as pool: write_npz(path, images=np.stack(list(pool.map(fruit, range(n), chunksize=8))))
+            with ProcessPoolExecutor(mp_context=get_context('spawn')) as pool:
+                write_npz(path, images=np.stack(list(pool.map(fruit, range(n), chunksize=8))))
         ims = read_npz(path)['images']
     return np.stack([cv2.resize(o, (SIZE, SIZE), interpolation=cv2.INTER_AREA) for o in ims])
 
@@ -84,7 +86,8 @@ def cpu_per_image(names, ims, rounds=5, steps=3):
         for _ in range(rounds):
             for n, (t, batches) in trainers.items():
                 start = time.process_time()
-                for _ in range(steps): t.take(next(batches))
+                for _ in range(steps):
+                    t.take(next(batches))
                 took[n].append((time.process_time() - start)/steps/t.recipe.batch)
     return {n: float(np.median(v)) for n, v in took.items()}
 
@@ -118,7 +121,8 @@ def bench(smoke=False):
     minutes, n, samples, seeds = (dict(heads=.01), 60, 10, [0]) if smoke else (SETS, 3*TRAIN//2, 500, [0, 1])
     size = {p: n_params(make_net(find_recipe(p))) for p in (OURS, PEER)}
     sets, folder, seen = {k: pictures(k, n) for k in minutes}, {k: top/f'runs/bench/quality-{"smoke" if smoke else f"{m:g}"}' for k, m in minutes.items()}, {}
-    if smoke: shutil.rmtree(folder['heads'], ignore_errors=True)
+    if smoke:
+        shutil.rmtree(folder['heads'], ignore_errors=True)
     rows = [dict(what='parameters', value=size[OURS], unit='', peer='preset original', peer_value=size[PEER], ratio=size[PEER]/size[OURS])]
     for k, d in folder.items():
         if not (d/'images.json').exists():
@@ -128,9 +132,11 @@ def bench(smoke=False):
         seen[k] = o = read_json(d/'images.json')
         rows.append(dict(what=f'{k}: pictures seen in {minutes[k]:g} minutes', value=o[OURS], unit='images', peer='preset original', peer_value=o[PEER], ratio=o[OURS]/o[PEER]))
     def alone(file, *args):
-        if file.exists(): return
+        if file.exists():
+            return
         r = subprocess.run([sys.executable, __file__, *map(str, args)], capture_output=True, text=True, env={**os.environ, 'OMP_NUM_THREADS': '1', 'PYTHONPATH': str(top)})
-        if r.returncode: raise RuntimeError(r.stderr[-2000:])
+        if r.returncode:
+            raise RuntimeError(r.stderr[-2000:])
     at = {o: folder[o[0]]/'-'.join(map(str, o)) for o in product(sets, (PEER, OURS), seeds)}
     part = min(samples, 100)
     with ThreadPoolExecutor(2) as pool:
@@ -163,5 +169,7 @@ if __name__ == '__main__':
     import torch
     torch.set_num_threads(1)
     what, root, *a = sys.argv[1:]
-    if what == 'learn': learn(root, a[0], a[1], *map(int, a[2:]))
-    else: draw_some(root, *map(int, a))
+    if what == 'learn':
+        learn(root, a[0], a[1], *map(int, a[2:]))
+    else:
+        draw_some(root, *map(int, a))

@@ -18,7 +18,8 @@ TRIED = [('unipc', 6), ('unipc', 8), ('unipc', 10), ('unipc', 12), ('unipc', 15)
 
 class Counted:
     "A denoiser that counts how often it is asked."
-    def __init__(self, d): self.d, self.asked = d, 0
+    def __init__(self, d):
+        self.d, self.asked = d, 0
     def __call__(self, x, sigma):
         self.asked += 1
         return self.d(x, sigma)
@@ -33,7 +34,8 @@ def drawn(d, sampler, steps, n, shape, batch=25):
     sigmas = linear_sigmas()[torch.linspace(999, 0, steps+1).round().long()].float() if sampler == 'ancestral' else sigmas_for(d, sampler, steps).float()
     def one(i, _):
         ask, noise = Counted(d), Noise(0, range(i, min(n, i+batch)), shape)
-        with torch.no_grad(): return to_uint8(SAMPLERS[sampler](ask, noise()*sigmas[0], sigmas, noise)), ask.asked
+        with torch.no_grad():
+            return to_uint8(SAMPLERS[sampler](ask, noise()*sigmas[0], sigmas, noise)), ask.asked
     out = map_threads(one, range(0, n, batch), torch.get_num_threads(), None)
     return np.concatenate([o for o, _ in out]), out[0][1]
 

@@ -76,7 +76,8 @@ def diffusers(folder, precision):
     ema.to(acc.device)
 
     def endless():
-        while True: yield from dl
+        while True:
+            yield from dl
     batches = endless()
 
     def steps(n):
@@ -88,11 +89,13 @@ def diffusers(folder, precision):
             with acc.accumulate(net):
                 loss = torch.nn.functional.mse_loss(net(noiser.add_noise(x, noise, t), t/1000).float(), noise.float())
                 acc.backward(loss)
-                if acc.sync_gradients: acc.clip_grad_norm_(net.parameters(), 1.)
+                if acc.sync_gradients:
+                    acc.clip_grad_norm_(net.parameters(), 1.)
                 opt.step()
                 schedule.step()
                 opt.zero_grad()
-            if acc.sync_gradients: ema.step(net.parameters())
+            if acc.sync_gradients:
+                ema.step(net.parameters())
             loss.detach().item()
     return steps
 
@@ -106,7 +109,8 @@ def ddpm(folder, precision):
         def __init__(self):
             super().__init__()
             self.net = network()
-        def forward(self, x, t, x_self_cond=None): return self.net(x, t/1000)
+        def forward(self, x, t, x_self_cond=None):
+            return self.net(x, t/1000)
     t = Trainer(GaussianDiffusion(Net(), image_size=32, timesteps=1000, sampling_timesteps=250), str(Path(folder)/'all'), train_batch_size=BATCH, train_lr=8e-5, train_num_steps=0,
                 gradient_accumulate_every=1, ema_decay=.995, amp=precision != 'no', mixed_precision_type=precision, calculate_fid=False, save_and_sample_every=10**9, results_folder=str(Path(folder).parent/'results'))
 
@@ -125,7 +129,8 @@ def serve(side, folder, precision):
     steps(2)
     for line in sys.stdin:
         start = time.perf_counter()
-        with contextlib.redirect_stdout(sys.stderr): steps(int(line))
+        with contextlib.redirect_stdout(sys.stderr):
+            steps(int(line))
         print(json.dumps(dict(s=time.perf_counter() - start, mb=resource.getrusage(resource.RUSAGE_SELF).ru_maxrss/1024)), file=said, flush=True)
 
 
@@ -135,7 +140,8 @@ def race(sides, steps, rounds):
     with tempfile.TemporaryDirectory() as d:
         import cv2
         (Path(d)/'in/all').mkdir(parents=True)
-        for i, im in enumerate(pictures()): cv2.imwrite(f'{d}/in/all/{i:04d}.png', im)
+        for i, im in enumerate(pictures()):
+            cv2.imwrite(f'{d}/in/all/{i:04d}.png', im)
         (Path(d)/'run').mkdir()
         logs = {k: open(f'{d}/{i}.log', 'w+') for i, k in enumerate(sides)}
         procs = {k: subprocess.Popen([str(py), __file__, side, f'{d}/run' if side == 'ours' else f'{d}/in', precision], stdin=subprocess.PIPE, stdout=subprocess.PIPE, stderr=logs[k], text=True, env=env)
@@ -164,7 +170,8 @@ def peak(dtype, n=2048, repeats=4):
     a, b = torch.randn(n, n).to(dtype), torch.randn(n, n).to(dtype)
     a @ b
     start = time.perf_counter()
-    for _ in range(repeats): a @ b
+    for _ in range(repeats):
+        a @ b
     return n**3*repeats/(time.perf_counter() - start)
 
 
@@ -204,7 +211,8 @@ def full_size(smoke):
     return rows
 
 
-def spread(v): return float(np.subtract(*np.percentile(v, [75, 25]))/2/np.median(v)) if len(v) > 2 else None
+def spread(v):
+    return float(np.subtract(*np.percentile(v, [75, 25]))/2/np.median(v)) if len(v) > 2 else None
 
 
 def bench(smoke=False):
@@ -226,4 +234,5 @@ def bench(smoke=False):
     return rows + full_size(smoke)
 
 
-if __name__ == '__main__': serve(*sys.argv[1:])
+if __name__ == '__main__':
+    serve(*sys.argv[1:])

@@ -11,14 +11,17 @@ top = Path(__file__).resolve().parent.parent
 bin = Path(sys.executable).parent
 env = {**os.environ, 'TQDM_DISABLE': '1', 'OMP_NUM_THREADS': '1', 'PTTFACE_BUDGET': '8s', 'MPLBACKEND': 'agg', 'PYTHONWARNINGS': 'ignore', 'PATH': f'{bin}{os.pathsep}{os.environ["PATH"]}'}
 models = top.parent / 'shared/models/insightface/scrfd_500m'
-if models.is_dir(): env.setdefault('PTTFACE_INSIGHTFACE_MODELS', str(models))
+if models.is_dir():
+    env.setdefault('PTTFACE_INSIGHTFACE_MODELS', str(models))
 results = []
 
 
 def run(*cmd, timeout=1800):
     "Run a command at the top of the repository; its exit status and what it said."
-    try: r = subprocess.run(cmd, cwd=top, env=env, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True, timeout=timeout)
-    except subprocess.TimeoutExpired as e: return 124, f'{e.stdout or ""}\nstopped after {timeout} s'
+    try:
+        r = subprocess.run(cmd, cwd=top, env=env, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True, timeout=timeout)
+    except subprocess.TimeoutExpired as e:
+        return 124, f'{e.stdout or ""}\nstopped after {timeout} s'
     return r.returncode, r.stdout
 
 
@@ -53,7 +56,8 @@ def notebooks():
     "Each notebook runs from top to bottom, two at a time."
     paths = [p.relative_to(top) for p in sorted(top.glob('nbs/**/*.ipynb'))]
     paths = [p for p in paths if not any(part.startswith(('.', '_')) for part in p.parts)]
-    with ThreadPoolExecutor(2) as pool: list(pool.map(lambda p: check(f'notebook {p}', str(bin / 'nbdev-test'), str(p), '--n-workers', '0'), paths))
+    with ThreadPoolExecutor(2) as pool:
+        list(pool.map(lambda p: check(f'notebook {p}', str(bin / 'nbdev-test'), str(p), '--n-workers', '0'), paths))
 
 
 def tests():
@@ -63,7 +67,8 @@ def tests():
     count = {k: int(v) for v, k in re.findall(r'(\d+) (passed|failed|error)', said.splitlines()[-1] if said.strip() else '')}
     bad = count.get('failed', 0) + count.get('error', 0)
     note(f'pytest, {count.get("passed", 0)} tests', rc == 0, said, time.time() - start, n=count.get('passed', 0))
-    if rc: results[-1] = (count.get('passed', 0), max(bad, 1))
+    if rc:
+        results[-1] = (count.get('passed', 0), max(bad, 1))
 
 
 start = time.time()

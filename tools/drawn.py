@@ -18,13 +18,17 @@ def heads(n, side=64, seed=0, cache=home, workers=None, progress=False):
     path = None if cache is None else Path(cache) / f'heads-{side}-{seed}.npz'
     got, code = {}, drawing_code()
     if path and path.exists():
-        try: got = read_npz(path)
-        except BadInput: got = {}
-        if str(got.pop('code', '')) != code: got = {}
+        try:
+            got = read_npz(path)
+        except BadInput:
+            got = {}
+        if str(got.pop('code', '')) != code:
+            got = {}
     have = len(got['images']) if got else 0
     if have < n:
         new = draw_heads([dict(seed=seed*1_000_000 + i, size=(side, side), scale=.8, centre=(.5, .5)) for i in range(have, n)], workers=workers, progress=progress)
         parts = dict(images=np.stack([h.im for h in new]), **{k: np.array([getattr(h, k) for h in new], np.float32) for k in ('yaw', 'pitch', 'roll')})
         got = {k: np.concatenate([got[k], v]) if have else v for k, v in parts.items()}
-        if path: write_npz(path, code=np.array(code), **got)
+        if path:
+            write_npz(path, code=np.array(code), **got)
     return {k: v[:n] for k, v in got.items()}

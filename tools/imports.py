@@ -8,7 +8,8 @@ dev_only = {'nbdev', 'execnb', 'jupytext', 'pytest', 'skimage', 'webdataset', 'i
 class Refuse:
     "Makes an installed library look as if it were not."
     def find_spec(self, name, path=None, target=None):
-        if name.partition('.')[0] in dev_only: raise ModuleNotFoundError(f'No module named {name!r} (developers only)')
+        if name.partition('.')[0] in dev_only:
+            raise ModuleNotFoundError(f'No module named {name!r} (developers only)')
 
 
 sys.meta_path.insert(0, Refuse())

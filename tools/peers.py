@@ -15,8 +15,10 @@ def peer_python(name, *requirements, share=False, make=True):
     """
     home = top / f'.venv-peers-{name}'
     python, done = home/'bin/python', home/'.done'
-    if done.exists() and done.read_text().split('\n') == [*requirements]: return python
-    if not make: return None
+    if done.exists() and done.read_text().split('\n') == [*requirements]:
+        return python
+    if not make:
+        return None
     print(f'installing {", ".join(requirements)} into {home.name}', file=sys.stderr, flush=True)
     venv.create(home, with_pip=True, clear=True)
     if share:

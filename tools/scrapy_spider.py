@@ -18,7 +18,8 @@ class Beauty(scrapy.Spider):
 
     def parse(self, response):
         for row in response.css('.r-ent'):
-            if href := row.css('.title > a::attr(href)').get(): yield response.follow(href, self.parse_article, cb_kwargs=dict(author=row.css('.author::text').get()))
+            if href := row.css('.title > a::attr(href)').get():
+                yield response.follow(href, self.parse_article, cb_kwargs=dict(author=row.css('.author::text').get()))
 
     def parse_article(self, response, author):
         meta = dict(zip(response.css('.article-meta-tag::text').getall(), response.css('.article-meta-value::text').getall()))

@@ -32,9 +32,12 @@ def flag_type(
     "The type to read a flag's value with."
     if isinstance(anno, types.UnionType) or typing.get_origin(anno) is typing.Union:
         return next((o for o in _typed if o in typing.get_args(anno)), None)
-    if anno in _typed: return anno
-    if isinstance(default, _typed): return type(default)
-    if anno in (tuple, list) or typing.get_origin(anno) is tuple: return tuple
+    if anno in _typed:
+        return anno
+    if isinstance(default, _typed):
+        return type(default)
+    if anno in (tuple, list) or typing.get_origin(anno) is tuple:
+        return tuple
     return str if anno is empty and default is empty else None
 
 # %% ../../nbs/app/cli.ipynb #de8fecb8
@@ -48,14 +51,18 @@ def add_flags(
     "Add a hyphenated flag for each parameter of `f` that can be typed; only those given on the line reach the call."
     for name,d in docments(f, full=True).items():
         kind = None if name in ('return','settings') else flag_type(d.anno, d.default)
-        if kind is None: continue
+        if kind is None:
+            continue
         shown = '' if d.default in (empty, None, (), '') else f' (default: {("on" if d.default else "off") if kind is bool else " ".join(d.default) if kind is tuple else d.default})'
         how = dict(help=((d.docment or '') + shown).replace('%', '%%'), default=argparse.SUPPRESS)
         stands = _stands_for.get(name, {int:'N', float:'X', str:'NAME', tuple:'NAME'}.get(kind))
-        if name == first: parser.add_argument(name, type=kind, nargs='?', metavar=name.upper(), **how)
-        if name == first and name != 'root': continue
+        if name == first:
+            parser.add_argument(name, type=kind, nargs='?', metavar=name.upper(), **how)
+        if name == first and name != 'root':
+            continue
         how |= dict(action=argparse.BooleanOptionalAction) if kind is bool else dict(nargs='*', metavar=stands) if kind is tuple else dict(type=kind, metavar=stands)
-        if name == first: how['help'] = argparse.SUPPRESS
+        if name == first:
+            how['help'] = argparse.SUPPRESS
         parser.add_argument('--' + name.replace('_', '-'), required=d.default is empty and name != first, **how)
 
 # %% ../../nbs/app/cli.ipynb #e62f8894
@@ -63,7 +70,8 @@ def has_colour(
     stream,  # Where text is going
 )->bool: # A terminal that wants colours?
     "May text for `stream` hold colours? Not in a pipe or a file, not with `NO_COLOR`, not on a dumb terminal."
-    if os.environ.get('NO_COLOR') or os.environ.get('TERM') == 'dumb': return False
+    if os.environ.get('NO_COLOR') or os.environ.get('TERM') == 'dumb':
+        return False
     return bool(os.environ.get('FORCE_COLOR')) or getattr(stream, 'isatty', bool)()
 
 class Page(argparse.RawDescriptionHelpFormatter):
@@ -72,16 +80,20 @@ class Page(argparse.RawDescriptionHelpFormatter):
         super().__init__(prog, max_help_position=28, width=min(shutil.get_terminal_size((100,24)).columns, 100))
         self.bold = (lambda s: f'\033[1m{s}\033[0m') if has_colour(sys.stdout) else str
 
-    def start_section(self, heading): super().start_section(heading and self.bold(heading))
-    def _format_usage(self, usage, actions, groups, prefix): return f'{self.bold("usage:")} {usage}\n\n'
+    def start_section(self, heading):
+        super().start_section(heading and self.bold(heading))
+    def _format_usage(self, usage, actions, groups, prefix):
+        return f'{self.bold("usage:")} {usage}\n\n'
 
     def _format_action_invocation(self, action):
-        if isinstance(action, argparse.BooleanOptionalAction): return f'--[no-]{action.option_strings[0][2:]}'
+        if isinstance(action, argparse.BooleanOptionalAction):
+            return f'--[no-]{action.option_strings[0][2:]}'
         return super()._format_action_invocation(action)
 
 class Parser(argparse.ArgumentParser):
     "A parser whose faults are `BadInput`, so that they end like all others"
-    def error(self, message): raise BadInput(f'{message}; `{self.prog} --help` shows the flags')
+    def error(self, message):
+        raise BadInput(f'{message}; `{self.prog} --help` shows the flags')
 
 # %% ../../nbs/app/cli.ipynb #e47d907d
 def presets(
@@ -89,7 +101,8 @@ def presets(
 )->dict: # Preset name → settings
     "The named presets of `cls`: the dictionary in its module that holds nothing but its instances."
     for o in vars(sys.modules[cls.__module__]).values():
-        if isinstance(o, dict) and o and all(isinstance(v, cls) for v in o.values()): return o
+        if isinstance(o, dict) and o and all(isinstance(v, cls) for v in o.values()):
+            return o
     return {}
 
 def settings_of(
@@ -97,7 +110,8 @@ def settings_of(
 ): # Its default settings, an instance of a dataclass; `None` when it has none
     "The settings that `f` takes: those of its default, or of the preset that its default names."
     d = docments(f, full=True).get('settings')
-    if d is None or is_dataclass(d.default): return d and d.default
+    if d is None or is_dataclass(d.default):
+        return d and d.default
     cls = next((o for o in typing.get_args(d.anno) if is_dataclass(o)), None)
     return cls and presets(cls).get(d.default, cls())
 
@@ -116,7 +130,8 @@ def stage_parser(
     base = settings_of(f)
     if base is not None:
         g,named = p.add_argument_group('settings, recorded with what they make (others: another folder, or --force)'),presets(type(base))
-        if named: g.add_argument('--preset', choices=list(named), default=argparse.SUPPRESS, help=f'start from these settings: {", ".join(named)}', metavar='NAME')
+        if named:
+            g.add_argument('--preset', choices=list(named), default=argparse.SUPPRESS, help=f'start from these settings: {", ".join(named)}', metavar='NAME')
         add_flags(g, type(base))
     g = p.add_argument_group('for every command')
     g.add_argument('--json', action='store_true', help='print one JSON object instead of a table, and no bars')
@@ -175,13 +190,17 @@ def sample_run(
     from pttface.display import montage
     r = Run.open(root, run)
     out = Path(out or r.path/'samples.npz')
-    if out.suffix not in ('.npz','.png'): raise BadInput(f'--out {out} must end in .npz or .png')
+    if out.suffix not in ('.npz','.png'):
+        raise BadInput(f'--out {out} must end in .npz or .png')
     made_by = dumps(dict(images=r.log[-1]['images'], n=n, steps=steps, sampler=sampler, seed=seed, **(dict(half=True) if half else {})))
-    if out.suffix == '.npz' and out.exists() and str(read_npz(out).get('made_by')) == made_by: return out
+    if out.suffix == '.npz' and out.exists() and str(read_npz(out).get('made_by')) == made_by:
+        return out
     ims = sample(r, n, steps=steps, sampler=sampler, seed=seed, batch=batch, half=half, device=device, progress=progress)
-    if out.suffix == '.npz': write_npz(out, images=ims, made_by=np.array(made_by))
+    if out.suffix == '.npz':
+        write_npz(out, images=ims, made_by=np.array(made_by))
     else:
-        with atomic_path(out) as p: Image.fromarray(montage(ims)).save(p, format='PNG')
+        with atomic_path(out) as p:
+            Image.fromarray(montage(ims)).save(p, format='PNG')
     return out
 
 # %% ../../nbs/app/cli.ipynb #c5a0e6c5
@@ -262,7 +281,8 @@ def command(
 def _fold(text, width=96):
     "Lines of at most `width` characters"
     lines = ['']
-    for w in text.split(): lines[-1:] = [f'{lines[-1]} {w}'.strip()] if len(lines[-1]) + len(w) < width else [lines[-1], w]
+    for w in text.split():
+        lines[-1:] = [f'{lines[-1]} {w}'.strip()] if len(lines[-1]) + len(w) < width else [lines[-1], w]
     return lines
 
 # %% ../../nbs/app/cli.ipynb #0b6190d9
@@ -270,7 +290,8 @@ def completion(
     shell:str='bash',  # `bash`, `zsh` or `fish`
 )->str: # A script for that shell
     "A script that completes commands and flags; raises `BadInput` for another shell."
-    if shell not in ('bash','zsh','fish'): raise BadInput(f'There is no completion for {shell!r}: bash, zsh or fish')
+    if shell not in ('bash','zsh','fish'):
+        raise BadInput(f'There is no completion for {shell!r}: bash, zsh or fish')
     flags = {k: [s for a in command(k)[1]._actions for s in a.option_strings if s.startswith('--')] for k in COMMANDS}
     if shell == 'fish':
         names = [f'complete -c pttface -n __fish_use_subcommand -a {k} -d {c.says!r}' for k,c in COMMANDS.items()]
@@ -286,9 +307,12 @@ def plain(
     o,  # Anything
 ): # The same in dicts, lists, text, numbers and `None`
     "What JSON can hold of `o`."
-    if isinstance(o, dict): return {str(k):plain(v) for k,v in o.items()}
-    if isinstance(o, (list,tuple)): return [plain(v) for v in o]
-    if isinstance(o, float): return o if np.isfinite(o) else None
+    if isinstance(o, dict):
+        return {str(k):plain(v) for k,v in o.items()}
+    if isinstance(o, (list,tuple)):
+        return [plain(v) for v in o]
+    if isinstance(o, float):
+        return o if np.isfinite(o) else None
     return o if o is None or isinstance(o, (str,int)) else plain(o.item()) if isinstance(o, np.generic) else str(o)
 
 def as_record(
@@ -296,10 +320,14 @@ def as_record(
 ): # What `--json` prints of it
     "The account that `res` carries: a table's rows, a report's figures, the record on disk of everything else."
     for k in ('audit','card'):
-        if isinstance(getattr(res, k, None), dict): return plain(getattr(res, k))
-    if hasattr(res, 'record'): return plain({**({'path':res.path, 'last':(res.log or [None])[-1]} if hasattr(res, 'log') else {}), **res.record})
-    if hasattr(res, 'counts'): return plain(dict(counts=res.counts, failed=getattr(res, 'failed', {})))
-    if hasattr(res, 'rows'): return plain({k:getattr(res, k) for k in ('rows','next','notes','settings') if hasattr(res, k)})
+        if isinstance(getattr(res, k, None), dict):
+            return plain(getattr(res, k))
+    if hasattr(res, 'record'):
+        return plain({**({'path':res.path, 'last':(res.log or [None])[-1]} if hasattr(res, 'log') else {}), **res.record})
+    if hasattr(res, 'counts'):
+        return plain(dict(counts=res.counts, failed=getattr(res, 'failed', {})))
+    if hasattr(res, 'rows'):
+        return plain({k:getattr(res, k) for k in ('rows','next','notes','settings') if hasattr(res, k)})
     return plain(res)
 
 # %% ../../nbs/app/cli.ipynb #57c857e1
@@ -337,7 +365,8 @@ def run_command(
         raise BadInput(f'There is no command {name!r}: {f"did you mean {near[0]}?" if near else "the commands are " + ", ".join(COMMANDS)}')
     f,p = command(name)
     ns = p.parse_args(rest)
-    if 'progress' in docments(f) and not hasattr(ns, 'progress'): ns.progress = sys.stderr.isatty() and not ns.json
+    if 'progress' in docments(f) and not hasattr(ns, 'progress'):
+        ns.progress = sys.stderr.isatty() and not ns.json
     return call_stage(f, ns)
 
 def main(
@@ -345,19 +374,29 @@ def main(
 )->int: # Exit status
     "Run one command."
     argv,start = sys.argv[1:] if argv is None else list(argv),time.time()
-    if not argv or argv[0] in ('-h','--help','help'): print(usage()); return 0
-    if argv[0] == '--version': print(f'pttface {version("pttface")}'); return 0
+    if not argv or argv[0] in ('-h','--help','help'):
+        print(usage())
+        return 0
+    if argv[0] == '--version':
+        print(f'pttface {version("pttface")}')
+        return 0
     logging.basicConfig(level=logging.WARNING, format='%(message)s')
     logging.getLogger('pttface.app.demo').setLevel(logging.INFO)
     status,res,error = 0,None,None
-    try: res = run_command(argv[0], argv[1:])
-    except BadInput as e: status,error = 2,str(e)
-    except KeyboardInterrupt: status,error = 130,'stopped; the same command again goes on from here'
-    except SystemExit as e: return e.code or 0
+    try:
+        res = run_command(argv[0], argv[1:])
+    except BadInput as e:
+        status,error = 2,str(e)
+    except KeyboardInterrupt:
+        status,error = 130,'stopped; the same command again goes on from here'
+    except SystemExit as e:
+        return e.code or 0
     except OSError as e:
-        if e.errno not in _mendable: raise
+        if e.errno not in _mendable:
+            raise
         status,error = 2,f'{e.strerror}: {e.filename or "the disk"}; {_mendable[e.errno]}, and give the same command again'
-    if error: print(f'{chr(10) if status == 130 else ""}pttface: {error}', file=sys.stderr)
+    if error:
+        print(f'{chr(10) if status == 130 else ""}pttface: {error}', file=sys.stderr)
     return say(argv, res, status or getattr(res, 'exit_status', 0), error, time.time() - start)
 
 # %% ../../nbs/app/cli.ipynb #89bc0a84
@@ -370,8 +409,10 @@ def say(
 )->int: # The status, or 141 when nobody reads any more
     "Print the result, as a table or as JSON."
     try:
-        if '--json' in argv: print(dumps(dict(command=argv[0], status=status, seconds=round(seconds, 3), error=error, result=None if error else as_record(res))))
-        elif res is not None: print(colour(str(res)) if has_colour(sys.stdout) else res)
+        if '--json' in argv:
+            print(dumps(dict(command=argv[0], status=status, seconds=round(seconds, 3), error=error, result=None if error else as_record(res))))
+        elif res is not None:
+            print(colour(str(res)) if has_colour(sys.stdout) else res)
         sys.stdout.flush()
     except BrokenPipeError:
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())

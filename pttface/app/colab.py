@@ -40,24 +40,29 @@ class Form:
         self.fields = {k:Dropdown(options=_options[k], value=kept[k], description=k, **wide) if k in _options else
                        IntText(value=kept[k], description=k, **wide) if isinstance(v, int) else Text(value=kept[k], description=k, **wide) for k,v in ROADS[road].items()}
         self.road.observe(self._take, 'value')
-        for o in self.fields.values(): o.observe(self._keep, 'value')
+        for o in self.fields.values():
+            o.observe(self._keep, 'value')
         self._keep()
 
     def _take(self, change):
         self._busy = True
-        for k,v in ROADS[change['new']].items(): self.fields[k].value = v
+        for k,v in ROADS[change['new']].items():
+            self.fields[k].value = v
         self._busy = False
         self._keep()
 
     def _keep(self, *_):
-        if not self._busy: write_json(self.path, dict(road=self.road.value, **{k:o.value for k,o in self.fields.items()}))
+        if not self._busy:
+            write_json(self.path, dict(road=self.road.value, **{k:o.value for k,o in self.fields.items()}))
 
     def __getattr__(self, k):
-        if k in self.__dict__.get('fields', {}): return self.fields[k].value
+        if k in self.__dict__.get('fields', {}):
+            return self.fields[k].value
         raise AttributeError(k)
 
     @property
-    def drawn(self)->bool: return self.road.value == 'drawn heads'  # On the board of drawn heads?
+    def drawn(self)->bool:
+        return self.road.value == 'drawn heads'  # On the board of drawn heads?
 
     @property
     def widget(self)->WidgetBox:

@@ -118,10 +118,13 @@ def road_picture(
     lines = [('photos', [square(o) for o in kept_photos(root, [r['key'] for r in rows])]), ('faces', [cut[r['month']][r['key']] for r in rows]),
              ('samples', shown), ('nearest\ntraining\nface', near)]
     axs = fig.subplots(4, ncols, squeeze=False)
-    for a in axs.ravel(): a.set(xticks=[], yticks=[]); a.set_frame_on(False)
+    for a in axs.ravel():
+        a.set(xticks=[], yticks=[])
+        a.set_frame_on(False)
     for line,(name,ims) in zip(axs, lines):
         line[0].set_ylabel(name, rotation=0, ha='right', va='center', fontsize=9, labelpad=8)
-        for a,im in zip(line, ims): a.imshow(im)
+        for a,im in zip(line, ims):
+            a.imshow(im)
     return fig
 
 # %% ../../nbs/app/demo.ipynb #80395764
@@ -157,7 +160,8 @@ def timed(
 ):
     "Add the seconds the block takes to those of `stage` in `demo.json`, however the block ends."
     start = time.time()
-    try: yield
+    try:
+        yield
     finally:
         log.info('%s: %.1f s', stage, time.time() - start)
         rec = read_json(root/'demo.json')
@@ -179,15 +183,23 @@ def walk(
     from pttface.faces import extract_faces
     from pttface.fid import evaluate
     board = make_board(s.photos, seed=s.seed, cache=root/'board.sqlite')
-    with timed(root, 'draw the board'): board.render(progress=progress)
+    with timed(root, 'draw the board'):
+        board.render(progress=progress)
     with serve(board) as server:
-        with timed(root, 'crawl'): crawl('Beauty', '2024-01-01', '2024-12-31', root, base_url=server.url, rate=0, progress=progress)
-        with timed(root, 'download'): download(root, gateway=server.url, progress=progress)
-    with timed(root, 'faces'): extract_faces(root, detector='mtcnn')
-    with timed(root, 'dataset'): data = pack(root)
-    with timed(root, 'train'): run = train(data, s.recipe, root=root, budget=s.budget, progress=progress)
-    with timed(root, 'sample'): ims = read_npz(sample_run(root, run=run.path.name, n=s.samples, progress=progress))['images']
-    with timed(root, 'fid'): report = evaluate(ims, data, protocol='efficientnet', n=s.samples, root=root, progress=progress)
+        with timed(root, 'crawl'):
+            crawl('Beauty', '2024-01-01', '2024-12-31', root, base_url=server.url, rate=0, progress=progress)
+        with timed(root, 'download'):
+            download(root, gateway=server.url, progress=progress)
+    with timed(root, 'faces'):
+        extract_faces(root, detector='mtcnn')
+    with timed(root, 'dataset'):
+        data = pack(root)
+    with timed(root, 'train'):
+        run = train(data, s.recipe, root=root, budget=s.budget, progress=progress)
+    with timed(root, 'sample'):
+        ims = read_npz(sample_run(root, run=run.path.name, n=s.samples, progress=progress))['images']
+    with timed(root, 'fid'):
+        report = evaluate(ims, data, protocol='efficientnet', n=s.samples, root=root, progress=progress)
     return board,data,run,ims,report
 
 # %% ../../nbs/app/demo.ipynb #006281b1
@@ -204,12 +216,14 @@ def demo_root(
     if not record.exists() and (held := [o for o in stages if (root/o).exists()]):
         raise BadInput(f'{root} holds {", ".join(held)} that no demo made: give the demo a folder of its own')
     if not same_settings(record, settings, force):
-        for o in stages: shutil.rmtree(root/o, ignore_errors=True)
+        for o in stages:
+            shutil.rmtree(root/o, ignore_errors=True)
         write_json(record, dict(settings=settings, seconds={}))
     return root
 
 # %% ../../nbs/app/demo.ipynb #a6b43a74
-def share(v): return '' if v is None else f'{100*v:.1f} %'
+def share(v):
+    return '' if v is None else f'{100*v:.1f} %'
 
 def demo_table(
     root:Path,   # Folder of artefacts
@@ -236,6 +250,8 @@ def demo(
     root = demo_root(root, settings, force)
     board,data,run,ims,report = walk(root, settings, progress)
     table = demo_table(root, board, run, report)
-    with timed(root, 'picture'), atomic_path(root/'report.png') as p: road_picture(root, ims, data.at(ims.shape[1]).train).savefig(p, format='png', facecolor='white')
-    with atomic_path(root/'report.md') as p: p.write_text(f'# The demo\n\n{table._repr_markdown_()}\n\n![photos, faces, samples, nearest training faces](report.png)\n')
+    with timed(root, 'picture'), atomic_path(root/'report.png') as p:
+        road_picture(root, ims, data.at(ims.shape[1]).train).savefig(p, format='png', facecolor='white')
+    with atomic_path(root/'report.md') as p:
+        p.write_text(f'# The demo\n\n{table._repr_markdown_()}\n\n![photos, faces, samples, nearest training faces](report.png)\n')
     return table

@@ -43,10 +43,14 @@ def lacking(
     "Which requirements this environment does not meet."
     out = []
     for r in map(Requirement, reqs):
-        if r.marker and not r.marker.evaluate(dict(extra=extra)): continue
-        try: have = version(r.name)
-        except PackageNotFoundError: have = None
-        if have is None or not r.specifier.contains(have, prereleases=True): out.append((f'{r.name}{r.specifier}', have))
+        if r.marker and not r.marker.evaluate(dict(extra=extra)):
+            continue
+        try:
+            have = version(r.name)
+        except PackageNotFoundError:
+            have = None
+        if have is None or not r.specifier.contains(have, prereleases=True):
+            out.append((f'{r.name}{r.specifier}', have))
     return out
 
 def check_packages(
@@ -68,14 +72,17 @@ def check_cv2(
     names = ('opencv-python','opencv-python-headless','opencv-contrib-python','opencv-contrib-python-headless')
     found = found if found is not None else {d.metadata['Name']:d.version for d in distributions() if d.metadata['Name'] in names}
     words = ', '.join(f'{k} {v}' for k,v in sorted(found.items()))
-    if len(set(found.values())) < 2: return Check('OpenCV', words)
+    if len(set(found.values())) < 2:
+        return Check('OpenCV', words)
     return Check('OpenCV', words, 'fault', f'pip uninstall -y {" ".join(sorted(found))} && pip install {" ".join(sorted(found))}')
 
 # %% ../../nbs/app/doctor.ipynb #e79c5e5e
 def card()->str|None: # Name of the first card; `None` without a driver
     "The NVIDIA card in this machine, as its driver tells."
-    try: said = subprocess.run(['nvidia-smi', '--query-gpu=name', '--format=csv,noheader'], capture_output=True, text=True, timeout=20)
-    except (OSError, subprocess.TimeoutExpired): return None
+    try:
+        said = subprocess.run(['nvidia-smi', '--query-gpu=name', '--format=csv,noheader'], capture_output=True, text=True, timeout=20)
+    except (OSError, subprocess.TimeoutExpired):
+        return None
     return (said.stdout.splitlines() or [None])[0] if said.returncode == 0 else None
 
 def check_gpu()->list[Check]: # The GPU, and the precision that training will use
@@ -88,7 +95,8 @@ def check_gpu()->list[Check]: # The GPU, and the precision that training will us
     if on.type == 'cuda':
         p = torch.cuda.get_device_properties(0)
         return [Check('GPU', f'{p.name}, {size(p.total_memory)}, torch {torch.__version__}'), precision]
-    if (name := card()): return [Check('GPU', f'{name}, not seen by torch {torch.__version__}', 'fault', 'pip install --force-reinstall torch torchvision'), precision]
+    if (name := card()):
+        return [Check('GPU', f'{name}, not seen by torch {torch.__version__}', 'fault', 'pip install --force-reinstall torch torchvision'), precision]
     where = 'Runtime → Change runtime type → a GPU' if in_colab() else 'fine for the demo; train on Colab or another machine with a GPU'
     return [Check('GPU', f'none; {os.cpu_count()} CPU cores, torch {torch.__version__}', 'note', where), precision]
 
@@ -138,7 +146,8 @@ def check_root(
                 f.write(b'1')
                 os.fsync(f.fileno())
             os.replace(Path(d)/'a', Path(d)/'b')
-    except OSError as e: return Check('folder', f'{p}: {e.strerror}', 'fault', f'give a folder that can be written, or: chmod u+w {p}')
+    except OSError as e:
+        return Check('folder', f'{p}: {e.strerror}', 'fault', f'give a folder that can be written, or: chmod u+w {p}')
     return Check('folder', f'{root}, {"there" if Path(root).exists() else "not made yet"}')
 
 # %% ../../nbs/app/doctor.ipynb #86d46f7f
@@ -148,8 +157,10 @@ def check_drive(
     drive:Path=DRIVE,  # Where Drive is mounted
 )->Check:
     "Is Drive mounted, and is there room?"
-    if Path(drive).is_dir(): return check_disk(drive, 'Drive')
-    if not in_colab(): return Check('Drive', 'not on Colab')
+    if Path(drive).is_dir():
+        return check_disk(drive, 'Drive')
+    if not in_colab():
+        return Check('Drive', 'not on Colab')
     return Check('Drive', 'not mounted: artefacts end with this session', 'note', "from google.colab import drive; drive.mount('/content/drive')")
 
 def check_board(
@@ -157,8 +168,10 @@ def check_board(
 )->Check:
     "Does the board answer from here?"
     import requests
-    try: r = requests.get(url, cookies=dict(over18='1'), timeout=20, stream=True)
-    except requests.RequestException as e: return Check('board', f'{url}: {type(e).__name__}', 'note', 'check the network; faces, training and evaluation need none')
+    try:
+        r = requests.get(url, cookies=dict(over18='1'), timeout=20, stream=True)
+    except requests.RequestException as e:
+        return Check('board', f'{url}: {type(e).__name__}', 'note', 'check the network; faces, training and evaluation need none')
     return Check('board', f'{url}: {r.status_code}', 'ok' if r.ok else 'note', '' if r.ok else 'the board refuses this address: wait, or run from another network')
 
 # %% ../../nbs/app/doctor.ipynb #6ef0018e
@@ -166,24 +179,29 @@ class Health:
     "Findings that show themselves as a table"
     def __init__(self,
         checks:list,   # Each a `Check`
-    ): self.rows = [asdict(c) for c in checks]
+    ):
+        self.rows = [asdict(c) for c in checks]
 
     @property
-    def faults(self)->list: return [r for r in self.rows if r['state'] == 'fault']  # What must be mended
+    def faults(self)->list:
+        return [r for r in self.rows if r['state'] == 'fault']  # What must be mended
     @property
-    def exit_status(self)->int: return 2 if self.faults else 0  # For the command
+    def exit_status(self)->int:
+        return 2 if self.faults else 0  # For the command
     @property
     def verdict(self)->str:
         n,m = len(self.faults),sum(r['state'] == 'note' for r in self.rows)
         notes = f'{m} note{"s"*(m != 1)}' if m else ''
-        if n: return f'{n} fault{"s"*(n != 1)} to mend' + (f', {notes}' if m else '')
+        if n:
+            return f'{n} fault{"s"*(n != 1)} to mend' + (f', {notes}' if m else '')
         return f'Ready, with {notes}.' if m else 'Ready.'
 
     def __repr__(self):
         table = Table([dict(what=r['what'], state=r['state'], found=r['found']) for r in self.rows])
         mends = ''.join(f'\n  {r["what"]}: {r["mend"]}' for r in self.rows if r['mend'])
         return f'{table}\n\n{self.verdict}' + (f' To mend or to know:{mends}' if mends else '')
-    def _repr_markdown_(self): return f'{Table([{k:r[k] for k in ("what","state","found","mend")} for r in self.rows])._repr_markdown_()}\n\n**{self.verdict}**'
+    def _repr_markdown_(self):
+        return f'{Table([{k:r[k] for k in ("what","state","found","mend")} for r in self.rows])._repr_markdown_()}\n\n**{self.verdict}**'
 
 # %% ../../nbs/app/doctor.ipynb #8789c3f0
 def doctor(

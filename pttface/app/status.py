@@ -32,8 +32,10 @@ def lines(
     path:Path,  # A file of rows
 )->int: # How many; 0 where there is no file
     "Count the rows of a file without reading them."
-    if not path.exists(): return 0
-    with open(path, 'rb') as f: return sum(b.count(b'\n') for b in iter(lambda: f.read(1 << 20), b''))
+    if not path.exists():
+        return 0
+    with open(path, 'rb') as f:
+        return sum(b.count(b'\n') for b in iter(lambda: f.read(1 << 20), b''))
 
 def record(
     path:Path,  # A JSON file
@@ -50,7 +52,8 @@ def links_step(
     c,s = rec.get('counts', {}),rec.get('settings', {})
     asked = ' '.join(f'--{k} {s[k]}' for k in ('since','until') if k in s) or '--since 2024-01-01 --until 2024-12-31'
     line = f'pttface crawl {s.get("board", "Beauty")} {asked} --root {root}'
-    if rec: return Step('crawl', 'done', f'{c.get("articles", 0):,} articles, {c.get("distinct", 0):,} links, {s.get("since")} to {s.get("until")}', line, p)
+    if rec:
+        return Step('crawl', 'done', f'{c.get("articles", 0):,} articles, {c.get("distinct", 0):,} links, {s.get("since")} to {s.get("until")}', line, p)
     return Step('crawl', 'under way' if p.exists() else 'nothing yet', f'{lines(p/"pages.jsonl"):,} pages read' if p.exists() else '', line, p)
 
 # %% ../../nbs/app/status.ipynb #fb87d1b3
@@ -60,9 +63,11 @@ def photos_step(
     "Where the download stands."
     p,line = root/'photos',f'pttface download --root {root}'
     rec,wanted = record(p/'download.json'),record(root/'links/crawl.json').get('counts', {}).get('distinct')
-    if not rec: return Step('download', 'nothing yet', '', line, p)
+    if not rec:
+        return Step('download', 'nothing yet', '', line, p)
     c = rec.get('counts', {})
-    if not rec.get('done'): return Step('download', 'under way', f'{sum(map(lines, p.glob("ledger_*.jsonl"))):,} of {wanted or 0:,} links tried', line, p)
+    if not rec.get('done'):
+        return Step('download', 'under way', f'{sum(map(lines, p.glob("ledger_*.jsonl"))):,} of {wanted or 0:,} links tried', line, p)
     state = 'behind' if wanted and c.get('links', 0) < wanted else 'done'
     return Step('download', state, f'{c.get("kept", 0):,} photos kept of {c.get("links", 0):,} links' + (f', {wanted:,} now' if state == 'behind' else ''), line, p)
 
@@ -73,7 +78,8 @@ def faces_step(
     p,rec = root/'faces',record(root/'faces/faces.json')
     made,shards = rec.get('shards', {}),{o.stem:o.stat().st_size for o in (root/'photos').glob('images_*.tar')}
     line = f'pttface faces --root {root} --detector {rec.get("settings", {}).get("detector", "insightface")}'
-    if not rec: return Step('faces', 'nothing yet', '', line, p)
+    if not rec:
+        return Step('faces', 'nothing yet', '', line, p)
     todo = [k for k,size in shards.items() if not str(made.get(k, {}).get('stamp', '')).startswith(f'{size}-')]
     c,gone = rec.get('counts', {}),set(made) - set(shards)
     words = f'{c.get("kept", 0):,} faces from {c.get("photos", 0):,} photos' if c else f'{len(made)} of {len(shards)} shards looked at'
@@ -86,7 +92,8 @@ def dataset_step(
 )->Step:
     "Where the packed set stands."
     p,line,c = root/'dataset',f'pttface dataset --root {root}',record(root/'dataset/card.json').get('counts', {})
-    if not c or not (p/'faces.npz').exists(): return Step('dataset', 'nothing yet', '', line, p)
+    if not c or not (p/'faces.npz').exists():
+        return Step('dataset', 'nothing yet', '', line, p)
     now = record(root/'faces/faces.json').get('counts', {}).get('kept')
     state = 'behind' if now is not None and now != c.get('faces') else 'done'
     return Step('dataset', state, f'{c.get("train", 0):,} to train on, {c.get("heldout", 0):,} held out' + (f'; there are {now:,} faces now, not {c.get("faces", 0):,}' if state == 'behind' else ''), line, p)
@@ -95,12 +102,15 @@ def last_line(
     path:Path,  # A JSONL file
 )->dict: # Its last whole row; empty where there is none
     "The end of a log, without reading the rest of it."
-    if not path.exists(): return {}
+    if not path.exists():
+        return {}
     with open(path, 'rb') as f:
         f.seek(max(0, path.stat().st_size - (1 << 16)))
         for line in reversed(f.read().splitlines()):
-            try: return json.loads(line)
-            except ValueError: continue
+            try:
+                return json.loads(line)
+            except ValueError:
+                continue
     return {}
 
 # %% ../../nbs/app/status.ipynb #f63a44c6
@@ -133,10 +143,13 @@ def samples_step(
 )->Step:
     "Where the samples of a run stand; reads what made them, not the pictures."
     p,line = run/'samples.npz',f'pttface sample --root {root} --run {run.name}'
-    if not p.exists(): return Step('sample', 'nothing yet', '', line)
+    if not p.exists():
+        return Step('sample', 'nothing yet', '', line)
     try:
-        with np.load(p) as z: made = json.loads(str(z['made_by']))
-    except (KeyError, OSError, ValueError, zipfile.BadZipFile): return Step('sample', 'behind', f'{p.name} is damaged or not ours', line, p)
+        with np.load(p) as z:
+            made = json.loads(str(z['made_by']))
+    except (KeyError, OSError, ValueError, zipfile.BadZipFile):
+        return Step('sample', 'behind', f'{p.name} is damaged or not ours', line, p)
     state = 'behind' if made.get('images') != last.get('images') else 'done'
     return Step('sample', state, f'{run.name}: {made.get("n", 0):,} pictures' + (f', drawn after {made.get("images", 0):,} images' if state == 'behind' else ''), f'{line} --n {made.get("n", 64)}', p)
 
@@ -147,7 +160,8 @@ def eval_step(
     p,rec = root/'eval',record(root/'eval/report.json')
     names = [o.parent.name for o in sorted((root/'runs').glob('*/recipe.json'), key=lambda o: o.stat().st_mtime)]
     line = f'pttface fid --root {root}' + (f' --run {names[-1]}' if names else '')
-    if not rec.get('rows'): return Step('fid', 'nothing yet', '', line, p)
+    if not rec.get('rows'):
+        return Step('fid', 'nothing yet', '', line, p)
     r,card = rec['rows'][0],record(root/'dataset/card.json').get('hash')
     state = 'behind' if card and rec.get('settings', {}).get('data') not in (None, card) else 'done'
     return Step('fid', state, f'{r["metric"]} {r["value"]:.4g} at N = {r["n"]:,}' + (', of another data set' if state == 'behind' else ''), line, p)
@@ -166,7 +180,8 @@ def size(
 )->str: # Such as `3.1 MB`
     "An amount of bytes in words."
     for unit in ('B','kB','MB','GB'):
-        if n < 1000: return f'{n:.0f} {unit}' if unit == 'B' or n >= 100 else f'{n:.1f} {unit}'
+        if n < 1000:
+            return f'{n:.0f} {unit}' if unit == 'B' or n >= 100 else f'{n:.1f} {unit}'
         n /= 1000
     return f'{n:.1f} TB'
 
@@ -189,8 +204,10 @@ class Status:
         cell = lambda r: dict(stage=r['stage'], state=r['state'], what=r['what'], files=r['files'] or None, size=size(r['bytes']) if r['files'] else '', written=r['written'] or '')
         return Table(map(cell, self.rows), title=f'{self.root}: {size(sum(r["bytes"] for r in self.rows))} in {sum(r["files"] for r in self.rows):,} files')
 
-    def __repr__(self): return f'{self.table}\n\n' + (f'next: {self.next}' if self.next else 'The whole road is walked.')
-    def _repr_markdown_(self): return f'{self.table._repr_markdown_()}\n\n' + (f'Next: `{self.next}`' if self.next else 'The whole road is walked.')
+    def __repr__(self):
+        return f'{self.table}\n\n' + (f'next: {self.next}' if self.next else 'The whole road is walked.')
+    def _repr_markdown_(self):
+        return f'{self.table._repr_markdown_()}\n\n' + (f'Next: `{self.next}`' if self.next else 'The whole road is walked.')
 
 def demo_line(
     root:Path,  # A root that a demo made

@@ -31,12 +31,17 @@ def decisions(
 )->dict: # SHA-256 (or key, where a line has no hash) → the last row about that photo
     "What was decided by hand, from `dataset/decisions.jsonl`; damaged lines are left out."
     path,out = Path(root)/'dataset/decisions.jsonl',{}
-    if not path.exists(): return out
+    if not path.exists():
+        return out
     for i,line in enumerate(path.read_bytes().splitlines(), 1):
-        try: row = json.loads(line)
-        except ValueError: row = None
-        if isinstance(row, dict) and 'key' in row and 'drop' in row: out[row.get('sha256') or row['key']] = row
-        else: log.warning('%s: line %d is damaged and left out (%d bytes)', path.name, i, len(line))
+        try:
+            row = json.loads(line)
+        except ValueError:
+            row = None
+        if isinstance(row, dict) and 'key' in row and 'drop' in row:
+            out[row.get('sha256') or row['key']] = row
+        else:
+            log.warning('%s: line %d is damaged and left out (%d bytes)', path.name, i, len(line))
     return out
 
 def verdict(
@@ -55,7 +60,8 @@ class Desk:
         progress:bool=True,     # Show a bar while they are scored?
     ):
         self.rows,self.ims = load_faces(root)
-        if not self.rows: raise BadInput(f'{Path(root)/"faces"} holds 0 faces: there is nothing to look at')
+        if not self.rows:
+            raise BadInput(f'{Path(root)/"faces"} holds 0 faces: there is nothing to look at')
         self.sugg:Suggestions = suggest(root, outliers, progress)
         self.ledger,decided = Ledger(Path(root)/'dataset/decisions.jsonl'),decisions(root)
         self.state = [verdict(r, decided) for r in self.rows]
@@ -84,14 +90,16 @@ def decide(self:Desk,
 ):
     "Drop or restore faces; one call is one thing to undo."
     which = [i for i in which if self.state[i] is not drop]
-    if which: self.past.append([(i, self.state[i]) for i in which])
+    if which:
+        self.past.append([(i, self.state[i]) for i in which])
     self.save(which, drop)
 
 @patch
 def take_back(self:Desk)->list: # Indices of the faces it was about; empty when there is nothing to undo
     "Take back the last thing done."
     last = self.past.pop() if self.past else []
-    for was in (None, False, True): self.save([i for i,s in last if s is was], was)
+    for was in (None, False, True):
+        self.save([i for i,s in last if s is was], was)
     return [i for i,_ in last]
 
 @patch
@@ -114,7 +122,8 @@ def choose(self:Desk,
     gender:str|None=None,    # Only `male`, `female` or `unknown`
 )->np.ndarray: # Indices, worst first
     "The faces to show, in the order in which to show them."
-    if show not in SHOW: raise BadInput(f'There is nothing to show by {show!r}: use {", ".join(SHOW)}')
+    if show not in SHOW:
+        raise BadInput(f'There is nothing to show by {show!r}: use {", ".join(SHOW)}')
     want = dict(todo=(None,), all=(None,False,True), kept=(None,False), dropped=(True,))[show]
     score,sex = self.sugg.of(reason),{1:'male', 0:'female', None:'unknown'}
     fits = lambda i, r: (self.state[i] in want and (reason is None or score[i] > 1/3) and month in (None,r['month'])
@@ -158,7 +167,8 @@ e.preventDefault();e.stopPropagation()},true)})(50)
 '''
 DOT = 'data:image/gif;base64,R0lGODlhAQABAAAAACH5BAEKAAEALAAAAAABAAEAAAICTAEAOw=='
 
-def _jpeg(im, q=92): return 'data:image/jpeg;base64,' + base64.b64encode(encode_jpeg(im, q)).decode()
+def _jpeg(im, q=92):
+    return 'data:image/jpeg;base64,' + base64.b64encode(encode_jpeg(im, q)).decode()
 
 # %% ../../nbs/curation/curator.ipynb #33d0aef4
 class Curator(VBox):
@@ -172,14 +182,16 @@ class Curator(VBox):
         progress:bool=True,     # Show a bar while they are scored?
     ):
         super().__init__()
-        if per_page < 1 or ncols < 1: raise BadInput(f'A page needs faces: per_page={per_page} and ncols={ncols} must be 1 or more')
+        if per_page < 1 or ncols < 1:
+            raise BadInput(f'A page needs faces: per_page={per_page} and ncols={ncols} must be 1 or more')
         self.desk,self.per_page,self.ncols,self.page,self.last = Desk(root, outliers, progress),per_page,ncols,0,None
         self.name = f'pf-{self.model_id[:8]}'
         fill = lambda s: s.replace('@id', self.name).replace('@side', str(side)).replace('@cols', str(ncols))
         at = ''.join(f'.{self.name} .pf-at{k}{{background-position:{-side*(k % ncols)}px {-side*(k//ncols)}px}}' for k in range(per_page))
         style = HTML(f'<style>{fill(STYLE)}{at}</style><img alt="" src="{DOT}" style="display:none" onload="{html.escape(fill(KEYS))}">', layout=Layout(height='0', margin='0', overflow='hidden'))
         self.head,self.sheet,self.marks,self.info = (HTML(layout=Layout(margin='0')) for _ in range(4))
-        for o in (self.sheet,self.marks): o.layout.height = '0'
+        for o in (self.sheet,self.marks):
+            o.layout.height = '0'
         self.info.layout = Layout(margin='0 0 0 20px', flex='none')
         self._controls(side)
         self.children = [style, self.sheet, self.marks, self.head, Box(list(self.filters.values()), layout=Layout(flex_flow='row wrap', margin='0 0 0 4px')),
@@ -197,7 +209,8 @@ def _controls(self:Curator, side):
                         reason=Dropdown(options=[('worst of all',''), *[(v,k) for k,v in KINDS.items() if k in self.desk.sugg.kinds]], value='', description='reason'),
                         month=some('month', sorted({r['month'] for r in rows})), pose=some('pose', sorted({r['pose'] for r in rows if r['pose']})),
                         gender=some('gender', ['female','male','unknown']))
-    for o in self.filters.values(): o.observe(lambda _: self.refresh(), names='value')
+    for o in self.filters.values():
+        o.observe(lambda _: self.refresh(), names='value')
     shape = Layout(width=f'{side}px', height=f'{side}px')
     self.faces = [Button(tooltip='drop or restore', layout=shape) for _ in range(self.per_page)]
     for k,o in enumerate(self.faces):
@@ -215,10 +228,12 @@ def _controls(self:Curator, side):
 
 # %% ../../nbs/curation/curator.ipynb #e3be596a
 @patch(as_prop=True)
-def shown(self:Curator)->np.ndarray: return self.order[self.page*self.per_page:(self.page+1)*self.per_page]  # Indices of the faces on this page
+def shown(self:Curator)->np.ndarray:
+    return self.order[self.page*self.per_page:(self.page+1)*self.per_page]  # Indices of the faces on this page
 
 @patch(as_prop=True)
-def pages(self:Curator)->int: return max(1, -(-len(self.order)//self.per_page))  # How many pages
+def pages(self:Curator)->int:
+    return max(1, -(-len(self.order)//self.per_page))  # How many pages
 
 @patch
 def refresh(self:Curator):
@@ -244,7 +259,8 @@ def toggle(self:Curator,
     k:int,  # Place on the page, from 0
 ):
     "Drop the face, or restore it."
-    if k >= len(self.shown): return
+    if k >= len(self.shown):
+        return
     i = self.last = self.shown[k]
     self.desk.decide([i], drop=self.desk.state[i] is not True)
     self.mark()
@@ -261,15 +277,18 @@ def undo(self:Curator):
     if which := self.desk.take_back():
         self.last = which[0]
         at = np.flatnonzero(self.order == which[0])
-        if len(at) and which[0] not in self.shown: self.turn(int(at[0])//self.per_page)
+        if len(at) and which[0] not in self.shown:
+            self.turn(int(at[0])//self.per_page)
         self.mark()
 
 @patch
 def forward(self:Curator):
     "What is left on this page stays; show the next one."
     self.desk.seen(list(self.shown))
-    if self.page + 1 < self.pages: self.turn(self.page + 1)
-    else: self.refresh()
+    if self.page + 1 < self.pages:
+        self.turn(self.page + 1)
+    else:
+        self.refresh()
 
 @patch
 def backward(self:Curator):
@@ -286,7 +305,8 @@ def mark(self:Curator):
     for k,i in enumerate(self.shown):
         why = kind or desk.sugg.reason[i]
         rules.append(f'{dot}{k}::after{{content:"{SHORT[why]} .{100*desk.sugg.of(why)[i]:02.0f}"}}')
-        if desk.state[i]: rules.append(f'{dot}{k}{{background-blend-mode:luminosity;background-color:#fff}}{dot}{k}::before{{content:"";background:var(--jp-layout-color1,#fff);opacity:.62}}'
+        if desk.state[i]:
+            rules.append(f'{dot}{k}{{background-blend-mode:luminosity;background-color:#fff}}{dot}{k}::before{{content:"";background:var(--jp-layout-color1,#fff);opacity:.62}}'
                                         f'{dot}{k}::after{{content:"dropped";background:#b91c1c;padding-top:2px}}')
     self.marks.value = f'<style>{"".join(rules)}</style>'
     c = desk.counts
@@ -304,7 +324,8 @@ def describe(self:Curator,
 )->str: # HTML
     "A face, large, with its labels, its eight scores and the article it came from."
     keys = '<div class="pf-keys"><kbd>x</kbd> or click: drop or restore<br><kbd>←↑↓→</kbd> move &nbsp;<kbd>u</kbd> undo<br><kbd>n</kbd> next page &nbsp;<kbd>p</kbd> page before</div>'
-    if i is None: return keys
+    if i is None:
+        return keys
     r,s = self.desk.rows[i],self.desk.sugg
     bars = ''.join(f'<div class="pf-row"><span>{KINDS[k]}</span><span class="pf-bar" style="width:auto;flex:1;min-width:0"><i style="width:{100*v:.0f}%;background:{"#dc2626" if v > .5 else "#a1a1aa"}"></i></span></div>'
                    for k,v in zip(s.kinds, s.scores[i]))

@@ -45,7 +45,8 @@ def crop_points(
     size:int=64,    # Side of the crop, px
 )->np.ndarray: # (5,2) x y px; NaN where the row has no landmarks
     "Where the landmarks of a photo are in its crop."
-    if not row.get('kps') or not row.get('side'): return np.full((5,2), np.nan)
+    if not row.get('kps') or not row.get('side'):
+        return np.full((5,2), np.nan)
     turned = compose(rotation_about(row['centre'], row.get('angle') or 0.), crop_matrix(row['centre'], row['side'], size))
     return transform_points(turned, np.array(row['kps'], float))
 
@@ -68,7 +69,8 @@ def gradients(
     p:np.ndarray,  # Patches, (N,16,24) float32
 )->np.ndarray: # (N,576) float32
     "Patches as histograms of gradient directions in cells of 4 × 4 px, and as plain pixels, both with contrast taken out."
-    if not len(p): return np.zeros((0,576))
+    if not len(p):
+        return np.zeros((0,576))
     gy,gx = np.gradient(p, axis=(1,2))
     angle = np.arctan2(gy, gx)*(4/np.pi) % 8
     cells = lambda a: a.reshape(len(p),4,4,6,4).sum((2,4)).reshape(len(p),24)
@@ -108,7 +110,8 @@ def looks_like(
     no,whose,out = np.concatenate(no),np.concatenate(whose),np.zeros(yes.shape[:2])
     for f in range(folds):
         mine,fit = np.arange(n) % folds == f,some[some % folds != f]
-        if not mine.any() or not len(fit) or not (whose % folds != f).any(): continue
+        if not mine.any() or not len(fit) or not (whose % folds != f).any():
+            continue
         c,b = discriminant(np.concatenate(yes[:,fit]), no[whose % folds != f])
         out[:,mine] = yes[:,mine]@c + b
     return out
@@ -183,9 +186,11 @@ class Suggestions:
         key:np.ndarray,     # Key of each face, (N,) str
         scores:np.ndarray,  # (N,K) float32 in [0,1), one column a kind
         kinds:list,         # Their names, keys of `KINDS`
-    ): self.key,self.scores,self.kinds = key,scores,list(kinds)
+    ):
+        self.key,self.scores,self.kinds = key,scores,list(kinds)
 
-    def __len__(self): return len(self.key)
+    def __len__(self):
+        return len(self.key)
 
     def of(self,
         kind:str|None=None,  # A kind; `None`: the worst of all
@@ -194,7 +199,8 @@ class Suggestions:
         return self.scores.max(1) if kind is None else self.scores[:,self.kinds.index(kind)]
 
     @property
-    def reason(self)->list: return [self.kinds[i] for i in self.scores.argmax(1)]  # The kind of each face's highest score
+    def reason(self)->list:
+        return [self.kinds[i] for i in self.scores.argmax(1)]  # The kind of each face's highest score
 
     def worst(self,
         n:int=None,          # How many; all by default
@@ -207,8 +213,10 @@ class Suggestions:
     def table(self)->Table: # Faces above one half, by kind
         return Table([dict(kind=k, means=KINDS[k], faces=int((self.of(k) > .5).sum()), highest=float(self.of(k).max(initial=0))) for k in self.kinds],
                      floatfmt='.2f', title=f'{int((self.of() > .5).sum()):,} of {len(self):,} faces are suspicious')
-    def _repr_markdown_(self): return self.table._repr_markdown_()
-    def __repr__(self): return str(self.table)
+    def _repr_markdown_(self):
+        return self.table._repr_markdown_()
+    def __repr__(self):
+        return str(self.table)
 
 # %% ../../nbs/curation/quality.ipynb #b746e5f7
 def suggestions(
@@ -220,7 +228,8 @@ def suggestions(
     points = np.stack([crop_points(r, ims.shape[1]) for r in rows])
     d = feature_measures(ims, points) | plain_measures(rows, ims)
     d['extreme_yaw'] = turn_measure(np.array([r.get('yaw') for r in rows], float), points)
-    if feats is not None: d['outlier'] = outlier_measure(feats)
+    if feats is not None:
+        d['outlier'] = outlier_measure(feats)
     kinds = [k for k in KINDS if k in d]
     return Suggestions(np.array([r['key'] for r in rows]), np.stack([fold(d[k]) for k in kinds], 1), kinds)
 
@@ -242,7 +251,8 @@ def suggest(
     "Score the faces of `root` for every kind of fault, or read what was found before."
     rows,ims = load_faces(root)
     path,source = Path(root)/'dataset/suggestions.npz',content_hash(2, rows, outliers)
-    if path.exists() and str((z := read_npz(path))['source']) == source: return Suggestions(z['key'], z['scores'], z['kinds'].tolist())
+    if path.exists() and str((z := read_npz(path))['source']) == source:
+        return Suggestions(z['key'], z['scores'], z['kinds'].tolist())
     feats = None
     if outliers and len(rows) > 1:
         from pttface.evaluation.features import cached_features

@@ -28,7 +28,8 @@ def band_of(
     real:np.ndarray,  # The same of real faces, (M,)
 )->np.ndarray: # (N,) index into `BANDS`
     "The band of each sample, cut at the quantiles of real faces; raises `BadInput` without any."
-    if not len(real): raise BadInput('There are 0 real faces to cut the bands by')
+    if not len(real):
+        raise BadInput('There are 0 real faces to cut the bands by')
     return np.searchsorted(np.quantile(real, list(BANDS.values())[:-1]), far)
 
 def band_picture(
@@ -45,8 +46,10 @@ def band_picture(
         mine = mine[np.argsort(-far[mine], kind='stable')]
         pick = mine[:n] if name == 'worst' else mine[np.linspace(0, len(mine)-1, min(n, len(mine))).astype(int)]
         axs[0].text(1, .5, f'{name}\n{100*len(mine)/len(far):.0f} % (real {100*due[i]:.0f} %)', ha='right', va='center', fontsize=8)
-        for a in axs: a.axis('off')
-        for a,k in zip(axs[1:], pick): a.imshow(ims[k], interpolation='nearest' if ims.shape[1] < 100 else None)
+        for a in axs:
+            a.axis('off')
+        for a,k in zip(axs[1:], pick):
+            a.imshow(ims[k], interpolation='nearest' if ims.shape[1] < 100 else None)
     return fig
 
 # %% ../../nbs/evaluation/diagnostics.ipynb #d5cb91df
@@ -58,7 +61,8 @@ class Looks:
     pitch:np.ndarray  # Degrees, of the same
 
     @property
-    def refused(self)->float: return 100*float(1 - self.found.mean())  # Without a face, %
+    def refused(self)->float:
+        return 100*float(1 - self.found.mean())  # Without a face, %
     @property
     def error(self)->float: # Standard error of `refused`, %
         n,p = len(self.found) + 4,(np.sum(~self.found) + 2)/(len(self.found) + 4)
@@ -75,10 +79,12 @@ def look_protocol(
     "A face detector as a way to see pictures."
     own = threading.local()
     def look(im):
-        if not hasattr(own, 'detect'): own.detect = detector if callable(detector) else load_detector(detector)
+        if not hasattr(own, 'detect'):
+            own.detect = detector if callable(detector) else load_detector(detector)
         s = side/max(im.shape[:2])
         faces = own.detect(cv2.resize(im, None, fx=s, fy=s, interpolation=cv2.INTER_CUBIC) if s > 1 else im, min_face=.3*max(side, *im.shape[:2]))
-        if not faces: return 0,0,0,0
+        if not faces:
+            return 0,0,0,0
         return (1,0,0,0) if faces[0].yaw is None else (1,1,faces[0].yaw,faces[0].pitch)
     return Protocol('looks', 'custom' if callable(detector) else f'looks-{detector}-{side}', lambda ims: np.array([look(o) for o in ims], np.float32))
 
@@ -92,8 +98,10 @@ def look_at(
     "Show pictures to a face detector."
     threads = cv2.getNumThreads()
     cv2.setNumThreads(1)
-    try: found,posed,yaw,pitch = cached_features(ims, look_protocol(detector), folder, kind, device='cpu', **kw).T
-    finally: cv2.setNumThreads(threads)
+    try:
+        found,posed,yaw,pitch = cached_features(ims, look_protocol(detector), folder, kind, device='cpu', **kw).T
+    finally:
+        cv2.setNumThreads(threads)
     return Looks(found > 0, yaw[posed > 0], pitch[posed > 0])
 
 # %% ../../nbs/evaluation/diagnostics.ipynb #51c39218
@@ -103,7 +111,8 @@ def in_common(
     edges,         # Of the bins
 )->float: # %
     "How much of their histograms two sets of numbers share; the ends take what lies beyond."
-    if not len(a) or not len(b): return float('nan')
+    if not len(a) or not len(b):
+        return float('nan')
     a,b = (np.histogram(np.clip(o, edges[0], edges[-1]), edges)[0]/len(o) for o in (a, b))
     return 100*float(np.minimum(a, b).sum())
 
@@ -127,8 +136,10 @@ def histograms(
     sets |= {k:(e, real[1][k], fake[1][k]) for k,e in HUES.items()}
     fig = Picture(figsize=(2.1*len(sets), 2))
     for ax,(k,(e,a,b)) in zip(fig.subplots(1, len(sets)), sets.items()):
-        if len(a): ax.hist(np.clip(a, e[0], e[-1]), e, density=True, color='silver', label='real')
-        if len(b): ax.hist(np.clip(b, e[0], e[-1]), e, density=True, histtype='step', color='tab:red', lw=1.5, label='samples')
+        if len(a):
+            ax.hist(np.clip(a, e[0], e[-1]), e, density=True, color='silver', label='real')
+        if len(b):
+            ax.hist(np.clip(b, e[0], e[-1]), e, density=True, histtype='step', color='tab:red', lw=1.5, label='samples')
         ax.set(yticks=[], title=f'{k}, °' if k in TURNS else k)
         ax.title.set_fontsize(9)
     ax.legend(fontsize=7)

@@ -38,19 +38,26 @@ def load_images(
 ): # An array (N,H,W,3), or a list of pictures (H,W,3) uint8
     "Pictures from a file or a folder; raises `BadInput` when there are none."
     path = Path(path)
-    if not path.exists(): raise BadInput(f'{path} does not exist: give an .npz, a tar or a folder of pictures')
+    if not path.exists():
+        raise BadInput(f'{path} does not exist: give an .npz, a tar or a folder of pictures')
     if path.suffix == '.npz':
         held = read_npz(path)
         for v in held.values():
-            if v.ndim == 4: return v
+            if v.ndim == 4:
+                return v
         raise BadInput(f'{path} holds no pictures (N,H,W,3), only {", ".join(f"{k} {v.shape}" for k,v in held.items())}')
-    if path.is_dir(): files = [(p.name, p.read_bytes()) for p in sorted(path.rglob('*')) if p.is_file() and not p.name.startswith('.')]
-    else: files = [(f'{k}.{e}', b) for k,parts in read_tar(path) for e,b in parts.items()]
-    with ThreadPoolExecutor(os.cpu_count()) as pool: ims = list(pool.map(_decode, (b for _,b in files)))
+    if path.is_dir():
+        files = [(p.name, p.read_bytes()) for p in sorted(path.rglob('*')) if p.is_file() and not p.name.startswith('.')]
+    else:
+        files = [(f'{k}.{e}', b) for k,parts in read_tar(path) for e,b in parts.items()]
+    with ThreadPoolExecutor(os.cpu_count()) as pool:
+        ims = list(pool.map(_decode, (b for _,b in files)))
     odd = [k for (k,_),o in zip(files, ims) if o is None and not k.endswith('.json')]
-    if len(odd) < len(files) and odd: log.warning('%d of %d files of %s are no pictures and are left out (%s first)', len(odd), len(files), path, odd[0])
+    if len(odd) < len(files) and odd:
+        log.warning('%d of %d files of %s are no pictures and are left out (%s first)', len(odd), len(files), path, odd[0])
     ims = [o for o in ims if o is not None]
-    if not ims: raise BadInput(f'{path} holds {len(files)} files and 0 pictures among them: give a folder or tar of pictures, or an .npz')
+    if not ims:
+        raise BadInput(f'{path} holds {len(files)} files and 0 pictures among them: give a folder or tar of pictures, or an .npz')
     return ims
 
 def _decode(b):
@@ -62,14 +69,19 @@ def as_images(
     ims,  # (N,H,W,3) uint8, or floats in [0,1], or a list of such pictures, or the path of an .npz, tar or folder
 )->np.ndarray: # The pictures, (N,H,W,3) uint8
     "Pictures from any of the forms they are kept in; raises `BadInput` on fewer than 2, on mixed sizes and on floats out of range."
-    if isinstance(ims, (str,os.PathLike)): ims = load_images(ims)
+    if isinstance(ims, (str,os.PathLike)):
+        ims = load_images(ims)
     if isinstance(ims, (list,tuple)):
         shapes = {np.shape(o) for o in ims}
-        if len(shapes) > 1: raise BadInput(f'The {len(ims)} pictures have {len(shapes)} sizes, {min(shapes)} and {max(shapes)} among them: bring them to one size first')
+        if len(shapes) > 1:
+            raise BadInput(f'The {len(ims)} pictures have {len(shapes)} sizes, {min(shapes)} and {max(shapes)} among them: bring them to one size first')
     ims = np.asarray(ims)
-    if len(ims) < 2: raise BadInput(f'Found {len(ims)} picture{"s"*(len(ims) != 1)}: a spread needs at least 2')
-    if ims.ndim != 4 or ims.shape[-1] != 3: raise BadInput(f'Need pictures (N,H,W,3), not an array {ims.shape}')
-    if ims.dtype == np.uint8: return np.ascontiguousarray(ims)
+    if len(ims) < 2:
+        raise BadInput(f'Found {len(ims)} picture{"s"*(len(ims) != 1)}: a spread needs at least 2')
+    if ims.ndim != 4 or ims.shape[-1] != 3:
+        raise BadInput(f'Need pictures (N,H,W,3), not an array {ims.shape}')
+    if ims.dtype == np.uint8:
+        return np.ascontiguousarray(ims)
     lo,hi = float(ims.min()),float(ims.max())
     if not (ims.dtype.kind == 'f' and lo >= 0 and hi <= 1):
         raise BadInput(f'The pictures are {ims.dtype} from {lo:g} to {hi:g}: give uint8, or floats from 0 to 1')
@@ -98,9 +110,11 @@ def square(
 def _folded(net):
     "`net` with each fixed normalisation folded into the convolution before it."
     pairs = [(net,'_conv_stem','_bn0'), (net,'_conv_head','_bn1')]
-    for b in net._blocks: pairs += [(b,'_expand_conv','_bn0'), (b,'_depthwise_conv','_bn1'), (b,'_project_conv','_bn2')]
+    for b in net._blocks:
+        pairs += [(b,'_expand_conv','_bn0'), (b,'_depthwise_conv','_bn1'), (b,'_project_conv','_bn2')]
     for m,conv,bn in pairs:
-        if not hasattr(m, conv): continue
+        if not hasattr(m, conv):
+            continue
         setattr(m, conv, fuse_conv_bn_eval(getattr(m, conv), getattr(m, bn)))
         setattr(m, bn, torch.nn.Identity())
     return net
@@ -148,7 +162,8 @@ def inception_weights(
 )->Path: # The file
     "The Inception weights of clean-fid, fetched once and checked by hash; raises `BadInput` when they cannot be had."
     path = Path(folder or Path(torch.hub.get_dir())/'checkpoints')/'inception-2015-12-05.pt'
-    if path.exists() and sha256_file(path) == inception_sha256: return path
+    if path.exists() and sha256_file(path) == inception_sha256:
+        return path
     try:
         with atomic_path(path) as p:
             torch.hub.download_url_to_file(inception_url, str(p), hash_prefix=inception_sha256, progress=False)
@@ -157,13 +172,15 @@ def inception_weights(
     return path
 
 def sha256_file(path):
-    with open(path, 'rb') as f: return hashlib.file_digest(f, 'sha256').hexdigest()
+    with open(path, 'rb') as f:
+        return hashlib.file_digest(f, 'sha256').hexdigest()
 
 # %% ../../nbs/evaluation/features.ipynb #0761f4eb
 PROTOCOLS = {'efficientnet': _efficientnet, 'clean': _clean, 'inception': _clean, 'course': _course}
 
 @lru_cache(2)
-def _named(name, device, folder): return PROTOCOLS[name](device, folder)
+def _named(name, device, folder):
+    return PROTOCOLS[name](device, folder)
 
 def load_protocol(
     protocol='efficientnet',  # A name of `PROTOCOLS`, a `Protocol`, or any function from (N,H,W,3) uint8 to (N,D)
@@ -172,19 +189,26 @@ def load_protocol(
     folder:Path=None,         # Where downloaded weights are kept; torch's own cache by default
 )->Protocol: # Ready to embed
     "The protocol by its name; raises `BadInput` on an unknown one, and on halves where the figure would lose its name."
-    if precision not in ('float32','half'): raise BadInput(f'There is no precision {precision!r}: use float32 or half')
-    if isinstance(protocol, Protocol): p = protocol
-    elif callable(protocol): p = Protocol(f'FD-{getattr(protocol, "__name__", "custom")}', 'custom', protocol)
-    elif protocol not in PROTOCOLS: raise BadInput(f'There is no protocol {protocol!r}: use one of {", ".join(PROTOCOLS)}')
-    elif precision == 'half' and PROTOCOLS[protocol] is _clean: raise BadInput('FID (clean) is defined in float32: use another protocol for half precision')
-    else: p = _named(protocol, pick_device(device), None if folder is None else Path(folder))
+    if precision not in ('float32','half'):
+        raise BadInput(f'There is no precision {precision!r}: use float32 or half')
+    if isinstance(protocol, Protocol):
+        p = protocol
+    elif callable(protocol):
+        p = Protocol(f'FD-{getattr(protocol, "__name__", "custom")}', 'custom', protocol)
+    elif protocol not in PROTOCOLS:
+        raise BadInput(f'There is no protocol {protocol!r}: use one of {", ".join(PROTOCOLS)}')
+    elif precision == 'half' and PROTOCOLS[protocol] is _clean:
+        raise BadInput('FID (clean) is defined in float32: use another protocol for half precision')
+    else:
+        p = _named(protocol, pick_device(device), None if folder is None else Path(folder))
     return p if precision == 'float32' else _half(p, torch.device(pick_device(device)))
 
 def _half(p, device):
     "`p` with its layers in 16 bits; another version, because the features are others in the third digit."
     dtype = half_type(device) or torch.bfloat16
     def embed(ims):
-        with torch.autocast(device.type, dtype): return p.embed(ims)
+        with torch.autocast(device.type, dtype):
+            return p.embed(ims)
     return replace(p, version=p.version if p.version == 'custom' else f'{p.version}-{"fp16" if dtype == torch.float16 else "bf16"}', embed=embed)
 
 # %% ../../nbs/evaluation/features.ipynb #2f4292c0
@@ -200,7 +224,8 @@ def features(
     "What a network sees in each picture; raises `BadInput` when it sees anything that is not a number."
     ims,p,device = as_images(ims),load_protocol(protocol, device, precision),pick_device(device)
     state = processes(device) if shared else None
-    if not shared or state.num_processes == 1: return check_finite(_embed(ims, p, device, batch, progress))
+    if not shared or state.num_processes == 1:
+        return check_finite(_embed(ims, p, device, batch, progress))
     mine = np.array_split(ims, state.num_processes)[state.process_index]
     parts = gather_object([_embed(mine, p, device, batch, progress and state.is_main_process) if len(mine) else None])
     return check_finite(np.concatenate([o for o in parts if o is not None]))
@@ -210,7 +235,8 @@ def _embed(ims, p, device, batch, progress):
     parts = range(0, len(ims), batch)
     with tqdm(total=len(parts), desc='features', disable=None if progress else True) as bar:
         def embed(i, step):
-            with torch.inference_mode(): x = torch.as_tensor(p.embed(ims[i:i+batch])).float().cpu().numpy()
+            with torch.inference_mode():
+                x = torch.as_tensor(p.embed(ims[i:i+batch])).float().cpu().numpy()
             step(1)
             return x
         return np.concatenate(map_threads(embed, parts, torch.get_num_threads() if device == 'cpu' else 1, bar.update))
@@ -225,27 +251,36 @@ def cached_features(
 )->np.ndarray: # (N,D) float32
     "`features`, kept in `folder` under the hash of pictures and protocol; a function of your own has no version, so nothing is kept."
     ims,p = as_images(ims),load_protocol(protocol, kw.get('device'), kw.pop('precision', 'float32'))
-    if folder is None or p.version == 'custom': return features(ims, p, **kw)
+    if folder is None or p.version == 'custom':
+        return features(ims, p, **kw)
     path = Path(folder)/f'{kind}-{p.version}-{content_hash(ims)}.npz'
-    if (x := _kept(path, len(ims))) is not None: return x
+    if (x := _kept(path, len(ims))) is not None:
+        return x
     x = features(ims, p, **kw)
-    if not kw.get('shared') or processes(kw.get('device')).is_main_process: _keep(path, x, kind)
+    if not kw.get('shared') or processes(kw.get('device')).is_main_process:
+        _keep(path, x, kind)
     return x
 
 def _kept(path, n):
     "What an entry holds, or None where it is missing or damaged"
-    if not path.exists(): return None
+    if not path.exists():
+        return None
     try:
         x = read_npz(path)['features']
-        if x.ndim == 2 and len(x) == n and x.dtype == np.float32 and np.isfinite(x).all(): return x
+        if x.ndim == 2 and len(x) == n and x.dtype == np.float32 and np.isfinite(x).all():
+            return x
         log.warning('%s does not fit its pictures: made anew', path.name)
-    except (BadInput,KeyError,OSError): log.warning('%s is damaged: made anew', path.name)
+    except (BadInput,KeyError,OSError):
+        log.warning('%s is damaged: made anew', path.name)
 
 def _keep(path, x, kind):
     "Write an entry; a disk that is full costs the time of the next call, not the figures of this one"
     try:
-        if path.is_dir(): raise IsADirectoryError(f'{path} is a folder')
+        if path.is_dir():
+            raise IsADirectoryError(f'{path} is a folder')
         write_npz(path, features=x)
         old = sorted(path.parent.glob(f'{kind}-*.npz'), key=os.path.getmtime) if kind != 'real' else []
-        for o in old[:-8]: o.unlink(missing_ok=True)
-    except OSError as e: log.warning('The features cannot be kept under %s (%s): they will be made again the next time', path.parent, e)
+        for o in old[:-8]:
+            o.unlink(missing_ok=True)
+    except OSError as e:
+        log.warning('The features cannot be kept under %s (%s): they will be made again the next time', path.parent, e)

@@ -36,7 +36,8 @@ class TrainingFaces:
         mirrored:np.ndarray,  # The same in the mirror, (M,D)
         k:int=50,             # Neighbour that sets the scale
     ):
-        if len(train) < 3: raise BadInput(f'Found {len(train)} training faces: at least 3 are needed to look for neighbours')
+        if len(train) < 3:
+            raise BadInput(f'Found {len(train)} training faces: at least 3 are needed to look for neighbours')
         self.m,self.k,self.mid = len(train),min(k, len(train)-1),train.mean(0)
         self.both = np.concatenate([train, mirrored]) - self.mid
         d,j = neighbours(self.both[:self.m], self.both, self.k + 2)
@@ -111,9 +112,11 @@ class Originality:
     spaces:dict  # `Space` by name
 
     @property
-    def copies(self)->np.ndarray: return np.any([s.copies for s in self.spaces.values()], axis=0)  # (N,) bool: a copy in any space
+    def copies(self)->np.ndarray:
+        return np.any([s.copies for s in self.spaces.values()], axis=0)  # (N,) bool: a copy in any space
     @property
-    def p(self)->float: return min(1., len(self.spaces)*min(s.p for s in self.spaces.values()))  # Bonferroni over the spaces
+    def p(self)->float:
+        return min(1., len(self.spaces)*min(s.p for s in self.spaces.values()))  # Bonferroni over the spaces
     @property
     def near(self)->Nearest: # The nearest training face by whichever space finds it nearer, measured by real faces
         s = list(self.spaces.values())
@@ -125,11 +128,14 @@ class Originality:
     @property
     def verdict(self)->str: # In words
         n,p,real = int(self.copies.sum()),self.p,max(len(s.own) + (len(s.held.ratio) if s.held else 0) for s in self.spaces.values())
-        if n: return f'{n} of {len(self.copies)} samples are copies of training faces (p = {p:.1g}): look at the closest pairs, and do not share these samples.'
-        if p < .01: return f'Samples are nearer to training faces than real faces are (p = {p:.1g}), as dull or blurred ones can be; none is a copy. Look at the closest pairs.'
+        if n:
+            return f'{n} of {len(self.copies)} samples are copies of training faces (p = {p:.1g}): look at the closest pairs, and do not share these samples.'
+        if p < .01:
+            return f'Samples are nearer to training faces than real faces are (p = {p:.1g}), as dull or blurred ones can be; none is a copy. Look at the closest pairs.'
         weak = '' if real >= 500 else f' With {real} real faces to compare with, a few doubtful ones would go unseen.'
         return f'No sample is a copy, and samples are no nearer to training faces than other real faces are (p = {p:.2g}).{weak}'
-    def __repr__(self): return self.verdict
+    def __repr__(self):
+        return self.verdict
 
 # %% ../../nbs/evaluation/memorization.ipynb #45ea3b8b
 def ratio_picture(
@@ -140,7 +146,8 @@ def ratio_picture(
     for ax,(name,s) in zip(np.ravel(fig.subplots(1, len(found.spaces))), found.spaces.items()):
         real = np.concatenate([s.own, *([s.held.ratio] if s.held else [])])
         sets = {'training faces, among the others':(s.own,'tab:gray'), **({'held-out faces':(s.held.ratio,'tab:blue')} if s.held else {}), 'samples':(s.near.ratio,'tab:red')}
-        for k,(r,c) in sets.items(): ax.step(np.sort(r), np.arange(1, len(r)+1)/len(r), c=c, label=k, lw=1.3)
+        for k,(r,c) in sets.items():
+            ax.step(np.sort(r), np.arange(1, len(r)+1)/len(r), c=c, label=k, lw=1.3)
         ax.axvspan(0, np.quantile(real, .01)/2, color='tab:red', alpha=.12, lw=0)
         ax.set(xlim=(0, 1), ylim=(0, 1), xlabel='ρ', ylabel='share with less', title=name)
     ax.legend(fontsize=7)

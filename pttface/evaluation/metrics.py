@@ -32,11 +32,13 @@ class Stats:
         n,mu,m2,rows = 0,0.,0.,[]
         for block in _blocks(feats):
             x = check_finite(np.asarray(block, np.float64))
-            if rows is not None: rows = rows + [x] if n + len(x) <= x.shape[1] else None
+            if rows is not None:
+                rows = rows + [x] if n + len(x) <= x.shape[1] else None
             gap,c = x.mean(0) - mu,x - x.mean(0)
             m2 = m2 + c.T@c + np.outer(gap, gap)*(n*len(x)/(n + len(x)))
             mu,n = mu + gap*(len(x)/(n + len(x))),n + len(x)
-        if n < 2: raise BadInput(f'Found {n} features: a covariance needs at least 2')
+        if n < 2:
+            raise BadInput(f'Found {n} features: a covariance needs at least 2')
         return cls(mu, m2/(n-1), n, None if rows is None else (np.concatenate(rows) - mu)/(n-1)**.5)
 
 def check_finite(
@@ -44,17 +46,20 @@ def check_finite(
 )->np.ndarray: # The same
     "Raises `BadInput` when a row holds anything that is not a number."
     bad = np.flatnonzero(~np.isfinite(feats).all(1))
-    if len(bad): raise BadInput(f'The features of {len(bad)} of {len(feats)} pictures are not finite (the first is number {bad[0]})')
+    if len(bad):
+        raise BadInput(f'The features of {len(bad)} of {len(feats)} pictures are not finite (the first is number {bad[0]})')
     return feats
 
 def _blocks(feats, size=4096):
     for part in [feats] if isinstance(feats, np.ndarray) else feats:
-        for i in range(0, len(part), size): yield part[i:i+size]
+        for i in range(0, len(part), size):
+            yield part[i:i+size]
 
 # %% ../../nbs/evaluation/metrics.ipynb #6083e6c1
 def _factor(s):
     "A with AᵀA = sigma, without the directions in which nothing varies."
-    if s.factor is not None: return s.factor
+    if s.factor is not None:
+        return s.factor
     w,v = np.linalg.eigh(s.sigma)
     keep = (w > w[-1]*len(w)*np.finfo(float).eps) & (np.arange(len(w)) > len(w) - s.n)
     return (v[:,keep]*np.sqrt(w[keep])).T
@@ -64,14 +69,18 @@ def frechet_distance(
     b:Stats,  # The other
 )->float: # Squared Fréchet distance, what the field calls FID when the features are Inception's
     "How far apart two sets of features are, as Gaussians; raises `BadInput` when they have different lengths."
-    if a.mu.shape != b.mu.shape: raise BadInput(f'Features of {len(a.mu)} and of {len(b.mu)} numbers cannot be compared: use one protocol for both')
+    if a.mu.shape != b.mu.shape:
+        raise BadInput(f'Features of {len(a.mu)} and of {len(b.mu)} numbers cannot be compared: use one protocol for both')
     apart,cross = ((a.mu - b.mu)**2).sum() + np.trace(a.sigma) + np.trace(b.sigma),None
     if min(a.n, b.n) > len(a.mu):
         first = np.argsort(-a.sigma.diagonal())
         sa,sb = (s.sigma[np.ix_(first, first)].T for s in (a, b))  # LAPACK's own order in memory: no other copy is made
-        try: cross = np.sqrt(linalg.eigvalsh(sb, sa, type=2, driver='gv', check_finite=False, overwrite_a=True, overwrite_b=True).clip(0)).sum()
-        except linalg.LinAlgError: pass  # no Cholesky factor
-    if cross is None: cross = np.linalg.svd(_factor(a)@_factor(b).T, compute_uv=False).sum()
+        try:
+            cross = np.sqrt(linalg.eigvalsh(sb, sa, type=2, driver='gv', check_finite=False, overwrite_a=True, overwrite_b=True).clip(0)).sum()
+        except linalg.LinAlgError:
+            pass  # no Cholesky factor
+    if cross is None:
+        cross = np.linalg.svd(_factor(a)@_factor(b).T, compute_uv=False).sum()
     return max(float(apart - 2*cross), 0.)
 
 # %% ../../nbs/evaluation/metrics.ipynb #8b2d1f41
@@ -101,7 +110,8 @@ def equal_n(
     rng,out = np.random.default_rng(seed),{k:[] for k in sets}
     for _ in range(draws):
         ref = train[rng.choice(len(train), n, replace=False)]
-        for k,x in sets.items(): out[k].append(measure(x[rng.choice(len(x), n, replace=False)], ref))
+        for k,x in sets.items():
+            out[k].append(measure(x[rng.choice(len(x), n, replace=False)], ref))
     return out
 
 # %% ../../nbs/evaluation/metrics.ipynb #7461bd47
@@ -112,7 +122,8 @@ def kid(
 )->tuple[float,float]: # The distance, and its standard error
     "Unbiased squared kernel distance of two sets of features."
     folds = min(folds, len(a)//2, len(b)//2)
-    if folds < 1: raise BadInput(f'Found {len(a)} and {len(b)} features: the kernel distance needs at least 2 of each')
+    if folds < 1:
+        raise BadInput(f'Found {len(a)} and {len(b)} features: the kernel distance needs at least 2 of each')
     pa,pb = (np.array_split(np.ascontiguousarray(o, np.float32), folds) for o in (a, b))
     k = lambda x,y: (x@y.T/x.shape[1] + 1).astype(np.float64)**3
     saa,sbb = ([[(o := k(x, y)).sum() - (np.trace(o) if i == j else 0) for j,y in enumerate(p)] for i,x in enumerate(p)] for p in (pa, pb))
@@ -122,7 +133,8 @@ def kid(
         n,m = (w*na).sum(),(w*nb).sum()
         return w@saa@w/(n*(n-1)) + w@sbb@w/(m*(m-1)) - 2*(w@sab@w)/(n*m)
     value,w = mmd(np.ones(folds)),1 - np.eye(folds)
-    if folds < 3: return float(value),float('nan')
+    if folds < 3:
+        return float(value),float('nan')
     out = np.array([mmd(o) for o in w])
     return float(value),float(np.sqrt((folds-1)/folds*((out - out.mean())**2).sum()))
 
@@ -142,7 +154,8 @@ def neighbours(
     dist,which = np.zeros((len(a),k), np.float32),np.zeros((len(a),k), int)
     for i in range(0, len(a), 1024):
         d = _sq(a[i:i+1024], b)
-        if own: d[np.arange(len(d)), np.arange(i, i+len(d))] = np.inf
+        if own:
+            d[np.arange(len(d)), np.arange(i, i+len(d))] = np.inf
         j = np.argpartition(d, k-1, axis=1)[:,:k]
         j = np.take_along_axis(j, np.argsort(np.take_along_axis(d, j, 1), axis=1), 1)
         dist[i:i+1024],which[i:i+1024] = np.sqrt(np.take_along_axis(d, j, 1)),j
@@ -155,7 +168,8 @@ def prdc(
     k:int=5,          # Which neighbour the balls reach
 )->dict: # precision, recall, density, coverage
     "How real the samples look, and how much of the real they cover; raises `BadInput` on too few pictures."
-    if min(len(real), len(fake)) <= k: raise BadInput(f'Found {len(real)} real pictures and {len(fake)} samples: balls to the neighbour number {k} need at least {k+1} of each')
+    if min(len(real), len(fake)) <= k:
+        raise BadInput(f'Found {len(real)} real pictures and {len(fake)} samples: balls to the neighbour number {k} need at least {k+1} of each')
     (rr,_),(rf,_) = neighbours(real, real, k, own=True),neighbours(fake, fake, k, own=True)
     inside,recall,cover = np.zeros(len(fake)),0,0
     for i in range(0, len(real), 1024):

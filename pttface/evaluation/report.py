@@ -45,12 +45,14 @@ class Report:
         pictures,       # Arrays (H,W,3) uint8 or `Picture`s, by name
         captions=None,  # A sentence for each, by name
         found=None,     # Lists of samples worth looking at, by why
-    ): self.rows,self.notes,self.settings,self.pictures,self.captions,self.found = rows,notes,settings,pictures,captions or {},found or {}
+    ):
+        self.rows,self.notes,self.settings,self.pictures,self.captions,self.found = rows,notes,settings,pictures,captions or {},found or {}
 
     def __getitem__(self, what):
         "The value of the row called `what`; raises `KeyError` naming it when there is none."
         for r in self.rows:
-            if r['what'] == what: return r['value']
+            if r['what'] == what:
+                return r['value']
         raise KeyError(f'The report has no {what!r}')
 
     @property
@@ -58,11 +60,14 @@ class Report:
         "The figures side by side."
         cell = lambda r: f"{r['value']:.4g}" + ('' if r['sd'] is None else f" ± {r['sd']:.2g}")
         lines,of = {},[o for o in ('samples',FLOOR,NOISE) if any(r['of'] == o for r in self.rows)]
-        for r in self.rows: lines.setdefault(r['metric'], []).append(r)
+        for r in self.rows:
+            lines.setdefault(r['metric'], []).append(r)
         return Table([dict(metric=k, N=' / '.join(f'{n:,}' for n in dict.fromkeys(r['n'] for r in v)),
                            **dict.fromkeys(of, '')) | {r['of']:cell(r) for r in v} for k,v in lines.items()])
-    def _repr_markdown_(self): return self.table._repr_markdown_() + '\n\n' + '\n'.join(f'- {o}' for o in self.notes)
-    def __str__(self): return f'{self.table}\n' + '\n'.join(f'· {o}' for o in self.notes)
+    def _repr_markdown_(self):
+        return self.table._repr_markdown_() + '\n\n' + '\n'.join(f'- {o}' for o in self.notes)
+    def __str__(self):
+        return f'{self.table}\n' + '\n'.join(f'· {o}' for o in self.notes)
     __repr__ = __str__
 
 # %% ../../nbs/evaluation/report.ipynb #506e032a
@@ -76,7 +81,8 @@ def save_report(
         with atomic_path(folder/f'{name}.png') as p:
             im.savefig(p, format='png', facecolor='white') if isinstance(im, Picture) else Image.fromarray(im).save(p, 'png')
     shown = '\n\n'.join(f'![{report.captions.get(k, k)}]({k}.png)\n\n*{report.captions.get(k, k)}*' for k in report.pictures)
-    with atomic_path(folder/'report.md') as p: p.write_text(f'# Evaluation\n\n{report._repr_markdown_()}\n\n{shown}\n', encoding='utf-8')
+    with atomic_path(folder/'report.md') as p:
+        p.write_text(f'# Evaluation\n\n{report._repr_markdown_()}\n\n{shown}\n', encoding='utf-8')
     write_json(folder/'report.json', dict(settings=report.settings, rows=report.rows, notes=report.notes, found=report.found))
     return folder
 
@@ -136,9 +142,11 @@ def miss_rows(
     "Rows about where samples fail: far from any face, without one, turned or coloured otherwise."
     rows,worst = [],list(BANDS)[-1]
     for of,o in (('samples',space.near), (FLOOR,space.held)):
-        if o: rows.append(row(f'{worst}: farther than 99 % of real faces, %', of, 100*(band_of(o.distance, space.gap) == len(BANDS)-1).mean(), len(o.distance)))
+        if o:
+            rows.append(row(f'{worst}: farther than 99 % of real faces, %', of, 100*(band_of(o.distance, space.gap) == len(BANDS)-1).mean(), len(o.distance)))
     for of,o in looks.items():
-        if of != 'train': rows.append(row('refused by the face detector, %', of, o.refused, len(o.found), o.error))
+        if of != 'train':
+            rows.append(row('refused by the face detector, %', of, o.refused, len(o.found), o.error))
     for of in [k for k in ('samples',FLOOR) if k in tint]:
         if looks:
             rows += [row(f'{k}, %', of, v, len(looks[of].yaw)) for k,v in looks[of].poses.items()]
@@ -159,14 +167,22 @@ def notes_on(
     "What the numbers of pictures cannot show, and what is odd about the pictures."
     out,ims = [],np.concatenate(sets)
     distinct = len(np.unique(ims.reshape(len(ims), -1), axis=0))
-    if distinct == 1: out.append(f'All {len(ims)} samples are the same picture.')
-    elif distinct < len(ims): out.append(f'{len(ims) - distinct} of {len(ims)} samples repeat another one exactly.')
-    if n <= dim: out.append(f'{n} pictures are fewer than {dim} features: {label} is far too large, and means something only beside others of its row.')
-    if not held: out.append('No faces are held out: there is no floor.')
-    elif m < n: out.append(f'Only {held} faces are held out: what stands beside the floor is measured at N = {m}.')
-    if len(sets) == 1: out.append('One set of samples: how much another sampling seed would change is unknown.')
-    if n < 2*dim: out.append(f'The distance at infinite N is not extrapolated: that takes at least {2*dim} samples and as many training faces.')
-    if doubles: out.append(f'{doubles} training faces are nearly the same as another one, which weakens the search for copies: pack the data set again.')
+    if distinct == 1:
+        out.append(f'All {len(ims)} samples are the same picture.')
+    elif distinct < len(ims):
+        out.append(f'{len(ims) - distinct} of {len(ims)} samples repeat another one exactly.')
+    if n <= dim:
+        out.append(f'{n} pictures are fewer than {dim} features: {label} is far too large, and means something only beside others of its row.')
+    if not held:
+        out.append('No faces are held out: there is no floor.')
+    elif m < n:
+        out.append(f'Only {held} faces are held out: what stands beside the floor is measured at N = {m}.')
+    if len(sets) == 1:
+        out.append('One set of samples: how much another sampling seed would change is unknown.')
+    if n < 2*dim:
+        out.append(f'The distance at infinite N is not extrapolated: that takes at least {2*dim} samples and as many training faces.')
+    if doubles:
+        out.append(f'{doubles} training faces are nearly the same as another one, which weakens the search for copies: pack the data set again.')
     return out
 
 CAPTIONS = dict(figures='Figures with their errors: samples red, other real faces blue, noise grey.',
@@ -179,7 +195,8 @@ CAPTIONS = dict(figures='Figures with their errors: samples red, other real face
 COLOURS = {'samples':'tab:red', FLOOR:'tab:blue', NOISE:'tab:gray'}
 
 def _points(ax, rows, title):
-    for i,r in enumerate(rows): ax.errorbar(i, r['value'], r['sd'] or 0, fmt='o', ms=5, capsize=5, c=COLOURS[r['of']])
+    for i,r in enumerate(rows):
+        ax.errorbar(i, r['value'], r['sd'] or 0, fmt='o', ms=5, capsize=5, c=COLOURS[r['of']])
     ax.set(xticks=range(len(rows)), xticklabels=[r['of'].split(' (')[0].replace(' ', '\n') for r in rows], xlim=(-.6, len(rows)-.4))
     ax.set_title(title, fontsize=9)
     ax.tick_params(labelsize=8)
@@ -210,8 +227,10 @@ def figures(
     axs = list(fig.subplots(1, 4 if far else 3, width_ratios=[1,*[1.3]*bool(far),.8,1.5]))
     same,axs0 = of(label),axs.pop(0)
     _points(axs0, same, f'{label}, N = {same[0]["n"]:,}')
-    if min(r['value'] for r in same) > 0: axs0.set_yscale('log')
-    if far: _lines(axs.pop(0), far, label)
+    if min(r['value'] for r in same) > 0:
+        axs0.set_yscale('log')
+    if far:
+        _lines(axs.pop(0), far, label)
     _points(axs.pop(0), of('KID × 1000'), 'KID × 1000')
     for r in four:
         x = list(dict.fromkeys(o['metric'] for o in four)).index(r['metric']) + (.12 if r['of'] == FLOOR else -.12)

@@ -46,7 +46,8 @@ class Answer:
     wait:float|None=None    # Seconds the server asks us to wait
 
     @property
-    def ok(self)->bool: return not self.reason
+    def ok(self)->bool:
+        return not self.reason
     @property
     def transient(self)->bool: # Worth another try?
         return self.reason in RETRYABLE
@@ -58,7 +59,8 @@ def fault(
     e:Exception,  # What `requests` or the network raised
 )->str: # One word for it
     "The reason behind an exception."
-    if isinstance(e, Refused): return str(e)
+    if isinstance(e, Refused):
+        return str(e)
     chain,o = [],e
     while o is not None and len(chain) < 9:
         chain.append(o)
@@ -68,7 +70,8 @@ def fault(
                        ((urllib3.exceptions.DecodeError, requests.exceptions.ContentDecodingError), 'bad_encoding'),
                        ((requests.Timeout, urllib3.exceptions.TimeoutError, TimeoutError), 'timeout'), (requests.exceptions.SSLError, 'tls'),
                        ((requests.exceptions.InvalidURL, requests.exceptions.InvalidSchema, urllib3.exceptions.LocationParseError, UnicodeError), 'bad_url')):
-        if any(isinstance(o, kinds) for o in chain): return word
+        if any(isinstance(o, kinds) for o in chain):
+            return word
     return 'reset'
 
 # %% ../../nbs/net/http.ipynb #fa9c3617
@@ -90,16 +93,20 @@ class RateLimiter:
                 at = max(time.monotonic(), self.next)
                 self.next = at + self.gap
             while (left := at - time.monotonic()) > 0:
-                if stop is None: time.sleep(left)
-                elif stop.wait(left): break
-            if stop is not None and stop.is_set(): raise Stopped
+                if stop is None:
+                    time.sleep(left)
+                elif stop.wait(left):
+                    break
+            if stop is not None and stop.is_set():
+                raise Stopped
             yield
 
     def postpone(self,
         seconds:float,  # How long nobody may ask
     ):
         "Let nobody ask this host for a while."
-        with self._lock: self.next = max(self.next, time.monotonic() + seconds)
+        with self._lock:
+            self.next = max(self.next, time.monotonic() + seconds)
 
 # %% ../../nbs/net/http.ipynb #94616b82
 def public(
@@ -108,7 +115,8 @@ def public(
     "Whether `ip` is on the open internet: not private, loopback, link-local, reserved or multicast."
     a = ipaddress.ip_address(ip.partition('%')[0])
     for o in (getattr(a, 'ipv4_mapped', None), getattr(a, 'sixtofour', None), (getattr(a, 'teredo', None) or [None])[-1]):
-        if o is not None and not o.is_global: return False
+        if o is not None and not o.is_global:
+            return False
     return a.is_global and not a.is_multicast
 
 # %% ../../nbs/net/http.ipynb #8017fee8
@@ -116,17 +124,24 @@ def _connector(base, resolve):
     "A urllib3 connection class that connects only to public addresses, and remembers its socket for the thread's watchdog"
     class Checked(base):
         def _new_conn(self):
-            if resolve is None: return super()._new_conn()
-            try: found = resolve(self._dns_host, self.port, type=socket.SOCK_STREAM)
-            except OSError as e: raise urllib3.exceptions.NameResolutionError(self.host, self, e) from e
+            if resolve is None:
+                return super()._new_conn()
+            try:
+                found = resolve(self._dns_host, self.port, type=socket.SOCK_STREAM)
+            except OSError as e:
+                raise urllib3.exceptions.NameResolutionError(self.host, self, e) from e
             ips = [o[4][0] for o in found]
-            if not all(public(o) for o in ips): raise Refused('private_address')
+            if not all(public(o) for o in ips):
+                raise Refused('private_address')
             for i,ip in enumerate(ips):
-                try: return create_connection((ip, self.port), self.timeout, socket_options=self.socket_options)
+                try:
+                    return create_connection((ip, self.port), self.timeout, socket_options=self.socket_options)
                 except OSError as e:
-                    if i == len(ips)-1: raise urllib3.exceptions.NewConnectionError(self, str(e)) from e
+                    if i == len(ips)-1:
+                        raise urllib3.exceptions.NewConnectionError(self, str(e)) from e
         def getresponse(self, *args, **kw):
-            if (entry := getattr(_now, 'entry', None)): entry[1] = self.sock
+            if (entry := getattr(_now, 'entry', None)):
+                entry[1] = self.sock
             return super().getresponse(*args, **kw)
     return Checked
 
@@ -138,13 +153,15 @@ class _Adapter(HTTPAdapter):
         super().__init__(pool_connections=64, pool_maxsize=n)
     def init_poolmanager(self, *args, **kw):
         super().init_poolmanager(*args, **kw)
-        def pool(base): return type('Pool', (base,), dict(ConnectionCls=_connector(base.ConnectionCls, self.resolve)))
+        def pool(base):
+            return type('Pool', (base,), dict(ConnectionCls=_connector(base.ConnectionCls, self.resolve)))
         self.poolmanager.pool_classes_by_scheme = dict(http=pool(urllib3.HTTPConnectionPool), https=pool(urllib3.HTTPSConnectionPool))
 
 # %% ../../nbs/net/http.ipynb #372a091e
 class _Watchdog:
     "Cuts the sockets of requests that take too long in all"
-    def __init__(self): self.entries,self._lock,self._thread = set(),threading.Condition(),None
+    def __init__(self):
+        self.entries,self._lock,self._thread = set(),threading.Condition(),None
 
     @contextmanager
     def over(self, seconds):
@@ -155,10 +172,12 @@ class _Watchdog:
             if self._thread is None:
                 self._thread = threading.Thread(target=self._run, daemon=True)
                 self._thread.start()
-        try: yield entry
+        try:
+            yield entry
         finally:
             _now.entry = None
-            with self._lock: self.entries.discard(entry)
+            with self._lock:
+                self.entries.discard(entry)
 
     def _run(self):
         while True:
@@ -169,8 +188,10 @@ class _Watchdog:
                 late = [o for o in self.entries if o[0] < time.monotonic() and not o[2]]
             for o in late:
                 o[2] = True
-                try: socket.socket.shutdown(o[1], socket.SHUT_RDWR)
-                except (OSError, TypeError, AttributeError): o[2] = o[1] is not None
+                try:
+                    socket.socket.shutdown(o[1], socket.SHUT_RDWR)
+                except (OSError, TypeError, AttributeError):
+                    o[2] = o[1] is not None
             time.sleep(.05)
 
 # %% ../../nbs/net/http.ipynb #8c95a274
@@ -210,7 +231,8 @@ class Client:
         if session is None:
             session = requests.Session()
             session.trust_env,session.headers = False,requests.structures.CaseInsensitiveDict({'User-Agent':agent, 'Accept':'*/*', 'Accept-Encoding':'gzip'})
-            for s in ('http://', 'https://'): session.mount(s, _Adapter(None if allow_private or gateway else resolve, 32))
+            for s in ('http://', 'https://'):
+                session.mount(s, _Adapter(None if allow_private or gateway else resolve, 32))
             self._first = session.prepare_request(requests.Request('GET', self.gateway or 'http://localhost', headers))
         self.session = session
 
@@ -227,11 +249,14 @@ class Client:
     def close(self):
         "End the waits of every thread, and the connections."
         self.stop.set()
-        for o in [*self._dog.entries]: o[0] = 0.
+        for o in [*self._dog.entries]:
+            o[0] = 0.
         self.session.close()
 
-    def __enter__(self): return self
-    def __exit__(self, *_): self.close()
+    def __enter__(self):
+        return self
+    def __exit__(self, *_):
+        self.close()
 
 # %% ../../nbs/net/http.ipynb #03cba001
 def _note(self:Client, host, reason=''):
@@ -239,7 +264,8 @@ def _note(self:Client, host, reason=''):
     with self._lock:
         n,since,_ = self.silent.get(host) or (0,time.monotonic(),'')
         self.silent[host] = (n+1,since,reason) if reason else None
-    if reason and n+1 >= 5 > n: log.info('%s: %s, five times in a row', host, reason)
+    if reason and n+1 >= 5 > n:
+        log.info('%s: %s, five times in a row', host, reason)
 
 def given_up(self:Client,
     host:str,  # Host name
@@ -254,12 +280,18 @@ Client.given_up = given_up
 def _route(self:Client, url):
     "Where to ask for `url`; raises `Refused` for what no link may lead to"
     p = urlsplit(url)
-    if p.scheme not in ('http','https'): raise Refused('scheme')
-    if not p.hostname or p.username is not None: raise Refused('bad_url')
-    if not self.gateway: return url
-    try: inside = not public(p.hostname)
-    except ValueError: inside = p.hostname == 'localhost'
-    if inside and not self.allow_private: raise Refused('private_address')
+    if p.scheme not in ('http','https'):
+        raise Refused('scheme')
+    if not p.hostname or p.username is not None:
+        raise Refused('bad_url')
+    if not self.gateway:
+        return url
+    try:
+        inside = not public(p.hostname)
+    except ValueError:
+        inside = p.hostname == 'localhost'
+    if inside and not self.allow_private:
+        raise Refused('private_address')
     return f'{self.gateway}/{p.netloc}{p.path}' + (f'?{p.query}' if p.query else '')
 
 # %% ../../nbs/net/http.ipynb #6cfcff32
@@ -271,21 +303,29 @@ def _hop(self:Client, url):
         try:
             with _send(self, ask) as r:
                 a = Answer(url, status=r.status_code, headers={k.lower():v for k,v in r.headers.items()}, final=url)
-                if int(a.headers.get('content-length') or 0) > self.max_bytes: a.reason = 'too_large'
-                elif a.status < 400: a.reason,a.body = _body(r, self.max_bytes)
-                else: a.reason = str(a.status)
-        except Refused: raise
-        except (requests.RequestException, urllib3.exceptions.HTTPError, OSError, ValueError) as e: a = Answer(url, reason='too_slow' if late[2] else fault(e), final=url)
-        if late[2] and not a.reason: a.reason = 'too_slow'
+                if int(a.headers.get('content-length') or 0) > self.max_bytes:
+                    a.reason = 'too_large'
+                elif a.status < 400:
+                    a.reason,a.body = _body(r, self.max_bytes)
+                else:
+                    a.reason = str(a.status)
+        except Refused:
+            raise
+        except (requests.RequestException, urllib3.exceptions.HTTPError, OSError, ValueError) as e:
+            a = Answer(url, reason='too_slow' if late[2] else fault(e), final=url)
+        if late[2] and not a.reason:
+            a.reason = 'too_slow'
     return a
 
 def _send(self:Client, url):
     "A GET of `url`; with our own session, all but the address and the cookies of a request is prepared once"
     how = dict(stream=True, allow_redirects=False, timeout=self.timeout)
-    if self._first is None: return self.session.get(url, headers=self.headers, **how)
+    if self._first is None:
+        return self.session.get(url, headers=self.headers, **how)
     r = self._first.copy()
     r.prepare_url(url, None)
-    if self.session.cookies: r.prepare_cookies(self.session.cookies)
+    if self.session.cookies:
+        r.prepare_cookies(self.session.cookies)
     return self.session.send(r, **how)
 
 def _body(r, cap):
@@ -293,7 +333,8 @@ def _body(r, cap):
     parts,n = [],0
     for part in r.raw.stream(1<<16, decode_content=True):
         n += len(part)
-        if n > cap: return 'too_large',b''
+        if n > cap:
+            return 'too_large',b''
         parts.append(part)
     return '',b''.join(parts)
 
@@ -301,28 +342,43 @@ def _body(r, cap):
 def _wait(a):
     "Seconds a server asks for, by `Retry-After`: a number or a date"
     v = a.headers.get('retry-after')
-    if not v: return None
-    try: return max(0., float(v))
-    except ValueError: pass
-    try: return max(0., parsedate_to_datetime(v).timestamp() - time.time())
-    except (TypeError, ValueError): return None
+    if not v:
+        return None
+    try:
+        return max(0., float(v))
+    except ValueError:
+        pass
+    try:
+        return max(0., parsedate_to_datetime(v).timestamp() - time.time())
+    except (TypeError, ValueError):
+        return None
 
 def _once(self:Client, url):
     "One request with its redirects"
     at = url
     for _ in range(self.redirects+1):
-        try: a = Answer(url, reason=why, final=at) if (why := self.given_up(urlsplit(at).hostname)) else _hop(self, at)
-        except Refused as e: return Answer(url, reason=str(e), final=at)
-        except ValueError: return Answer(url, reason='bad_url', final=at)
-        if a.reason or not 300 <= a.status < 400 or 'location' not in a.headers: break
+        try:
+            a = Answer(url, reason=why, final=at) if (why := self.given_up(urlsplit(at).hostname)) else _hop(self, at)
+        except Refused as e:
+            return Answer(url, reason=str(e), final=at)
+        except ValueError:
+            return Answer(url, reason='bad_url', final=at)
+        if a.reason or not 300 <= a.status < 400 or 'location' not in a.headers:
+            break
         where = a.headers['location']
-        if self.gateway: where = re.sub(r'^(?:' + re.escape(self.gateway) + r')?/(?=[\w-]+(?:\.[\w-]+)+/)', 'https://', where)
-        try: at = urljoin(at, where)
-        except ValueError: return Answer(url, reason='bad_url', final=at)
-    else: a.reason = 'redirects'
+        if self.gateway:
+            where = re.sub(r'^(?:' + re.escape(self.gateway) + r')?/(?=[\w-]+(?:\.[\w-]+)+/)', 'https://', where)
+        try:
+            at = urljoin(at, where)
+        except ValueError:
+            return Answer(url, reason='bad_url', final=at)
+    else:
+        a.reason = 'redirects'
     a.url,a.final,a.wait = url,at,_wait(a)
-    if not a.reason and not a.body: a.reason = 'empty'
-    if not a.reason and self.judge: a.reason = self.judge(a) or ''
+    if not a.reason and not a.body:
+        a.reason = 'empty'
+    if not a.reason and self.judge:
+        a.reason = self.judge(a) or ''
     return a
 
 # %% ../../nbs/net/http.ipynb #a2cd618b
@@ -332,14 +388,20 @@ def get(self:Client,
     "Ask for `url`, again if the fault may pass; raises `Stopped` when the client is closed meanwhile."
     for i in range(self.retries+1):
         a = _once(self, url)
-        if a.reason in ('scheme','bad_url','private_address'): return a
+        if a.reason in ('scheme','bad_url','private_address'):
+            return a
         host,last = urlsplit(a.final).hostname,i == self.retries or (a.wait or 0) > self.patience
-        if not a.transient: _note(self, host)
-        elif not a.status or last: _note(self, host, a.reason)
-        if not (a.transient or a.reason.startswith('gate_')) or last or self.given_up(host): return a
+        if not a.transient:
+            _note(self, host)
+        elif not a.status or last:
+            _note(self, host, a.reason)
+        if not (a.transient or a.reason.startswith('gate_')) or last or self.given_up(host):
+            return a
         wait = self.backoff*2**i*random.uniform(.5, 1.5) if a.wait is None else a.wait
-        if a.wait is not None: self.pace(host).postpone(wait)
+        if a.wait is not None:
+            self.pace(host).postpone(wait)
         log.info('%s: %s, again in %.1f s', url, a.reason, wait)
-        if self.stop.wait(wait): raise Stopped
+        if self.stop.wait(wait):
+            raise Stopped
 
 Client.get = get

@@ -45,8 +45,10 @@ def deleted_in(
         t = datetime.fromtimestamp(min(near, key=lambda o: abs(o[0] - n))[1], taipei)
         found = []
         for y in (t.year-1, t.year, t.year+1):
-            try: found.append(datetime.strptime(f'{y}/{date}', '%Y/%m/%d').replace(tzinfo=taipei).timestamp())
-            except ValueError: pass
+            try:
+                found.append(datetime.strptime(f'{y}/{date}', '%Y/%m/%d').replace(tzinfo=taipei).timestamp())
+            except ValueError:
+                pass
         return min(found, key=lambda o: abs(o - t.timestamp()), default=0)
     return sum(rng.start <= _time(n, r['date']) <= rng.end for n in range(rng.lo, rng.hi+1) if n in rng.index and near for r in rng.index[n].rows if not r['id'])
 
@@ -78,8 +80,10 @@ def audit(
         articles=len(links), removed=sum(f['reason'] in ('404','410') for f in failed), failed=sum(f['reason'] not in ('404','410') for f in failed),
         without_links=sum(not r['images'] for r in links), links=sum(every.values()), distinct=len(every), repeats=sum(every.values()) - len(every))
     counts['rows'] = len(h.rows) + counts['deleted']
-    def _tally(it): return dict(sorted(Counter(it).items(), key=lambda o: (-o[1], o[0])))
-    def _month(r): return r['time'][:7]
+    def _tally(it):
+        return dict(sorted(Counter(it).items(), key=lambda o: (-o[1], o[0])))
+    def _month(r):
+        return r['time'][:7]
     return dict(counts=counts, index=index_check(h.rng), failures=failed, cut=[i for i,(p,_) in sorted(h.read.items()) if p.cut],
         other_time=sum(bool(p.time) and p.time[:10] != str(posted(i))[:10] for i,(p,_) in h.read.items()),
         hosts=_tally(l['host'] for l in found), extensions=_tally(extension(l['url']) for l in found),
@@ -93,7 +97,8 @@ class Links:
         rows:list,    # One dict an article
         record:dict,  # Content of `crawl.json`
         asked:int=0,  # Requests of this run
-    ): self.rows,self.audit,self.asked = rows,record,asked
+    ):
+        self.rows,self.audit,self.asked = rows,record,asked
 
     @classmethod
     def load(cls,
@@ -110,9 +115,12 @@ class Links:
                      young='title names a low age', removed='listed, but 404', failed='see failures', without_links='of these articles', repeats='the same link again')
         return Table([dict(what=k.replace('_', ' '), count=v, note=notes.get(k)) for k,v in c.items()], title=f'{s["board"]}, {s["since"]} to {s["until"]}')
 
-    def _repr_markdown_(self): return self.table()._repr_markdown_()
-    def __repr__(self): return str(self.table())
-    def __len__(self): return len(self.rows)
+    def _repr_markdown_(self):
+        return self.table()._repr_markdown_()
+    def __repr__(self):
+        return str(self.table())
+    def __len__(self):
+        return len(self.rows)
 
 # %% ../../nbs/ptt/board_range.ipynb #c690d421
 @patch
@@ -129,5 +137,6 @@ def plot(self:Links)->Picture:
     axes[2].barh([h for h,_ in hosts], [n for _,n in hosts], color='tab:orange')
     axes[2].set_title('images by host', fontsize=9)
     axes[2].set_xscale('symlog', linthresh=10)
-    for ax in axes: ax.tick_params(labelsize=7)
+    for ax in axes:
+        ax.tick_params(labelsize=7)
     return fig

@@ -22,7 +22,8 @@ def no_page(
     a:Answer,  # What came
 )->str: # gate_over18, gate_no_page, or ''
     "Why an answer is not a page of the board; empty when it is one."
-    if '/bbs/' not in urlsplit(a.url).path: return ''
+    if '/bbs/' not in urlsplit(a.url).path:
+        return ''
     return gated(a.body) or ('' if b'main-content' in a.body or b'btn-group-paging' in a.body else 'gate_no_page')
 
 # %% ../../nbs/ptt/cache.ipynb #0f4603be
@@ -63,8 +64,10 @@ class Pages:
     )->Answer:
         "The page at `path`, or the reason there is none; raises `Blocked` after too many refusals in a row."
         row = self.ledger.rows.get(path)
-        if row and not (fresh and self.client): return Answer(path, row.get('reason', ''), row['status'], unpack(row['body']))
-        if self.client is None: return Answer(path, 'not_cached')
+        if row and not (fresh and self.client):
+            return Answer(path, row.get('reason', ''), row['status'], unpack(row['body']))
+        if self.client is None:
+            return Answer(path, 'not_cached')
         a = self._ask(path)
         if a.ok or a.reason in ('404','410') and '/index' not in path:
             beside = {k:v for k,v in (row or {}).items() if k != 'reason'} | beside | (dict(reason=a.reason) if a.reason else {})
@@ -74,12 +77,14 @@ class Pages:
 # %% ../../nbs/ptt/cache.ipynb #0f544f47
 def _ask(self:Pages, path):
     "One request to the board, counted; a refusal too many ends them all"
-    if self.blocked: raise Blocked(self.blocked)
+    if self.blocked:
+        raise Blocked(self.blocked)
     a = self.client.get(urljoin(self.base_url, path))
     with self._lock:
         self.asked += 1
         self.refused = 0 if a.ok or a.reason in ('404','410') else self.refused + 1
-        if self.refused < self.breaker: return a
+        if self.refused < self.breaker:
+            return a
         self.blocked = (f'{self.base_url} refused {self.refused} requests in a row, {a.reason} at last for {path}: '
                         'wait a day or lower the rate, and run again; what has come is kept')
     raise Blocked(self.blocked)
@@ -95,11 +100,13 @@ def ask_robots(
     url = urljoin(pages.base_url, '/robots.txt')
     a = pages.client.get(url)
     pages.asked += 1
-    if a.status != 200: return 0.
+    if a.status != 200:
+        return 0.
     robots = RobotFileParser()
     robots.parse(a.body.decode('utf-8', 'replace').splitlines())
     for name in ('index.html','M.1704040318.A.E87.html'):
-        if not robots.can_fetch(agent, urljoin(url, f'/bbs/{board}/{name}')): raise Blocked(f'{url} asks robots to keep out of /bbs/{board}/{name}')
+        if not robots.can_fetch(agent, urljoin(url, f'/bbs/{board}/{name}')):
+            raise Blocked(f'{url} asks robots to keep out of /bbs/{board}/{name}')
     asked,pace = robots.request_rate(agent),pages.client.pace(urlsplit(url).hostname)
     gap = max(float(robots.crawl_delay(agent) or 0), asked.seconds/asked.requests if asked else 0)
     pace.gap = max(pace.gap, gap)

@@ -30,8 +30,10 @@ def revealed(
     code:str,  # Value of `data-cfemail`
 )->str: # What Cloudflare hid; '' when there was nothing
     "The text behind an address that Cloudflare hid."
-    try: b = bytes.fromhex(code or '')
-    except ValueError: return ''
+    try:
+        b = bytes.fromhex(code or '')
+    except ValueError:
+        return ''
     return bytes(c ^ b[0] for c in b[1:]).decode('utf-8', 'replace') if b else ''
 
 # %% ../../nbs/ptt/parse.ipynb #bbcb0926
@@ -62,16 +64,20 @@ def text_of(
 
 def _piece(o, pushes):
     "The text of one child"
-    if not isinstance(o.tag, str) or o.tag in ('script','style'): return ''
+    if not isinstance(o.tag, str) or o.tag in ('script','style'):
+        return ''
     names = set(o.get('class', '').split())
-    if names & aside: return ''
-    if '__cf_email__' in names: return revealed(o.get('data-cfemail')) or ''.join(o.itertext())
+    if names & aside:
+        return ''
+    if '__cf_email__' in names:
+        return revealed(o.get('data-cfemail')) or ''.join(o.itertext())
     if 'push' in names and pushes is not None:
         said = _said(o)
         pushes.append(' '.join(text_of(c) for c in said or [o]))
         return f'\n\0{len(pushes)-1}\0\n'
     text,href = text_of(o, pushes),o.get('href', '') if o.tag == 'a' else ''
-    if not href.lower().startswith('http'): return '\n' if o.tag == 'br' else text
+    if not href.lower().startswith('http'):
+        return '\n' if o.tag == 'br' else text
     return f' {href} ' + (f'{text} ' if text != href and 'http' in text else '')
 
 # %% ../../nbs/ptt/parse.ipynb #aea51298
@@ -82,7 +88,8 @@ def posted(
     id:str,  # File name of an article, such as `M.1704040318.A.E87`
 )->datetime: # When it was posted, Asia/Taipei
     "The time of posting: the number in an article's name; raises `BadInput` when it is no article's name."
-    if not (m := ids.fullmatch(id)): raise BadInput(f'{id!r} is not the name of an article (M.1704040318.A.E87 is one)')
+    if not (m := ids.fullmatch(id)):
+        raise BadInput(f'{id!r} is not the name of an article (M.1704040318.A.E87 is one)')
     return datetime.fromtimestamp(int(m[1]), taipei)
 
 # %% ../../nbs/ptt/parse.ipynb #99de43c6
@@ -108,11 +115,13 @@ def parse_index(
     "The rows of an index page, pinned ones left out; with a reason when it is no index page."
     root,rows = tree(html),[]
     for o in _rows(root):
-        if 'r-list-sep' in o.get('class').split(): break
+        if 'r-list-sep' in o.get('class').split():
+            break
         part = {c:next((e for e in o.iter('*') if c in e.get('class', '').split()), None) for c in ('title','author','date')}
         a = part['title'].find('a') if part['title'] is not None else None
         m = ids.search(a.get('href', '')) if a is not None else None
-        if m: part['title'] = a
+        if m:
+            part['title'] = a
         rows.append(dict(id=m[0] if m else None, **{c:text_of(v).strip() if v is not None else '' for c,v in part.items()}))
     steps = [a.get('href', '') for o in _paging(root)[:1] for a in _steps(o)]
     to = [int(m[1]) if (m := re.search(r'index(\d+)\.html', href)) else None for href in steps[1:3]] + [None, None]
@@ -145,7 +154,8 @@ def parse_article(
 )->Page:
     "Title, time and links of an article, each link with its origin: body, addition or push."
     main = next(iter(_main(tree(html))), None)
-    if main is None: return Page('no_content')
+    if main is None:
+        return Page('no_content')
     head = {text_of(t).strip():text_of(v[0]).strip() for t in _tags(main) if (v := _value(t))}
     stamp = asctime.search(head.get('時間', '')) or asctime.search(head.get('標題', ''))
     title = re.sub(r'\s*(?:時間)?\s*$', '', asctime.sub('', head.get('標題', '')))
@@ -157,11 +167,14 @@ def parse_article(
 
 def _iso(m):
     "The time that `asctime` found; '' where there was none or it cannot be"
-    if not m: return ''
+    if not m:
+        return ''
     month,*rest = m.groups()
     d,h,mi,s,y = map(int, rest)
-    try: return datetime(y, months.split('|').index(month) + 1, d, h, mi, s).isoformat()
-    except ValueError: return ''
+    try:
+        return datetime(y, months.split('|').index(month) + 1, d, h, mi, s).isoformat()
+    except ValueError:
+        return ''
 
 # %% ../../nbs/ptt/parse.ipynb #406a1a09
 def _parts(text, pushes):
@@ -171,14 +184,17 @@ def _parts(text, pushes):
     end = feet[-1].start() if feet else len(above)
     yield 'body',text[:end]
     for i,part in enumerate(text[end:].split('\0')):
-        if i % 2: yield 'push',pushes[int(part)]
-        else: yield 'addition','\n'.join(l for l in part.split('\n') if not system.match(l))
+        if i % 2:
+            yield 'push',pushes[int(part)]
+        else:
+            yield 'addition','\n'.join(l for l in part.split('\n') if not system.match(l))
 
 # %% ../../nbs/ptt/parse.ipynb #0a8e0758
 def gated(
     body:bytes,  # A page of the board
 )->str: # `gate_over18`, or ''
     "Whether the board shows its over-18 notice instead of the page."
-    if b'over18-notice' not in body: return ''
+    if b'over18-notice' not in body:
+        return ''
     soup = BeautifulSoup(body, 'lxml')
     return 'gate_over18' if soup.select_one('.over18-notice') and not soup.select_one('.r-ent, #main-content') else ''

@@ -21,13 +21,15 @@ def split_urls(
 )->list[str]: # Raw addresses, in order
     "The addresses in `text`: joined ones parted, well-known hosts found without `https://` or with half of it."
     found = []
-    if '/' not in text: return found
+    if '/' not in text:
+        return found
     for run in re.findall(r'https?://[!-~]*', bare.sub(_whole, text), re.I):
         run = re.sub(r'^(?:https?:/*)+(?=https?://)', '', run, flags=re.I)
         found += [o for o in seam.split(run) if len(o) > 8]
     return found
 
-def _whole(m): return m[0] if re.fullmatch('https?://', m[0], re.I) else 'https://'
+def _whole(m):
+    return m[0] if re.fullmatch('https?://', m[0], re.I) else 'https://'
 
 # %% ../../nbs/ptt/urls.ipynb #9a59e20d
 image_path = re.compile(r'(.*\.(jpe?g|png|gif|webp))(?![A-Za-z0-9])(.*)', re.I)
@@ -42,14 +44,21 @@ def canonical(
     try:
         p = urlsplit(tail.sub('', raw))
         host,port = (p.hostname or '').rstrip('.'),p.port
-    except ValueError: return '','bad_url'
-    if not re.fullmatch(r'[a-z0-9_-]+(\.[a-z0-9_-]+)+', host) or p.username is not None: return '','bad_url'
-    if host == 'cache.ptt.cc': return '','thumbnail'
-    if host.removeprefix('www.') == 'ptt.cc': return '','board'
-    if host in ('imgur.com','i.imgur.com','m.imgur.com','www.imgur.com','imgur.io','i.imgur.io'): return _imgur(p.path)
-    if host == 'pbs.twimg.com' and p.path.startswith('/media/'): return _twimg(p)
+    except ValueError:
+        return '','bad_url'
+    if not re.fullmatch(r'[a-z0-9_-]+(\.[a-z0-9_-]+)+', host) or p.username is not None:
+        return '','bad_url'
+    if host == 'cache.ptt.cc':
+        return '','thumbnail'
+    if host.removeprefix('www.') == 'ptt.cc':
+        return '','board'
+    if host in ('imgur.com','i.imgur.com','m.imgur.com','www.imgur.com','imgur.io','i.imgur.io'):
+        return _imgur(p.path)
+    if host == 'pbs.twimg.com' and p.path.startswith('/media/'):
+        return _twimg(p)
     m = image_path.match(p.path)
-    if not m or re.match(r'/.|\.\w', m[3]): return '',('video' if film.search(p.path) or any(host == v or host.endswith('.'+v) for v in videos) else 'page')
+    if not m or re.match(r'/.|\.\w', m[3]):
+        return '',('video' if film.search(p.path) or any(host == v or host.endswith('.'+v) for v in videos) else 'page')
     where = host + (f':{port}' if port not in (None, 80, 443) else '')
     return f'https://{where}{m[1]}' + (f'?{p.query}' if p.query and not m[3] else ''),''
 
@@ -57,18 +66,23 @@ def canonical(
 def _imgur(path):
     "The file behind an imgur address"
     parts = [o for o in path.split('/') if o]
-    if not parts: return '','page'
-    if parts[0] in ('a','gallery','album','t','topic'): return '','album'
+    if not parts:
+        return '','page'
+    if parts[0] in ('a','gallery','album','t','topic'):
+        return '','album'
     m = re.match(r'(?:[\w-]*-)?([A-Za-z0-9]{7}|[A-Za-z0-9]{5})(?:[sbtmlhrg])?(?:_d)?(?:\.([A-Za-z0-9]+)\b|(?![\w-])|$)', parts[0])
-    if not m or len(parts) > 1: return '','page'
+    if not m or len(parts) > 1:
+        return '','page'
     ext = (m[2] or 'jpg').lower()
-    if ext in ('gifv','mp4','webm','mov'): return '','video'
+    if ext in ('gifv','mp4','webm','mov'):
+        return '','video'
     return (f'https://i.imgur.com/{m[1]}.{ext}','') if ext in ('jpg','jpeg','png','gif','webp') else ('','page')
 
 def _twimg(p):
     "A Twitter picture in its original size"
     m = re.match(r'/media/([\w-]+)(?:\.(\w+))?', p.path)
-    if not m: return '','page'
+    if not m:
+        return '','page'
     form = (parse_qs(p.query).get('format', [m[2] or 'jpg'])[0]).lower()
     form = re.match(r'\w*', form)[0]
     return f'https://pbs.twimg.com/media/{m[1]}?format={"png" if form == "png" else "webp" if form == "webp" else "jpg"}&name=orig',''

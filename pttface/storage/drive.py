@@ -28,11 +28,15 @@ def patiently(
 ): # What `f` returns
     "Call `f` again while Drive has a mood; raises `BadInput` when it is full, or when it stays so."
     for i in range(tries):
-        try: return f()
-        except FileNotFoundError: raise
+        try:
+            return f()
+        except FileNotFoundError:
+            raise
         except OSError as e:
-            if e.errno in (errno.ENOSPC, errno.EDQUOT): raise BadInput(f'{what}: Drive is full; make room and run the cell again') from e
-            if i == tries - 1: raise BadInput(f'{what}: Drive failed {tries} times ({e.strerror or e}); run the cell again') from e
+            if e.errno in (errno.ENOSPC, errno.EDQUOT):
+                raise BadInput(f'{what}: Drive is full; make room and run the cell again') from e
+            if i == tries - 1:
+                raise BadInput(f'{what}: Drive failed {tries} times ({e.strerror or e}); run the cell again') from e
             log.info('%s: %s, trying again', what, e)
             time.sleep(wait*2**i)
 
@@ -49,7 +53,8 @@ def copy_whole(
         n = g.tell()
         g.flush()
         os.fsync(g.fileno())
-    if tmp.stat().st_size != n: raise OSError(errno.EIO, f'{tmp.stat().st_size} of {n} bytes arrived')
+    if tmp.stat().st_size != n:
+        raise OSError(errno.EIO, f'{tmp.stat().st_size} of {n} bytes arrived')
     os.replace(tmp, dst)
     return n
 
@@ -59,7 +64,8 @@ def copy_tail(
     have:int,   # Bytes that were there after the last visit
 )->int: # Bytes there now
     "Append what `src` has grown by; copies it whole when `dst` is not as it was left."
-    if not have or not dst.exists() or dst.stat().st_size != have: return copy_whole(src, dst)
+    if not have or not dst.exists() or dst.stat().st_size != have:
+        return copy_whole(src, dst)
     with open(src, 'rb') as f, open(dst, 'ab') as g:
         f.seek(have)
         shutil.copyfileobj(f, g, 1 << 20)
@@ -78,7 +84,8 @@ class Mirror:
         self.local,self.remote,self.wait = Path(local),remote and Path(remote),wait
         self.seen,self._lock,self._stop,self.trouble = {},threading.RLock(),threading.Event(),None
         self._notes = self.local.parent/f'.{self.local.name}.mirror.json'
-        if self._notes.exists(): self.seen = {k:tuple(v) for k,v in read_json(self._notes).items()}
+        if self._notes.exists():
+            self.seen = {k:tuple(v) for k,v in read_json(self._notes).items()}
 
     def files(self,
         root:Path,  # Either folder
@@ -88,8 +95,10 @@ class Mirror:
         for d,ds,fs in os.walk(root):
             ds[:] = [o for o in ds if not o.startswith('.')]
             for p in (Path(d)/o for o in fs if not o.startswith('.')):
-                try: s = p.stat()
-                except FileNotFoundError: continue
+                try:
+                    s = p.stat()
+                except FileNotFoundError:
+                    continue
                 found[p.relative_to(root).as_posix()] = s.st_size,s.st_mtime_ns
         return found
 
@@ -97,7 +106,8 @@ class Mirror:
 @patch
 def pull(self:Mirror)->int: # Files fetched
     "Fetch what Drive has and the local folder has not (and the list of opt-outs, which people edit on Drive); raises `BadInput` when Drive will not give it."
-    if self.remote is None: return 0
+    if self.remote is None:
+        return 0
     with self._lock:
         there = patiently(lambda: self.files(self.remote), str(self.remote), wait=self.wait)
         here = self.files(self.local)
@@ -106,23 +116,28 @@ def pull(self:Mirror)->int: # Files fetched
             patiently(lambda k=k: copy_whole(self.remote/k, self.local/k), k, wait=self.wait)
             s = (self.local/k).stat()
             self.seen[k] = s.st_size,s.st_mtime_ns
-        for p in list(self.remote.rglob('.*.tmp')) if self.remote.exists() else []: patiently(lambda p=p: p.unlink(missing_ok=True), p.name, wait=self.wait)
-        if self.local.exists(): write_json(self._notes, self.seen)
+        for p in list(self.remote.rglob('.*.tmp')) if self.remote.exists() else []:
+            patiently(lambda p=p: p.unlink(missing_ok=True), p.name, wait=self.wait)
+        if self.local.exists():
+            write_json(self._notes, self.seen)
     return len(todo)
 
 # %% ../../nbs/storage/drive.ipynb #8338c89d
 @patch
 def push(self:Mirror)->int: # Files written or deleted
     "Carry to Drive what has changed since the last time; raises `BadInput` when Drive will not take it."
-    if self.remote is None: return 0
+    if self.remote is None:
+        return 0
     with self._lock:
         here = self.files(self.local)
         todo = [k for k in here if self.seen.get(k) != here[k]]
         for k in sorted(todo, key=lambda k: (_order.get(Path(k).suffix, 0), k)):
             grows,had = Path(k).suffix in ('.jsonl','.part'),self.seen.get(k, (0,0))[0]
             send = (lambda k=k, had=had: copy_tail(self.local/k, self.remote/k, had)) if grows and here[k][0] > had and self._grown(k, had) else (lambda k=k: copy_whole(self.local/k, self.remote/k))
-            try: n = patiently(send, k, wait=self.wait)
-            except FileNotFoundError: continue
+            try:
+                n = patiently(send, k, wait=self.wait)
+            except FileNotFoundError:
+                continue
             self.seen[k] = n,here[k][1]
         gone = [k for k in self.seen if k not in here and not (self.local/k).exists()]
         for k in gone:
@@ -134,14 +149,17 @@ def push(self:Mirror)->int: # Files written or deleted
 @patch
 def _grown(self:Mirror, k, had):
     "Is the local file the remote one with something added? (a ledger may also be written anew)"
-    if not had: return False
+    if not had:
+        return False
     at = max(0, had - 4096)
     def end(p):
         with open(p, 'rb') as f:
             f.seek(at)
             return f.read(had - at)
-    try: return end(self.local/k) == end(self.remote/k)
-    except OSError: return False
+    try:
+        return end(self.local/k) == end(self.remote/k)
+    except OSError:
+        return False
 
 # %% ../../nbs/storage/drive.ipynb #379e7aac
 @patch
@@ -156,21 +174,28 @@ def keeping(self:Mirror,
 def __enter__(self:Mirror):
     self._stop.clear()
     self._thread = threading.Thread(target=self._visit, daemon=True)
-    if self.remote is not None: self._thread.start()
+    if self.remote is not None:
+        self._thread.start()
     return self
 
 @patch
 def __exit__(self:Mirror, kind, *_):
     self._stop.set()
-    if self._thread.is_alive(): self._thread.join()
-    try: self.push()
+    if self._thread.is_alive():
+        self._thread.join()
+    try:
+        self.push()
     except BadInput as e:
-        if kind is None: raise
+        if kind is None:
+            raise
         log.warning('%s', e)
 
 @patch
 def _visit(self:Mirror):
     "Push now and then until told to stop"
     while not self._stop.wait(getattr(self, '_every', 300)):
-        try: self.push()
-        except (BadInput, OSError) as e: self.trouble = e; log.warning('%s', e)
+        try:
+            self.push()
+        except (BadInput, OSError) as e:
+            self.trouble = e
+            log.warning('%s', e)

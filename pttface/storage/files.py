@@ -33,9 +33,12 @@ def open_root(
 )->Path: # The folder, made if need be
     "Check that `root` is one of our folders; raises `BadInput` when it is not."
     root = Path(root)
-    if root.exists() and not root.is_dir(): raise BadInput(f'{root} is a file, not a folder: give a folder for the artefacts')
-    if (root/MARKER).exists(): return root
-    if not create: raise BadInput(f'{root} is not a pttface folder (no {MARKER} in it): run `pttface crawl` first, or check the path')
+    if root.exists() and not root.is_dir():
+        raise BadInput(f'{root} is a file, not a folder: give a folder for the artefacts')
+    if (root/MARKER).exists():
+        return root
+    if not create:
+        raise BadInput(f'{root} is not a pttface folder (no {MARKER} in it): run `pttface crawl` first, or check the path')
     if root.is_dir() and (held := [o.name for o in root.iterdir() if not o.name.startswith('.')]):
         raise BadInput(f'{root} holds {len(held)} other things ({held[0]}, …) and no {MARKER}: give a new or empty folder')
     root.mkdir(parents=True, exist_ok=True)
@@ -55,18 +58,24 @@ def atomic_path(
     tmp = Path(tmp)
     try:
         yield tmp
-        with open(tmp, 'rb') as f: os.fsync(f.fileno())
+        with open(tmp, 'rb') as f:
+            os.fsync(f.fileno())
         tmp.chmod(0o644)
         os.replace(tmp, path)
-    finally: tmp.unlink(missing_ok=True)
+    finally:
+        tmp.unlink(missing_ok=True)
 
 # %% ../../nbs/storage/files.ipynb #3835c909
 def _plain(o):
     "What `json` cannot write by itself, as plain values"
-    if is_dataclass(o): return asdict(o)
-    if isinstance(o, np.generic): return o.item()
-    if isinstance(o, np.ndarray): return o.tolist()
-    if isinstance(o, Path): return str(o)
+    if is_dataclass(o):
+        return asdict(o)
+    if isinstance(o, np.generic):
+        return o.item()
+    if isinstance(o, np.ndarray):
+        return o.tolist()
+    if isinstance(o, Path):
+        return str(o)
     raise TypeError(f'{type(o).__name__} is not JSON')
 
 def dumps(
@@ -82,14 +91,17 @@ def write_json(
     o,                     # What to write
 ):
     "Write `o` to `path` as indented JSON, whole or not at all."
-    with atomic_path(path) as p: p.write_text(dumps(o, indent=1) + '\n', encoding='utf-8')
+    with atomic_path(path) as p:
+        p.write_text(dumps(o, indent=1) + '\n', encoding='utf-8')
 
 def read_json(
     path:str|os.PathLike,  # File to read
 ): # Its content
     "The content of a JSON file; raises `BadInput` naming the file when it is damaged."
-    try: return json.loads(Path(path).read_text(encoding='utf-8'))
-    except (UnicodeDecodeError, json.JSONDecodeError) as e: raise BadInput(f'{path} is damaged ({e}): delete it and run the stage again') from e
+    try:
+        return json.loads(Path(path).read_text(encoding='utf-8'))
+    except (UnicodeDecodeError, json.JSONDecodeError) as e:
+        raise BadInput(f'{path} is damaged ({e}): delete it and run the stage again') from e
 
 # %% ../../nbs/storage/files.ipynb #6b68d7a0
 def write_jsonl(
@@ -97,7 +109,8 @@ def write_jsonl(
     rows,                  # Iterable of dicts
 ):
     "Write `rows` to `path`, one JSON object a line, whole or not at all."
-    with atomic_path(path) as p, open(p, 'w', encoding='utf-8') as f: f.writelines(dumps(r) + '\n' for r in rows)
+    with atomic_path(path) as p, open(p, 'w', encoding='utf-8') as f:
+        f.writelines(dumps(r) + '\n' for r in rows)
 
 def read_jsonl(
     path:str|os.PathLike,  # File to read
@@ -106,8 +119,10 @@ def read_jsonl(
     rows = []
     with open(path, encoding='utf-8') as f:
         for i,line in enumerate(f, 1):
-            try: rows.append(json.loads(line))
-            except json.JSONDecodeError as e: raise BadInput(f'{path} line {i} is damaged ({e}): delete the file and run the stage again') from e
+            try:
+                rows.append(json.loads(line))
+            except json.JSONDecodeError as e:
+                raise BadInput(f'{path} line {i} is damaged ({e}): delete the file and run the stage again') from e
     return rows
 
 # %% ../../nbs/storage/files.ipynb #9065df4b
@@ -116,16 +131,20 @@ def write_npz(
     **arrays,              # Arrays by name
 ):
     "Write `arrays` to `path`, whole or not at all."
-    with atomic_path(path) as p, open(p, 'wb') as f: np.savez(f, **arrays)
+    with atomic_path(path) as p, open(p, 'wb') as f:
+        np.savez(f, **arrays)
 
 def read_npz(
     path:str|os.PathLike,  # File to read
 )->dict: # Arrays by name, all in memory
     "The arrays of an `.npz`; raises `BadInput` naming the file when it is damaged."
     try:
-        with np.load(path, allow_pickle=False) as z: return {k:z[k] for k in z.files}
-    except FileNotFoundError: raise
-    except Exception as e: raise BadInput(f'{path} is damaged ({e}): delete it and run the stage again') from e
+        with np.load(path, allow_pickle=False) as z:
+            return {k:z[k] for k in z.files}
+    except FileNotFoundError:
+        raise
+    except Exception as e:
+        raise BadInput(f'{path} is damaged ({e}): delete it and run the stage again') from e
 
 # %% ../../nbs/storage/files.ipynb #2eb04489
 class Ledger:
@@ -137,20 +156,26 @@ class Ledger:
     ):
         self.path,self.key,self.sync = Path(path),key,sync
         self.rows,self._f,self._lock = {},None,threading.Lock()
-        if self.path.exists(): self._load()
+        if self.path.exists():
+            self._load()
 
     def _load(self):
         good = 0
         with open(self.path, 'rb') as f:
             for i,line in enumerate(f, 1):
-                try: row = json.loads(line) if line.endswith(b'\n') else None
-                except ValueError: row = None
+                try:
+                    row = json.loads(line) if line.endswith(b'\n') else None
+                except ValueError:
+                    row = None
                 if not isinstance(row, dict) or self.key not in row:
                     log.warning('%s: line %d is damaged and left out (%d bytes)', self.path.name, i, len(line))
-                    if not line.endswith(b'\n'): break
-                else: self.rows[row[self.key]] = row
+                    if not line.endswith(b'\n'):
+                        break
+                else:
+                    self.rows[row[self.key]] = row
                 good += len(line)
-        if good < self.path.stat().st_size: os.truncate(self.path, good)
+        if good < self.path.stat().st_size:
+            os.truncate(self.path, good)
 
     def append(self,
         row:dict,  # Must hold the key
@@ -162,7 +187,8 @@ class Ledger:
                 self.path.parent.mkdir(parents=True, exist_ok=True)
                 self._f = open(self.path, 'ab', buffering=0)
             self._f.write(line)
-            if self.sync: os.fsync(self._f.fileno())
+            if self.sync:
+                os.fsync(self._f.fileno())
             self.rows[row[self.key]] = row
 
     def compact(self,
@@ -175,14 +201,20 @@ class Ledger:
     def close(self):
         "Close the file; the ledger stays usable."
         with self._lock:
-            if self._f: self._f.close()
+            if self._f:
+                self._f.close()
             self._f = None
 
-    def __contains__(self, k): return k in self.rows
-    def __getitem__(self, k): return self.rows[k]
-    def __len__(self): return len(self.rows)
-    def __enter__(self): return self
-    def __exit__(self, *_): self.close()
+    def __contains__(self, k):
+        return k in self.rows
+    def __getitem__(self, k):
+        return self.rows[k]
+    def __len__(self):
+        return len(self.rows)
+    def __enter__(self):
+        return self
+    def __exit__(self, *_):
+        self.close()
 
 # %% ../../nbs/storage/files.ipynb #8f48a945
 def write_tar(
@@ -193,7 +225,8 @@ def write_tar(
     n = 0
     with atomic_path(path) as p, tarfile.open(p, 'w', format=tarfile.PAX_FORMAT) as t:
         for key,parts in samples:
-            if not key or set(key) & set('/\\.\0'): raise BadInput(f'{key!r} cannot be a key: it holds a slash, a dot or nothing')
+            if not key or set(key) & set('/\\.\0'):
+                raise BadInput(f'{key!r} cannot be a key: it holds a slash, a dot or nothing')
             for ext,data in parts.items():
                 info = tarfile.TarInfo(f'{key}.{ext}')
                 info.size = len(data)
@@ -211,14 +244,20 @@ def read_tar(
         with tarfile.open(path, 'r:') as t:
             for m in t:
                 k,_,ext = Path(m.name).name.partition('.')
-                if k != key and parts: yield key,parts; parts = {}
+                if k != key and parts:
+                    yield key,parts
+                    parts = {}
                 data = t.extractfile(m).read()
-                if len(data) != m.size: raise tarfile.ReadError(f'{m.name} is cut short')
+                if len(data) != m.size:
+                    raise tarfile.ReadError(f'{m.name} is cut short')
                 key,parts[ext] = k,data
             end = t.offset
-        if os.path.getsize(path) < end + 1024: raise tarfile.ReadError('no end mark')
-    except (tarfile.TarError, EOFError) as e: raise BadInput(f'{path} is damaged after {key}: {e}') from e
-    if parts: yield key,parts
+        if os.path.getsize(path) < end + 1024:
+            raise tarfile.ReadError('no end mark')
+    except (tarfile.TarError, EOFError) as e:
+        raise BadInput(f'{path} is damaged after {key}: {e}') from e
+    if parts:
+        yield key,parts
 
 # %% ../../nbs/storage/files.ipynb #e5c5adcc
 def same_settings(
@@ -228,11 +267,14 @@ def same_settings(
 )->bool: # True when what is there was made with `settings`; False when there is nothing to go on from
     "Compare `settings` with those that made `path`; raises `BadInput` naming each that differs."
     path = Path(path)
-    if not path.exists(): return False
+    if not path.exists():
+        return False
     now,old = json.loads(dumps(settings)),read_json(path).get('settings', {})
     diff = [f'{k}={old.get(k)!r} (now {now.get(k)!r})' for k in sorted({*now,*old}) if now.get(k) != old.get(k)]
-    if not diff: return True
-    if force: return False
+    if not diff:
+        return True
+    if force:
+        return False
     raise BadInput(f'{path.parent} was made with {", ".join(diff)}: use those, another folder, or --force to make it again')
 
 # %% ../../nbs/storage/files.ipynb #c95d18a3
@@ -242,8 +284,10 @@ def find_preset(
     what:str,      # What they are for: faces, the crawl
 ): # The settings
     "Look settings up by name; raises `BadInput` naming those there are."
-    if not isinstance(settings, str): return settings
-    if settings not in presets: raise BadInput(f'There is no preset {settings!r} for {what}: use {" or ".join(presets)}')
+    if not isinstance(settings, str):
+        return settings
+    if settings not in presets:
+        raise BadInput(f'There is no preset {settings!r} for {what}: use {" or ".join(presets)}')
     return presets[settings]
 
 # %% ../../nbs/storage/files.ipynb #e5b722e0
@@ -254,7 +298,8 @@ def need(
 )->Path: # Path of the artefact
     "The artefact `name` of an earlier stage; raises `BadInput` saying what to run when it is missing."
     p = open_root(root)/name
-    if not p.exists(): raise BadInput(f'{p} is missing: run `pttface {stage}` first')
+    if not p.exists():
+        raise BadInput(f'{p} is missing: run `pttface {stage}` first')
     return p
 
 # %% ../../nbs/storage/files.ipynb #316a44f0
@@ -267,7 +312,8 @@ def content_hash(
         if isinstance(p, np.ndarray):
             h.update(f'{p.dtype}{p.shape}'.encode())
             h.update(np.ascontiguousarray(p).view(np.uint8) if p.dtype.kind not in 'OU' else '\0'.join(map(str, p.ravel())).encode())
-        else: h.update(p if isinstance(p, bytes) else dumps(p).encode())
+        else:
+            h.update(p if isinstance(p, bytes) else dumps(p).encode())
         h.update(b'\0')
     return h.hexdigest()[:16]
 
@@ -275,4 +321,5 @@ def sha256_file(
     path:str|os.PathLike,  # File
 )->str: # 64 hexadecimal digits
     "The SHA-256 of a file's bytes."
-    with open(path, 'rb') as f: return hashlib.file_digest(f, 'sha256').hexdigest()
+    with open(path, 'rb') as f:
+        return hashlib.file_digest(f, 'sha256').hexdigest()

@@ -35,7 +35,8 @@ class MonthShard:
         self.held = {r['url']:p for p,rs in self.dealt.items() for r in rs.values()}
         for u,r in list(rows.items()):
             there = sum(r['at'][:2]) <= size if 'at' in r else r['shard'] in have if 'shard' in r else r['status'] != 'kept'
-            if u not in here or not there: del rows[u]
+            if u not in here or not there:
+                del rows[u]
 
     def todo(self,
         retry,  # Callable: a row of a failed link → is it to be tried again?
@@ -52,23 +53,28 @@ class MonthShard:
         "Put on disk what became of a link, now."
         row = dict(url=job['url'], key=job['key'], article=job['article'], month=self.name, **found)
         if photo:
-            if self._f is None: self._f = open(self.spool, 'ab', buffering=0)
+            if self._f is None:
+                self._f = open(self.spool, 'ab', buffering=0)
             row['at'] = [self._f.tell(), len(photo), zlib.crc32(photo)]
             self._f.write(photo)
-        if (shard := self.held.get(row['url'])): row['was'] = shard
-        if row != self.ledger.rows.get(row['url']): self.ledger.append(row)
+        if (shard := self.held.get(row['url'])):
+            row['was'] = shard
+        if row != self.ledger.rows.get(row['url']):
+            self.ledger.append(row)
 
     def close(self):
         "Close the files."
         self.ledger.close()
-        if self._f: self._f.close()
+        if self._f:
+            self._f.close()
         self._f = None
 
 def _parts(rows):
     "Tar → key → row, of the rows that have one"
     parts = {}
     for r in rows:
-        if 'shard' in r: parts.setdefault(r['shard'], {})[r['key']] = r
+        if 'shard' in r:
+            parts.setdefault(r['shard'], {})[r['key']] = r
     return parts
 
 # %% ../../nbs/storage/shards.ipynb #943eceff
@@ -88,14 +94,18 @@ def final(self:MonthShard,
     "The month's rows as they will stand: which of equal photos stays, and in which tar."
     rows,n = [],Counter()
     for j in self.jobs:
-        if (was := self.ledger.rows.get(j['url'])) is None: continue
+        if (was := self.ledger.rows.get(j['url'])) is None:
+            continue
         r = {k:v for k,v in was.items() if k not in ('of','at','was','shard')} | {k:j[k] for k in ('key','article')}
         held = 'shard' in was or 'at' in was and bool(spooled(self, was))
         if r['status'] in ('kept','duplicate'):
             same = first.setdefault(r['sha256'], r['key']) if held else first.get(r['sha256'])
-            if same == r['key']: r.update(status='kept', reason='')
-            elif same: r.update(status='duplicate', reason='same_bytes', of=same)
-            else: r.update(status='failed', reason='not_stored')
+            if same == r['key']:
+                r.update(status='kept', reason='')
+            elif same:
+                r.update(status='duplicate', reason='same_bytes', of=same)
+            else:
+                r.update(status='failed', reason='not_stored')
         if held and (shelf := dict(kept='images', rejected='rejected').get(r['status'])):
             r['shard'] = f'{shelf}_{self.name}_part_{n[shelf]//shard + 1}.tar'
             n[shelf] += 1
@@ -115,14 +125,17 @@ def write_shards(
         rows = m.final(first, shard)
         parts,dirty = _parts(rows),{r['was'] for r in m.ledger.rows.values() if 'was' in r}
         new = {p:rs for p,rs in parts.items() if p in dirty or m.dealt.get(p) != rs}
-        if new or _text(m) != ''.join(dumps(r) + '\n' for r in rows).encode(): _deal(m, rows, new)
+        if new or _text(m) != ''.join(dumps(r) + '\n' for r in rows).encode():
+            _deal(m, rows, new)
         for f in m.folder.glob(f'*_{m.name}_part_*.tar'):
-            if f.name not in parts: f.unlink()
+            if f.name not in parts:
+                f.unlink()
         m.close()
         m.spool.unlink(missing_ok=True)
         m.dealt,m.held = parts,{r['url']:r['shard'] for r in rows if 'shard' in r}
 
-def _text(m): return m.ledger.path.read_bytes() if m.ledger.path.exists() else b''
+def _text(m):
+    return m.ledger.path.read_bytes() if m.ledger.path.exists() else b''
 
 def _deal(m, rows, new):
     "Write those of a month's tars that are `new`, and its ledger; what a new tar takes over from an old one goes back to the spool first"
@@ -130,7 +143,8 @@ def _deal(m, rows, new):
     m.held = {}
     for part,old in back.items():
         for key,files in read_tar(m.folder/part):
-            if key in old: m.put(old[key], {k:v for k,v in old[key].items() if k not in ('url','key','article','month','shard','was')}, files['jpg'])
+            if key in old:
+                m.put(old[key], {k:v for k,v in old[key].items() if k not in ('url','key','article','month','shard','was')}, files['jpg'])
     for part,rs in new.items():
         write_tar(m.folder/part, ((key, dict(jpg=m.spooled(m.ledger.rows[r['url']]), json=(dumps(r) + '\n').encode())) for key,r in rs.items()))
     m.ledger.rows = {r['url']:r for r in rows}
@@ -145,7 +159,8 @@ def photo_shards(
 )->list[Path]: # Sorted by month and part
     "The photo shards of `root`; raises `BadInput` when there are none."
     found = sorted((Path(root)/'photos').glob('images_*_part_*.tar'), key=lambda p: (month_of(p), int(p.stem.split('_')[3])))
-    if not found: raise BadInput(f'{Path(root)/"photos"} holds 0 shards (images_MM_part_K.tar): run `pttface download` first')
+    if not found:
+        raise BadInput(f'{Path(root)/"photos"} holds 0 shards (images_MM_part_K.tar): run `pttface download` first')
     return found
 
 def month_of(
@@ -190,8 +205,10 @@ def read_part(
     try:
         z = read_npz(part)
         rows,made = json.loads(z.pop('rows').tobytes()),z.pop('stamp').tobytes().decode()
-    except (BadInput, KeyError, ValueError): return None
-    if stamp and made != stamp or any(withdrawn(r, out) for r in rows): return None
+    except (BadInput, KeyError, ValueError):
+        return None
+    if stamp and made != stamp or any(withdrawn(r, out) for r in rows):
+        return None
     return rows,{int(k[2:]):v for k,v in z.items()}
 
 def withdrawn(
@@ -209,9 +226,12 @@ class PreviousRun:
     ):
         self.folder,self.record,self.rows,self._keys = Path(folder),read_json(Path(folder)/'faces.json'),{},{}
         file = self.folder/'faces.jsonl'
-        try: rows = read_jsonl(file) if file.exists() else []
-        except (BadInput, UnicodeDecodeError) as e: rows = log.warning('%s is damaged and made again (%s)', file.name, e) or []
-        for r in rows: self.rows.setdefault(r['shard'], []).append(r)
+        try:
+            rows = read_jsonl(file) if file.exists() else []
+        except (BadInput, UnicodeDecodeError) as e:
+            rows = log.warning('%s is damaged and made again (%s)', file.name, e) or []
+        for r in rows:
+            self.rows.setdefault(r['shard'], []).append(r)
 
     def done(self,
         shard,            # Path of a shard
@@ -219,7 +239,8 @@ class PreviousRun:
     )->bool:
         "Need nobody look at `shard` again?"
         part,mine = part_path(self.folder, shard),self.rows.get(shard.stem, [])
-        if part.exists(): return read_part(part, stamp_of(shard), out) is not None
+        if part.exists():
+            return read_part(part, stamp_of(shard), out) is not None
         known = self.record['shards'].get(shard.stem) == dict(stamp=stamp_of(shard), photos=len(mine))
         return known and self.has_crops(month_of(shard), mine) and not any(withdrawn(r, out) for r in mine)
 
@@ -230,8 +251,10 @@ class PreviousRun:
         "Are the crops of `rows` in their month's file?"
         if month not in self._keys:
             try:
-                with np.load(self.folder/f'faces_{month}.npz', allow_pickle=False) as z: self._keys[month] = set(z['key'].tolist())
-            except (OSError, KeyError, ValueError, EOFError, BadZipFile): self._keys[month] = None
+                with np.load(self.folder/f'faces_{month}.npz', allow_pickle=False) as z:
+                    self._keys[month] = set(z['key'].tolist())
+            except (OSError, KeyError, ValueError, EOFError, BadZipFile):
+                self._keys[month] = None
         return self._keys[month] is not None and all(r['key'] in self._keys[month] for r in rows if r['status'] == 'kept')
 
 # %% ../../nbs/storage/shards.ipynb #984efead
@@ -254,24 +277,30 @@ def merge_parts(
     if changed or used or stale or len(rows) != sum(map(len, before.rows.values())):
         write_jsonl(folder/'faces.jsonl', rows)
         write_json(folder/'faces.json', dict(settings=before.record['settings'], counts=counts(rows), failed=failed, shards={p.stem:dict(stamp=stamp_of(p), photos=n[p.stem]) for p in good}))
-    for p in stale: p.unlink()
-    if (folder/'parts').exists(): shutil.rmtree(folder/'parts')
+    for p in stale:
+        p.unlink()
+    if (folder/'parts').exists():
+        shutil.rmtree(folder/'parts')
     return rows
 
 def _merge_month(m, mine, fresh, before):
     "The rows of one month; writes its crops when some of them are new"
     file = before.folder/f'faces_{m}.npz'
-    if not fresh: return [r for p in mine for r in before.rows.get(p.stem, [])]
+    if not fresh:
+        return [r for p in mine for r in before.rows.get(p.stem, [])]
     have = read_npz(file) if len(fresh) < len(mine) else dict(key=np.array([], 'U1'))
     at,rows,crops = {k:i for i,k in enumerate(have['key'].tolist())},[],{}
     for p in mine:
-        if p in fresh: got,ims = read_part(part_path(before.folder, p))
+        if p in fresh:
+            got,ims = read_part(part_path(before.folder, p))
         else:
             got = before.rows.get(p.stem, [])
             ims = {int(k[2:]):v[[at[r['key']] for r in got if r['status'] == 'kept']] for k,v in have.items() if k != 'key'}
         rows += got
-        for s,v in ims.items(): crops.setdefault(s, []).append(v)
+        for s,v in ims.items():
+            crops.setdefault(s, []).append(v)
     kept = [r for r in rows if r['status'] == 'kept']
-    for i,r in enumerate(kept): r['row'] = i
+    for i,r in enumerate(kept):
+        r['row'] = i
     write_npz(file, key=np.array([r['key'] for r in kept], 'U32'), **{f'im{s}':np.concatenate(v) for s,v in crops.items()})
     return rows

@@ -56,24 +56,31 @@ class Board:
         self.pinned = [int(i) for i in [*old, *np.flatnonzero(kind == 'post')[len(times)//2:][:1]]]
 
     @property
-    def pages(self): return -(-len(self.rows)//self.per_page)
+    def pages(self):
+        return -(-len(self.rows)//self.per_page)
     @property
-    def n_photos(self): return len(self.photo_kind)
-    def __len__(self): return len(self.times)
-    def __repr__(self): return f'Board({len(self):,} articles on {self.pages:,} pages, {self.n_photos:,} photos, {self.day(0)} to {self.day(-1)})'
+    def n_photos(self):
+        return len(self.photo_kind)
+    def __len__(self):
+        return len(self.times)
+    def __repr__(self):
+        return f'Board({len(self):,} articles on {self.pages:,} pages, {self.n_photos:,} photos, {self.day(0)} to {self.day(-1)})'
     def show(self, rows):
         "Let only the articles `rows` (numbers, ascending) be listed: new ones appear, deleted ones go, pages move"
         self.rows = np.asarray(rows)
         self._page.cache_clear()
-    def day(self, i): return f'{datetime.fromtimestamp(int(self.times[i]), taipei):%Y-%m-%d}'
+    def day(self, i):
+        return f'{datetime.fromtimestamp(int(self.times[i]), taipei):%Y-%m-%d}'
 
 # %% ../../nbs/synthetic/board.ipynb #695c8c5b
 def midnight(
     day:str,  # YYYY-MM-DD
 )->int: # Unix time
     "When `day` begins in Taipei; raises `BadInput` when it is no day."
-    try: return int(datetime.strptime(day, '%Y-%m-%d').replace(tzinfo=taipei).timestamp())
-    except ValueError as e: raise BadInput(f'{day!r} is no day: days are written YYYY-MM-DD') from e
+    try:
+        return int(datetime.strptime(day, '%Y-%m-%d').replace(tzinfo=taipei).timestamp())
+    except ValueError as e:
+        raise BadInput(f'{day!r} is no day: days are written YYYY-MM-DD') from e
 
 # %% ../../nbs/synthetic/board.ipynb #3aa7a830
 def make_board(
@@ -90,14 +97,19 @@ def make_board(
     n_articles = max(20, n_photos//4) if n_articles is None else n_articles
     t0,t1 = midnight(since),midnight(until)
     span = t1 + 86400 - t0
-    if span <= 0: raise BadInput(f'since={since} is after until={until}')
-    if not 0 < n_articles <= span//2: raise BadInput(f'{n_articles:,} articles do not fit between {since} and {until}: 1 to {span//2:,} do')
-    if n_photos < 0: raise BadInput(f'n_photos={n_photos} is negative')
-    if min(size) < 64: raise BadInput(f'size={size}: a photo has at least 64 × 64 pixels')
+    if span <= 0:
+        raise BadInput(f'since={since} is after until={until}')
+    if not 0 < n_articles <= span//2:
+        raise BadInput(f'{n_articles:,} articles do not fit between {since} and {until}: 1 to {span//2:,} do')
+    if n_photos < 0:
+        raise BadInput(f'n_photos={n_photos} is negative')
+    if min(size) < 64:
+        raise BadInput(f'size={size}: a photo has at least 64 × 64 pixels')
     rng = np.random.default_rng([seed, 1])
     times = t0 + np.sort(rng.choice(span//2, n_articles, replace=False))*2 + rng.integers(0, 2, n_articles)
     kind = shares_of(n_articles, kinds, rng)
-    if n_articles >= 8*Board.per_page: kind[3*Board.per_page:4*Board.per_page] = 'deleted'
+    if n_articles >= 8*Board.per_page:
+        kind[3*Board.per_page:4*Board.per_page] = 'deleted'
     weight = rng.gamma(1.2, 1, n_articles)*(kind == 'post') + .3*(kind == 'announcement')
     counts = rng.multinomial(n_photos, weight/weight.sum()) if weight.sum() else np.zeros(n_articles, int)
     photo_kind = shares_of(int(counts.sum()), {k:f.share for k,f in fates.items()}, rng)
@@ -110,7 +122,8 @@ def headline(
     kind:str,         # post or announcement
 )->str: # Title
     "A title as people write them."
-    if kind == 'announcement': return r.choice(['[公告]','Fw: [公告]','Fw:[公告]']) + r.choice([' 板規修訂',' 置底檢舉區',' 本月水桶名單',' 徵文活動'])
+    if kind == 'announcement':
+        return r.choice(['[公告]','Fw: [公告]','Fw:[公告]']) + r.choice([' 板規修訂',' 置底檢舉區',' 本月水桶名單',' 徵文活動'])
     return f'{r.choice(["","","","","Re: ","Fw: "])}[{pick(r, tags)}] {r.choice(topics)}{r.choice([""," 2"," (圖多)"," 補圖","..."])}'
 
 @patch
@@ -121,7 +134,8 @@ def listed(self:Board, i:int)->tuple[Article,random.Random]:
     if kind == 'deleted':
         a.title,a.author = r.choice(deleted_titles).format(a.author),'-'
         return a,r
-    if kind == 'post' and i % 3 == 0: a.quirk = quirks[i//3 % len(quirks)]
+    if kind == 'post' and i % 3 == 0:
+        a.quirk = quirks[i//3 % len(quirks)]
     a.title = '[正妹] IDOLM@STER 展場' if a.quirk == 'cf_email' else headline(r, kind)
     return a,r
 
@@ -129,14 +143,16 @@ def listed(self:Board, i:int)->tuple[Article,random.Random]:
 def _article(self:Board, i:int)->Article:
     "Article number `i` with its text and its links"
     a,r = self.listed(i)
-    if a.kind == 'deleted': return a
+    if a.kind == 'deleted':
+        return a
     a.body = [r.choice(talk), '', *(['--','分隔線',''] if a.quirk == 'dashes' else [])]
     if r.random() < .12 and a.kind == 'post':
         url,reason = r.choice(list(not_files.items()))
         url = url.format(token(10**9 + i, self.seed))
         a.links.append(dict(url=url, raw=url, origin='body', style='plain', photo=None, reason=reason))
         a.body += [anchor(url), r.choice(talk)]
-    if a.quirk == 'long': a.unseen = [address('i.imgur.com', token(2*10**9 + 9*i + j, self.seed), 'jpg') for j in range(2)]
+    if a.quirk == 'long':
+        a.unseen = [address('i.imgur.com', token(2*10**9 + 9*i + j, self.seed), 'jpg') for j in range(2)]
     write_links(a, r, [self.photo(k) for k in range(self.start[i], self.start[i+1])])
     return a
 
@@ -148,19 +164,25 @@ def _photo(self:Board, k:int)->Photo:
     if kind in ('repeat','near_dup','duplicate'):
         back = np.searchsorted(self.usual, k) - r.randint(1, 40)
         of = self.photo(int(self.usual[max(back, 0)]))
-    else: of = None
+    else:
+        of = None
     host,ext = pick(r, hosts),pick(r, exts)
-    if kind == 'removed': host = 'i.imgur.com'
-    if kind == 'dead': host = 'pic.dead.example'
+    if kind == 'removed':
+        host = 'i.imgur.com'
+    if kind == 'dead':
+        host = 'pic.dead.example'
     form,size = pick(r, forms[ext if host != 'pbs.twimg.com' or ext == 'png' else 'jpg']),self.size if k % 4 else self.size[::-1]
     seed = r.randrange(2**31)
     yaw,pitch,roll = (round(max(-most, min(most, r.gauss(0, sd))), 2) for sd,most in ((28, 45), (6, 12), (6, 15)))
     scale,blur = round(r.uniform(.36, .58), 3),3.5 if kind == 'blurred' else 0.
     p = Photo(k, kind, address(host, token(k, self.seed), ext), host, form, size, seed, yaw, pitch, roll, scale, blur)
-    if of is None: return p
+    if of is None:
+        return p
     same = {f:getattr(of, f) for f in ('seed','yaw','pitch','roll','scale','size')}
-    if kind != 'near_dup': same['form'] = of.form
-    if kind == 'repeat': same |= dict(url=of.url, host=of.host)
+    if kind != 'near_dup':
+        same['form'] = of.form
+    if kind == 'repeat':
+        same |= dict(url=of.url, host=of.host)
     return Photo(**vars(p) | same | dict(of=of.k))
 
 # %% ../../nbs/synthetic/board.ipynb #4d957857
@@ -169,7 +191,8 @@ def _row(self:Board, a:Article)->dict:
     "The truth of one article: each link with what becomes of it by itself"
     row = {f:getattr(a, f) for f in ('i','id','url','title','author','kind','quirk','unseen')} | dict(time=a.time.isoformat(), date=f'{a.time:%m%d}')
     def link(l):
-        if l['photo'] is None: return l | dict(want='not_file')
+        if l['photo'] is None:
+            return l | dict(want='not_file')
         p = self.photo(l['photo'])
         base = self.photo(p.of) if p.kind in ('duplicate','repeat') else p
         return l | dict(want=fates[base.kind].want, reason=fates[base.kind].reason, kind=base.kind, content=base.k)
@@ -188,7 +211,8 @@ def expect(self:Board,
     for l in (l for a in articles if a['kind'] == 'post' for l in a['links'] if l['photo'] is not None and (pushes or l['origin'] != 'push')):
         u = l['url']
         if u not in urls:
-            if (of := first.setdefault(l['content'], u)) != u: l |= dict(want='duplicate', reason='same_bytes', of=of)
+            if (of := first.setdefault(l['content'], u)) != u:
+                l |= dict(want='duplicate', reason='same_bytes', of=of)
             urls[u] = {k:l.get(k) for k in ('want','reason','of','kind','content')}
         l |= urls[u]
     n = Counter(a['kind'] for a in articles)
@@ -202,7 +226,8 @@ def photo_truth(self:Board, k:int)->dict:
     "What is true of photo `k`: its plan, its pixels if it has been drawn, and what the face stage must say"
     p,drawn = self.photo(k),self.drawn(k)
     face = dict(want_face='kept' if fates[p.kind].want == 'kept' else None, face_reason=None)
-    if p.kind == 'small': face = dict(want_face='dropped', face_reason='face_too_small_before')
+    if p.kind == 'small':
+        face = dict(want_face='dropped', face_reason='face_too_small_before')
     return dict(kind=p.kind, url=p.url, yaw=p.yaw, pitch=p.pitch, roll=p.roll, pose='frontal' if abs(p.yaw) < 20 else 'left' if p.yaw < 0 else 'right',
                 blur=p.blur, of=p.of) | {f:drawn.get(f) for f in ('eyes','bbox','size')} | face
 
@@ -221,8 +246,10 @@ def photo_key(self:Board, k:int)->str:
 def photo_bytes(self:Board, k:int)->tuple[bytes,dict]:
     "The file of photo `k` and the facts about its pixels; drawn now if need be"
     p = self.photo(k)
-    if p.kind in ('duplicate','repeat'): return self.photo_bytes(p.of)
-    if (key := self.photo_key(k)) not in self.store: self.store[key] = draw_photo(p)
+    if p.kind in ('duplicate','repeat'):
+        return self.photo_bytes(p.of)
+    if (key := self.photo_key(k)) not in self.store:
+        self.store[key] = draw_photo(p)
     return self.store[key]
 
 # %% ../../nbs/synthetic/board.ipynb #f617934f
@@ -240,14 +267,17 @@ def render(self:Board,
     "Draw every photo that is not there yet, on `workers` processes."
     drawn = [k for k in range(self.n_photos) if fates[str(self.photo_kind[k])].want in ('kept','rejected')]
     todo = [(key, self.photo(k)) for k in drawn if (key := self.photo_key(k)) not in self.store]
-    if not todo: return 0
+    if not todo:
+        return 0
     method = 'forkserver' if 'forkserver' in get_all_start_methods() else 'spawn'
     pool = ProcessPoolExecutor(self.workers or os.cpu_count(), get_context(method), pool_process)
     try:
-        with uninterrupted(): results = pool.map(draw_photo, [p for _,p in todo], chunksize=2)
+        with uninterrupted():
+            results = pool.map(draw_photo, [p for _,p in todo], chunksize=2)
         for (key,_),done in zip(todo, tqdm(results, total=len(todo), desc='drawing photos', disable=None if progress else True)):
             self.store[key] = done
-    finally: pool.shutdown(wait=True, cancel_futures=True)
+    finally:
+        pool.shutdown(wait=True, cancel_futures=True)
     return len(todo)
 
 # %% ../../nbs/synthetic/board.ipynb #7764bd01
@@ -258,25 +288,32 @@ mimes = dict(jpeg='image/jpeg', exif='image/jpeg', cmyk='image/jpeg', gif='image
 def _make_page(self:Board, path:str, script:str='')->Reply:
     if m := re.fullmatch(r'/bbs/Beauty/index(\d*)\.html', path):
         page,n = int(m[1] or self.pages),self.per_page
-        if not 1 <= page <= self.pages: return Reply(404, not_found)
+        if not 1 <= page <= self.pages:
+            return Reply(404, not_found)
         rows = [self.listed(int(i))[0] for i in self.rows[(page-1)*n:page*n]]
         return Reply(200, index_html(rows, page, self.pages, [] if m[1] else [self.listed(i)[0] for i in self.pinned], page % 4 != 0, self.seed, script))
     if m := re.fullmatch(r'/bbs/Beauty/[MG]\.(\d+)\.A(\.[0-9A-F]+)?\.html', path):
         i = int(np.searchsorted(self.times, int(m[1])))
         a = self.article(i) if i < len(self) else None
-        if a and a.path == path and a.kind in ('post','announcement'): return Reply(200, article_html(a, self.seed, script))
+        if a and a.path == path and a.kind in ('post','announcement'):
+            return Reply(200, article_html(a, self.seed, script))
     return Reply(404, not_found)
 
 @patch
 def _photo_reply(self:Board, host:str, path:str)->Reply:
-    if path == '/removed.png': return Reply(200, removed_png(), mime='image/png')
-    if host in ('imgur.com','m.imgur.com'): return Reply(200, page_html('Imgur', '<p>An album</p>'))
+    if path == '/removed.png':
+        return Reply(200, removed_png(), mime='image/png')
+    if host in ('imgur.com','m.imgur.com'):
+        return Reply(200, page_html('Imgur', '<p>An album</p>'))
     m = re.match(r'/(?:beauty/|media/F)?([0-9A-Za-z]{7})', path)
     k = untoken(m[1], self.seed) if m else n_names
     p = self.photo(k) if k < self.n_photos else None
-    if not p or p.host != host or m[1] not in p.url or p.kind == 'missing': return Reply(404, page_html('404', '<p>Not found</p>'))
-    if p.kind == 'removed': return Reply(302, headers=dict(Location='/i.imgur.com/removed.png'))
-    if p.kind == 'dead': return Reply(200, page_html('This domain is for sale', '<p>Buy this domain</p>'))
+    if not p or p.host != host or m[1] not in p.url or p.kind == 'missing':
+        return Reply(404, page_html('404', '<p>Not found</p>'))
+    if p.kind == 'removed':
+        return Reply(302, headers=dict(Location='/i.imgur.com/removed.png'))
+    if p.kind == 'dead':
+        return Reply(200, page_html('This domain is for sale', '<p>Buy this domain</p>'))
     return Reply(200, self.photo_bytes(k)[0], mime=mimes.get(p.form, 'image/png'))
 
 # %% ../../nbs/synthetic/board.ipynb #9138cac8
@@ -288,8 +325,10 @@ def answer(self:Board,
 )->Reply:
     "What the board, or a photo's host, says to a request."
     path,_,query = unquote(path).partition('?')
-    if path.startswith('/bbs/'): return self._page(path, script) if over18 else Reply(302, headers=dict(Location=f'/ask/over18?from={quote(path, safe="")}'))
-    if path == '/ask/over18': return Reply(200, over18_page)
+    if path.startswith('/bbs/'):
+        return self._page(path, script) if over18 else Reply(302, headers=dict(Location=f'/ask/over18?from={quote(path, safe="")}'))
+    if path == '/ask/over18':
+        return Reply(200, over18_page)
     host,slash,rest = path[1:].partition('/')
     return self._photo_reply(host, slash + rest) if '.' in host and slash else Reply(404, not_found)
 
@@ -304,9 +343,11 @@ def serve(
     robots:str=None,      # Text of robots.txt; 404 by default
 ): # Yields the `Server`: its `url`, and the `requests` made so far
     "Serve `board` on 127.0.0.1 for as long as the block lasts; raises `BadInput` on a gate that does not exist and a port that is taken."
-    if gate not in ('redirect','script','none'): raise BadInput(f'gate={gate!r}: it is redirect, script or none')
+    if gate not in ('redirect','script','none'):
+        raise BadInput(f'gate={gate!r}: it is redirect, script or none')
     def answer(path, headers):
-        if path == '/robots.txt': return Reply(200, robots.encode(), mime='text/plain') if robots else Reply(404, not_found)
+        if path == '/robots.txt':
+            return Reply(200, robots.encode(), mime='text/plain') if robots else Reply(404, not_found)
         return board.answer(path, gate != 'redirect' or 'over18=1' in headers.get('Cookie', ''), over18_script if gate == 'script' else '')
     with serving(answer, port, faults, latency) as server:
         server.board = board

@@ -39,8 +39,10 @@ def random_look(
     rng:np.random.Generator,  # Source of chance
 )->dict: # Plain numbers, words and lists
     "A face that nobody has."
-    def u(a, b): return round(float(rng.uniform(a, b)), 4)
-    def pick(os, p): return list(os)[int(rng.choice(len(os), p=np.array(p)/sum(p)))]
+    def u(a, b):
+        return round(float(rng.uniform(a, b)), 4)
+    def pick(os, p):
+        return list(os)[int(rng.choice(len(os), p=np.array(p)/sum(p)))]
     tone = min(rng.beta(1.3, 2.2)*5, 4.999)
     i = int(tone)
     L = dict(skin=(skins[i]*(i+1-tone) + skins[i+1]*(tone-i)).round(1).tolist(), face_w=u(.9,1.1), jaw_w=u(.82,1.16), chin=u(-.05,.06), cheek=u(.8,1.2),
@@ -51,7 +53,8 @@ def random_look(
         mouth_w=u(.19,.245), lips=u(.7,1.3), smile=u(-.1,.5), teeth=pick([0,1], [2,1]), lip=list(pick(lipsticks, [4,3,1.5,3,2])), gloss=u(.2,1), blush=u(.1,.6),
         freckles=pick([0.,u(.3,1)], [5,1]), stubble=0., glasses=pick([0,1], [9,1]), hat=pick([0,1], [12,1]), earrings=pick([0,1], [2,1]),
         cloth=(255*hsv(u(0,1), u(.08,.7), u(.25,.95))).round().tolist(), neck=pick(['round','v','high','wide'], [3,2,2,2]), shoulders=u(.92,1.08))
-    if L['style'] == 'crop': L |= dict(jaw_w=u(1.05,1.25), brow_t=u(1.2,1.7), brow_a=u(.1,.5), brow_h=u(.15,.18), lips=u(.6,.85), lip=(skins[i]*[.84,.66,.62]).tolist(), lash=.2,
+    if L['style'] == 'crop':
+        L |= dict(jaw_w=u(1.05,1.25), brow_t=u(1.2,1.7), brow_a=u(.1,.5), brow_h=u(.15,.18), lips=u(.6,.85), lip=(skins[i]*[.84,.66,.62]).tolist(), lash=.2,
         shadow=0., blush=.1, stubble=pick([0.,u(.3,.9)], [2,1]), shoulders=u(1.08,1.2), earrings=0, volume=u(.02,.07), neck=pick(['round','v','high'], [4,1,2]))
     return L
 
@@ -96,15 +99,24 @@ def hair_parts(
         end = -.72-.2*n if st == 'bob' else -1.55*n
         l = .1-end/2
         out += [('+',.25, quadric((.58*w,end+l,-.12), (.2+v,l+.3,.42), pair=True)), ('+',.25, quadric((0,end+l,-.6), (.62,l+.3,.34))), ('-',.1, quadric((0,end-4,.4), (4,4,4)))]
-    if st == 'short': out += [('+',.2, quadric((.56*w,-.05,-.2), (.2+v,.42,.42), pair=True))]
-    if st == 'bun': out += [('+',.1, quadric((0,1.1+v,-.42), (.34,.3,.34)))]
-    if st == 'tail': out += [('+',.1, quadric((side*.1,.5,-1.12), (.2,.2,.24))), ('+',.15, quadric((side*.55,-.3,-1.12), (.26,.95,.24), (0,0,side*-16)))]
-    if st in ('bun','tail'): out += [('-',.06, quadric((0,-1.08,-.6), (1.2,.7,.8)))]
-    if st == 'crop': holes = [(.06, quadric((0,-.98,-.5), (1.2,.75,.8))), (.1, quadric((0,-.5,.95), (.78,1.03,.93)))]
-    elif fr == 'curtain': holes = [(.1, quadric((.19,-.40,.98), (.40,.98,.86), (0,0,-16), pair=True))]
-    elif fr == 'part': holes = [(.1, quadric((side*.13,-.40,.98), (.56,.93,.86), (0,0,side*-20)))]
-    elif fr == 'full': holes = [(.05, quadric((0,-.45,.98), (.6,.62,.86))), (.05, quadric((0,-.04,1.), (.56,.2,.8)))]
-    else: holes = [(.14, quadric((0,-.38,.98), (.585,.93,.86)))]
+    if st == 'short':
+        out += [('+',.2, quadric((.56*w,-.05,-.2), (.2+v,.42,.42), pair=True))]
+    if st == 'bun':
+        out += [('+',.1, quadric((0,1.1+v,-.42), (.34,.3,.34)))]
+    if st == 'tail':
+        out += [('+',.1, quadric((side*.1,.5,-1.12), (.2,.2,.24))), ('+',.15, quadric((side*.55,-.3,-1.12), (.26,.95,.24), (0,0,side*-16)))]
+    if st in ('bun','tail'):
+        out += [('-',.06, quadric((0,-1.08,-.6), (1.2,.7,.8)))]
+    if st == 'crop':
+        holes = [(.06, quadric((0,-.98,-.5), (1.2,.75,.8))), (.1, quadric((0,-.5,.95), (.78,1.03,.93)))]
+    elif fr == 'curtain':
+        holes = [(.1, quadric((.19,-.40,.98), (.40,.98,.86), (0,0,-16), pair=True))]
+    elif fr == 'part':
+        holes = [(.1, quadric((side*.13,-.40,.98), (.56,.93,.86), (0,0,side*-20)))]
+    elif fr == 'full':
+        holes = [(.05, quadric((0,-.45,.98), (.6,.62,.86))), (.05, quadric((0,-.04,1.), (.56,.2,.8)))]
+    else:
+        holes = [(.14, quadric((0,-.38,.98), (.585,.93,.86)))]
     return [('hair',*o) for o in out + [('-',*o) for o in holes]]
 
 def extra_parts(
@@ -112,11 +124,14 @@ def extra_parts(
 )->list: # Rows for `Solid`
     "Spectacles, a hat, earrings."
     w,g,v,out = L['face_w'],L['gap'],.06 + L['volume'],[]
-    if L['glasses']: out += [('frame','+',.01, quadric((g+.01,-.08,.80), (.25,.215,.06), (12,0,0), pair=True)), ('frame','-',.01, quadric((g+.01,-.08,.80), (.225,.19,.3), (12,0,0), pair=True)),
+    if L['glasses']:
+        out += [('frame','+',.01, quadric((g+.01,-.08,.80), (.25,.215,.06), (12,0,0), pair=True)), ('frame','-',.01, quadric((g+.01,-.08,.80), (.225,.19,.3), (12,0,0), pair=True)),
         ('frame','+',.01, quadric((0,-.04,.83), (.1,.016,.016))), ('frame','+',.01, quadric((.63*w,-.04,.36), (.016,.02,.46), (-14,0,0), pair=True))]
-    if L['hat']: out += [('hat','+',.1, quadric((0,.5,-.2), (.77*w+v,.70+v,.90+v))), ('hat','-',.04, quadric((0,-3.62,-.3), (4,4,4), (0,-6,0))),
+    if L['hat']:
+        out += [('hat','+',.1, quadric((0,.5,-.2), (.77*w+v,.70+v,.90+v))), ('hat','-',.04, quadric((0,-3.62,-.3), (4,4,4), (0,-6,0))),
         ('hat','+',.06, quadric((0,.44,-.18), (.80*w+v,.10,.93+v), (0,-6,0)))]
-    if L['earrings']: out += [('gold','+',.01, quadric((.785*w,-.36,-.05), (.045,.045,.045), pair=True))]
+    if L['earrings']:
+        out += [('gold','+',.01, quadric((.785*w,-.36,-.05), (.045,.045,.045), pair=True))]
     return out
 
 # %% ../../nbs/synthetic/heads.ipynb #c2a45110
@@ -131,7 +146,8 @@ def body_parts(
     "Neck, shoulders, arms, and clothes over them."
     s,top,H = L['shoulders'],np.array([0,-.5,-.2]),R.T @ Rb
     base = R @ (top-e) + Rb @ [0,-.85,-.1]
-    def at(v): return R.T @ (base + Rb @ v) + e
+    def at(v):
+        return R.T @ (base + Rb @ v) + e
     axis = at((0,0,0)) - top
     mid,x = top + axis/2,np.cross(axis, [0,0,1])
     N = np.stack([x/np.linalg.norm(x), axis/np.linalg.norm(axis), np.cross(x, axis)/np.linalg.norm(np.cross(x, axis))], 1)
@@ -164,7 +180,8 @@ def on_skin(
     for _ in range(40):
         s = solid.dist(p, 'skin')
         p[2] -= .8*s
-        if np.abs(s)[p[2] > -.1].max(initial=0) < 1e-5: break
+        if np.abs(s)[p[2] > -.1].max(initial=0) < 1e-5:
+            break
     return p
 
 def seat(
@@ -190,7 +207,8 @@ def seat(
     cam.c = np.array(centre)*size[::-1] - cam.f*(lo+hi)/2
     return Sitter(L, solid, cam, cam.project(marks), np.concatenate([lo,hi])*cam.f + np.tile(cam.c, 2))
 
-def smile(L): return max(L['smile'], .35) if L['teeth'] else L['smile']
+def smile(L):
+    return max(L['smile'], .35) if L['teeth'] else L['smile']
 
 # %% ../../nbs/synthetic/heads.ipynb #85540ec4
 class Paint:
@@ -204,7 +222,8 @@ class Paint:
         "Blend colour `c`, (3,) or (3,N), over what is there, where `m` is 1"
         self.col += m*(np.asarray(c, np.float32).reshape(3, -1) - self.col)
 
-    def edge(self, d): return step(-self.px, self.px, d)
+    def edge(self, d):
+        return step(-self.px, self.px, d)
 
     def paint(self, f, where):
         "Let `f` paint the points `where`; its answer there, 0 elsewhere"
@@ -213,8 +232,10 @@ class Paint:
             F = Paint(self.L, np.stack([self.x.take(j), self.y.take(j), self.z.take(j)]), self.px)
             F.col = self.col.take(j, 1)
             got = f(F)
-            for c,o in zip(self.col, F.col): c[j] = o
-            if got is not None: out[j] = got
+            for c,o in zip(self.col, F.col):
+                c[j] = o
+            if got is not None:
+                out[j] = got
         return out
 
 def paint_skin(
@@ -233,7 +254,8 @@ def paint_skin(
         k = front & (np.abs(y+.32) < .18) & (a < .55)
         at = np.random.default_rng(int(L['freckles']*1e4)).uniform([-.5,-.48,.004], [.5,-.16,.012], (70,3)).astype(np.float32)
         m = np.zeros_like(x)
-        for i,j,r in at if k.any() else (): m[k] = np.maximum(m[k], step(r+P.px*.5, r*.4, np.hypot(x[k]-i, y[k]-j)))
+        for i,j,r in at if k.any() else ():
+            m[k] = np.maximum(m[k], step(r+P.px*.5, r*.4, np.hypot(x[k]-i, y[k]-j)))
         P.over(m*.35*L['freckles'], tint(.5,.32,.25))
 
 # %% ../../nbs/synthetic/heads.ipynb #1a6c0973
@@ -251,7 +273,8 @@ def paint_lips(
         o = .042*np.clip(1-(u/.9)**2, 0, 1)
         P.over(front*P.edge(o-np.abs(y-line))*(u < .86), np.where(y > line-.022, lin((240,232,224))[:,None]*(.55+.45*step(.9, .4, u)), lin((110,40,44))[:,None]))
         P.over(front*.45*np.exp(-((np.abs(y-line)-o)/(.006+px*.5))**2)*step(1.05, .9, u), c*.3)
-    else: P.over(front*.85*np.exp(-((y-line)/(.008+px*.5))**2)*step(1.08, .95, u), c*.18)
+    else:
+        P.over(front*.85*np.exp(-((y-line)/(.008+px*.5))**2)*step(1.08, .95, u), c*.18)
     return lip*L['gloss']
 
 # %% ../../nbs/synthetic/heads.ipynb #821cb5cc
@@ -322,20 +345,28 @@ def shade(
     out = np.zeros_like(p)
     for g,w in zip(hits.D, near):
         j = np.flatnonzero(w > .02)
-        if not len(j): continue
+        if not len(j):
+            continue
         m,pj,dj,round_j,lit_j = (o.take(j, 1) for o in (n, p, d, round_head, lit[:,k]))
-        if g == 'hair': m = unit(m + round_j*(.35*strand[j]))
+        if g == 'hair':
+            m = unit(m + round_j*(.35*strand[j]))
         c = w[j]*_coat(g, L, pj, m, round_j, strand[j], grain[k][j], Glow(light, s.cam.R, m, dj, *lit_j), np.float32(s.cam.away/s.cam.f))
-        for o,v in zip(out, c): o[j] += v
+        for o,v in zip(out, c):
+            o[j] += v
     return out/np.maximum((near*(near > .02)).sum(0), .5)
 
 def _coat(g, L, p, n, round_head, strand, grain, glow, px):
     "The colour of points that are all of one material"
-    if g == 'hair': return glow.shiny(lin(L['hair'])[:,None]*(1+.45*strand), unit(np.cross(n, round_head, axis=0)), .12*strand)
-    if g == 'gold': return glow.matt(lin((222,170,84))[:,None]) + glow.key*(1.2*glow.ndh**40)
-    if g == 'frame': return glow.matt(lin((150,104,72))[:,None]) + glow.key*(.5*glow.ndh**50)
-    if g == 'hat': return glow.matt(lin(L['cloth'][::-1])[:,None]*(1+.08*grain+.18*np.sin(np.arctan2(p[0], p[2]+.2)*70)))
-    if g == 'cloth': return glow.matt(lin(L['cloth'])[:,None]*(1+.05*grain+.06*np.sin(p[0]*140)*np.sin(p[1]*140)))
+    if g == 'hair':
+        return glow.shiny(lin(L['hair'])[:,None]*(1+.45*strand), unit(np.cross(n, round_head, axis=0)), .12*strand)
+    if g == 'gold':
+        return glow.matt(lin((222,170,84))[:,None]) + glow.key*(1.2*glow.ndh**40)
+    if g == 'frame':
+        return glow.matt(lin((150,104,72))[:,None]) + glow.key*(.5*glow.ndh**50)
+    if g == 'hat':
+        return glow.matt(lin(L['cloth'][::-1])[:,None]*(1+.08*grain+.18*np.sin(np.arctan2(p[0], p[2]+.2)*70)))
+    if g == 'cloth':
+        return glow.matt(lin(L['cloth'])[:,None]*(1+.05*grain+.06*np.sin(p[0]*140)*np.sin(p[1]*140)))
     P = Paint(L, p, px)
     P.col *= 1+.02*grain
     a,y,front = np.abs(p[0]),p[1],(p[2] > 0) & (p[1] > -1.2)
@@ -381,7 +412,8 @@ class Head:
     seed: int = 0      # What drew it
     look: dict = field(default_factory=dict, repr=False)  # Identity
 
-    def _repr_jpeg_(self): return encode_jpeg(self.im)
+    def _repr_jpeg_(self):
+        return encode_jpeg(self.im)
 
 # %% ../../nbs/synthetic/heads.ipynb #461ac165
 def pose_of(
@@ -394,8 +426,10 @@ def pose_of(
     pose = dict(yaw=yaw, pitch=np.clip(rng.normal(0, 5), -12, 12), roll=np.clip(rng.normal(0, 7), -15, 15), scale=rng.uniform(.36, .58))
     pose['centre'] = .5+rng.uniform(-.07, .07),.46+rng.uniform(-.03, .05)
     pose |= {k:v for k,v in given.items() if v is not None}
-    if not (abs(pose['yaw']) <= 90 and abs(pose['pitch']) <= 60): raise BadInput(f'yaw {pose["yaw"]:g}° and pitch {pose["pitch"]:g}° must be within ±90° and ±60°')
-    if not .01 <= pose['scale'] <= 3: raise BadInput(f'scale is {pose["scale"]:g}: the face box must be 0.01 to 3 picture heights')
+    if not (abs(pose['yaw']) <= 90 and abs(pose['pitch']) <= 60):
+        raise BadInput(f'yaw {pose["yaw"]:g}° and pitch {pose["pitch"]:g}° must be within ±90° and ±60°')
+    if not .01 <= pose['scale'] <= 3:
+        raise BadInput(f'scale is {pose["scale"]:g}: the face box must be 0.01 to 3 picture heights')
     return {k:tuple(map(float, v)) if k == 'centre' else float(v) for k,v in pose.items()}
 
 # %% ../../nbs/synthetic/heads.ipynb #313200a0
@@ -408,9 +442,12 @@ def draw_group(
     light:Light=None,        # What falls on them
 )->tuple[np.ndarray,list[Head]]: # The photo, and each head's truth (all with that photo)
     "Draw several heads in one photo; raises `BadInput` for what cannot be drawn."
-    if min(size) < 16: raise BadInput(f'A photo of {size[0]} × {size[1]} px is too small: 16 px at least')
-    if blur < 0: raise BadInput(f'blur is {blur:g} px: it must be 0 or more')
-    if isinstance(background, np.ndarray) and background.shape[:2] != tuple(size): raise BadInput(f'The background is {background.shape[:2]}, the photo {tuple(size)}')
+    if min(size) < 16:
+        raise BadInput(f'A photo of {size[0]} × {size[1]} px is too small: 16 px at least')
+    if blur < 0:
+        raise BadInput(f'blur is {blur:g} px: it must be 0 or more')
+    if isinstance(background, np.ndarray) and background.shape[:2] != tuple(size):
+        raise BadInput(f'The background is {background.shape[:2]}, the photo {tuple(size)}')
     rng,out = np.random.default_rng([seed,3]),[]
     drawn = random_light(rng)
     im = unfilm(background.astype(np.float32)/255 if isinstance(background, np.ndarray) else backdrop(rng, tuple(size), background))
@@ -422,7 +459,8 @@ def draw_group(
         im += cv2.merge([A]*3)*(C-im)
         out.append(Head(None, *(pose[k] for k in ('yaw','pitch','roll')), s.kps[:2].copy(), s.kps, s.bbox, float(blur), own, s.look))
     im = finish(im, rng, blur)
-    for o in out: o.im = im
+    for o in out:
+        o.im = im
     return im,out
 
 def draw_head(
@@ -446,7 +484,8 @@ def _one_thread():
     cv2.setNumThreads(1)
     ThreadpoolController().limit(limits=1)
 
-def _draw(kw): return draw_head(**kw)
+def _draw(kw):
+    return draw_head(**kw)
 
 def draw_heads(
     heads:int|list,       # How many, or a dict of `draw_head`'s arguments for each
@@ -458,7 +497,9 @@ def draw_heads(
     kws = [dict(seed=seed+i) | (o or {}) for i,o in enumerate([None]*heads if isinstance(heads, int) else heads)]
     workers,bar = min(len(kws), os.cpu_count() if workers is None else workers),dict(total=len(kws), desc='drawing heads', disable=None if progress else True)
     if workers < 2:
-        with ThreadpoolController().limit(limits=1): return [_draw(o) for o in tqdm(kws, **bar)]
+        with ThreadpoolController().limit(limits=1):
+            return [_draw(o) for o in tqdm(kws, **bar)]
     from pttface.synthetic.heads import _draw as draw,_one_thread as quiet
     ctx = get_context('forkserver' if 'forkserver' in get_all_start_methods() else 'spawn')
-    with ProcessPoolExecutor(workers, ctx, quiet) as pool: return list(tqdm(pool.map(draw, kws, chunksize=2), **bar))
+    with ProcessPoolExecutor(workers, ctx, quiet) as pool:
+        return list(tqdm(pool.map(draw, kws, chunksize=2), **bar))

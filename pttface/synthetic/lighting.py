@@ -65,7 +65,8 @@ class Light:
         a,e = np.radians([[self.azimuth, -1.1*self.azimuth, 180-.8*self.azimuth], [self.elevation, 5, 30]])
         return np.stack([np.sin(a)*np.cos(e), np.sin(e), np.cos(a)*np.cos(e)], 1)
 
-    def tint(self): return np.float32([1+.08*self.warmth, 1, 1-.1*self.warmth])
+    def tint(self):
+        return np.float32([1+.08*self.warmth, 1, 1-.1*self.warmth])
 
 def random_light(
     rng:np.random.Generator,  # Source of chance
@@ -86,7 +87,8 @@ class Glow:
         self.ndh = np.clip(dot(n, self.half), .3, 1)  # high powers of less would be nothing, and slow
         self.rim = np.float32(light.rim)/tint*(np.clip(dot(n, r)+.2, 0, 1)*np.clip(1+dot(n, d), 0, 1)**2.5)
 
-    def matt(self, c, wrap=.15): return c*(self.around + self.key*np.clip((self.ndl+wrap)/(1+wrap), 0, 1)*self.lit + self.rim)
+    def matt(self, c, wrap=.15):
+        return c*(self.around + self.key*np.clip((self.ndl+wrap)/(1+wrap), 0, 1)*self.lit + self.rim)
 
     def skin(self, c, gloss, eye):
         wrap,lit = np.float32([[.35],[.18],[.12]]),np.stack([self.lit**.7, self.lit, self.lit**1.1])
@@ -110,45 +112,56 @@ def backdrop(
     "A soft background."
     (H,W),h,u = size,rng.uniform(),rng.uniform
     kind = kind or backdrops[int(rng.integers(5))]
-    if kind not in backdrops: raise BadInput(f'background {kind!r} is none of {", ".join(backdrops)}')
+    if kind not in backdrops:
+        raise BadInput(f'background {kind!r} is none of {", ".join(backdrops)}')
     y,x = (o.astype(np.float32)/H for o in np.ogrid[:H,:W])
-    def far(x, y): return np.sqrt(x*x + y*y)
+    def far(x, y):
+        return np.sqrt(x*x + y*y)
     t = step(0, 1.3, far(x-u(.1,.7), y-u(0,.5)))
     a,b = hsv(h, u(.1,.45), u(.55,.95)),hsv(h+u(-.15,.15), u(.1,.5), u(.3,.8))
     im = [p + (q-p)*t for p,q in zip(a, b)]  # one plane a colour
     def dot(cx, cy, r, col, strength, soft):
         i,j = (slice(*np.clip([(c-r-soft)*H, (c+r+soft)*H+1], 0, m).astype(int)) for c,m in ((cy,H),(cx,W)))
         m = strength*step(r+soft, r-soft, far(x[:,j]-cx, y[i]-cy))
-        for o,c in zip(im, col): o[i,j] += m*(c-o[i,j])
+        for o,c in zip(im, col):
+            o[i,j] += m*(c-o[i,j])
     if kind == 'bokeh':
         im = [o*np.float32(.55) for o in im]
-        for _ in range(28): dot(u(0,W/H), u(0,1), u(.02,.08), hsv(h+u(-.1,.2), u(.1,.6), 1), u(.1,.5), .008)
-    if kind == 'stripes': im = [o*s for s in [1 + .1*step(-.2, .2, np.sin((x*float(np.cos(h*3))+y*float(np.sin(h*3)))*u(25,70)))] for o in im]
+        for _ in range(28):
+            dot(u(0,W/H), u(0,1), u(.02,.08), hsv(h+u(-.1,.2), u(.1,.6), 1), u(.1,.5), .008)
+    if kind == 'stripes':
+        im = [o*s for s in [1 + .1*step(-.2, .2, np.sin((x*float(np.cos(h*3))+y*float(np.sin(h*3)))*u(25,70)))] for o in im]
     if kind == 'room':
         floor = y[:,0] > u(.55,.8)
-        for o,c in zip(im, (.62,.55,.5)): o[floor] *= c
+        for o,c in zip(im, (.62,.55,.5)):
+            o[floor] *= c
         for _ in range(int(rng.integers(2,5))):
             m = np.maximum(np.abs(x-u(0,W/H))-u(.06,.16), np.abs(y-u(.05,.5))-u(.08,.22))
             for k,col in ((m < 0, hsv(u(0,1), u(.1,.5), u(.5,1))), (m < -.012, hsv(u(0,1), u(.1,.4), u(.7,1)))):
-                for o,c in zip(im, col): o[k] = c
+                for o,c in zip(im, col):
+                    o[k] = c
         im = [cv2.GaussianBlur(o, (0,0), H/100) for o in im]
     if kind == 'sky':
         im = [c*(1-y*.5) + .35*y + 0*x for c in (.55,.75,.95)]
-        for _ in range(60): dot(u(0,W/H), u(.6,1.05), u(.03,.09), hsv(u(.2,.38), u(.3,.6), u(.3,.7)), .7, .02)
+        for _ in range(60):
+            dot(u(0,W/H), u(.6,1.05), u(.03,.09), hsv(u(.2,.38), u(.3,.6), u(.3,.7)), .7, .02)
     return cv2.merge([np.clip(o, 0, 1) for o in im])
 
 # %% ../../nbs/synthetic/lighting.ipynb #88240da1
 def finish(im, rng, blur=0.):
     "Linear light to a photo: film, blur, grain"
     im = film(im)
-    if blur: im = cv2.GaussianBlur(im, (0,0), float(blur))
+    if blur:
+        im = cv2.GaussianBlur(im, (0,0), float(blur))
     return np.clip(im*255 + rng.standard_normal((*im.shape[:2],1), dtype=np.float32)*(.4 if blur else 1.6) + .5, 0, 255).astype(np.uint8)
 
 # %% ../../nbs/synthetic/lighting.ipynb #a2edd0f9
 class Sheet:
     "A picture that shows itself as JPEG, small enough for a page"
-    def __init__(self, im): self.im = im
-    def _repr_jpeg_(self): return encode_jpeg(self.im, 74)
+    def __init__(self, im):
+        self.im = im
+    def _repr_jpeg_(self):
+        return encode_jpeg(self.im, 74)
 
 def sheet(
     heads,          # `Head`s or pictures (H,W,3) uint8, all of one size

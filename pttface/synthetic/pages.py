@@ -24,8 +24,12 @@ topics = '元旦街拍 海邊 咖啡店店員 雨天 夜市 展場 捷運上 圖
 talk = '今天天氣很好 路過看到的 大家覺得如何 先上圖 補一張 轉自網路 側面也很好看 喜歡這種氣質 這張光線不錯 感謝收看 圖多慎入 最後一張'.split()
 cheers = '推 可以 讚 給推 眼睛漂亮 好看 普普 右邊那位 求更多 圖呢 氣質好 補血'.split()
 
-def user(r): "A user's name"; return ''.join(r.choices('abcdefghijklmnopqrstuvwxyz', k=r.randint(4, 9))) + r.choice(['','','7','0204'])
-def ip(r): "An address from the ranges kept for documentation"; return f'{r.choice(["203.0.113","198.51.100","192.0.2"])}.{r.randint(1, 254)}'
+def user(r):
+    "A user's name"
+    return ''.join(r.choices('abcdefghijklmnopqrstuvwxyz', k=r.randint(4, 9))) + r.choice(['','','7','0204'])
+def ip(r):
+    "An address from the ranges kept for documentation"
+    return f'{r.choice(["203.0.113","198.51.100","192.0.2"])}.{r.randint(1, 254)}'
 def anchor(url, rel='noreferrer noopener nofollow'):
     "A link the way the board makes one"
     return f'<a href="{html.escape(url)}" target="_blank" rel="{rel}">{html.escape(url)}</a>'
@@ -47,7 +51,8 @@ styles = dict(
     mobile    = lambda u: (v := 'https://m.imgur.com/' + _name(u), anchor(v)),
     large     = lambda u: (v := u.replace('name=orig', 'name=large'), anchor(v)))
 
-def _name(u): return u.rsplit('/', 1)[1].split('.')[0]
+def _name(u):
+    return u.rsplit('/', 1)[1].split('.')[0]
 
 def style_for(
     r:random.Random,  # Source of chance
@@ -55,8 +60,10 @@ def style_for(
     odd:float=.16,    # Share of links that are written oddly
 )->str: # One of `styles`, or `plain`
     "How the author of an article writes the address of `p`."
-    if p.host == 'pbs.twimg.com': return r.choice(['large','plain'])
-    if r.random() > odd: return 'plain'
+    if p.host == 'pbs.twimg.com':
+        return r.choice(['large','plain'])
+    if r.random() > odd:
+        return 'plain'
     names = [s for s in styles if s not in ('large','plain','page','mobile')]
     return r.choice(names + ['page','mobile']*4 if p.host == 'i.imgur.com' and p.url.endswith('.jpg') else names)
 
@@ -78,7 +85,8 @@ class Article:
     id:str             # File name without .html; the number in it is the Unix time
     time:datetime      # In Asia/Taipei
     kind:str           # post, announcement, deleted (no link on the index), gone (a link that gives 404)
-    title:str; author:str
+    title:str
+    author:str
     quirk:str=''       # What is odd about its page, one of `quirks`
     links:list=field(default_factory=list)  # Rows of url, raw, origin, style, photo
     body:list=field(default_factory=list)   # HTML lines above the footer
@@ -86,9 +94,11 @@ class Article:
     unseen:list=field(default_factory=list) # Links that a long article's page leaves out
 
     @property
-    def path(self): return f'/bbs/Beauty/{self.id}.html'
+    def path(self):
+        return f'/bbs/Beauty/{self.id}.html'
     @property
-    def url(self): return f'https://www.ptt.cc{self.path}'
+    def url(self):
+        return f'https://www.ptt.cc{self.path}'
 
 quirks = ('no_header','text_header','fused_time','wrong_time','no_footer','dashes','signature','forwarded','cf_email','long','thumbnails')
 deleted_titles = ('(本文已被刪除) [{}]', '(本文已被刪除) <{}>', '(已被MOD刪除) <{}> 板規5')
@@ -125,13 +135,18 @@ def write_links(
         p,origin = todo.pop()
         style,urls = style_for(r, p),[p]
         if style == 'joined':
-            if origin == 'body' and todo and todo[-1][1] == 'body' and todo[-1][0].host != 'pbs.twimg.com': urls.append(todo.pop()[0])
-            else: style = 'plain'
+            if origin == 'body' and todo and todo[-1][1] == 'body' and todo[-1][0].host != 'pbs.twimg.com':
+                urls.append(todo.pop()[0])
+            else:
+                style = 'plain'
         raw,text = styles[style](''.join(o.url for o in urls))
-        if a.quirk == 'thumbnails' and style == 'plain' and p.host == 'i.imgur.com': text += thumbnail(p.url)
+        if a.quirk == 'thumbnails' and style == 'plain' and p.host == 'i.imgur.com':
+            text += thumbnail(p.url)
         a.links += [dict(url=o.url, raw=raw, origin=origin, style=style, photo=o.k) for o in urls]
-        if origin == 'push': a.after.append(push(r, a.time, text))
-        else: (a.body if origin == 'body' else a.after).extend([text, r.choice(talk)])
+        if origin == 'push':
+            a.after.append(push(r, a.time, text))
+        else:
+            (a.body if origin == 'body' else a.after).extend([text, r.choice(talk)])
 
 # %% ../../nbs/synthetic/pages.ipynb #8a64daed
 def head_html(
@@ -140,13 +155,17 @@ def head_html(
     "The header of an article: author, board, title and time."
     at = a.time + timedelta(days=400 if a.quirk == 'wrong_time' else 0)
     stamp,title = f'{at:%a %b} {at.day:2d} {at:%H:%M:%S %Y}',html.escape(a.title)
-    if a.quirk == 'cf_email': title = title.replace('IDOLM@STER', email('IDOLM@STER'))
-    if a.quirk == 'no_header': return ''
-    if a.quirk == 'text_header': return f'作者: {a.author} (小名) 看板: Beauty\n標題: {title}\n時間: {stamp}\n\n'
+    if a.quirk == 'cf_email':
+        title = title.replace('IDOLM@STER', email('IDOLM@STER'))
+    if a.quirk == 'no_header':
+        return ''
+    if a.quirk == 'text_header':
+        return f'作者: {a.author} (小名) 看板: Beauty\n標題: {title}\n時間: {stamp}\n\n'
     line = lambda tag,value,side='': (f'<div class="article-metaline{side}"><span class="article-meta-tag">{tag}</span>'
                                       f'<span class="article-meta-value">{value}</span></div>')
     lines = [line('作者', f'{a.author} (小名)'), line('看板', 'Beauty', '-right')]
-    if a.quirk == 'fused_time': return ''.join([*lines, line('標題', f'{title} 時間 {stamp}')]) + '\n'
+    if a.quirk == 'fused_time':
+        return ''.join([*lines, line('標題', f'{title} 時間 {stamp}')]) + '\n'
     return ''.join([*lines, line('標題', title), line('時間', stamp)]) + '\n'
 
 # %% ../../nbs/synthetic/pages.ipynb #d8e21038
@@ -155,7 +174,8 @@ def foot_html(
     r:random.Random,  # Source of chance
 )->str: # HTML
     "The footer: signature, station, address."
-    if a.quirk == 'no_footer': return ''
+    if a.quirk == 'no_footer':
+        return ''
     sign = f'--\n{email(a.author + "@example.com")} 一日之計在於晨\n' if a.quirk in ('signature','cf_email') else ''
     moved = f'※ 轉錄者: {a.author} ({ip(r)} 臺灣), {a.time:%m/%d/%Y %H:%M:%S}\n' if a.quirk == 'forwarded' else ''
     station = f'<span class="f2">※ 發信站: 批踢踢實業坊(ptt.cc), 來自: {ip(r)} (臺灣)\n</span>'
@@ -195,10 +215,12 @@ def article_html(
     "The page of an article, quirk and all."
     r = random.Random(f'{seed}/page/{a.i}')
     body,foot = long_body(a.body, a.unseen, r) if a.quirk == 'long' else '\n'.join(a.body),foot_html(a, r)
-    if a.quirk == 'forwarded': body = f'※ [本文轉錄自 Gossiping 看板 #1c{a.time:%m%d%H%M} ]\n\n作者: {user(r)} 看板: Gossiping\n標題: {html.escape(a.title)}\n\n' + body
+    if a.quirk == 'forwarded':
+        body = f'※ [本文轉錄自 Gossiping 看板 #1c{a.time:%m%d%H%M} ]\n\n作者: {user(r)} 看板: Gossiping\n標題: {html.escape(a.title)}\n\n' + body
     notes = ['<div class="push center warning-box">檔案過大！部分文章無法顯示</div>'] if a.quirk == 'long' else []
     after = [*notes, *(push(r, a.time) for _ in range(r.randint(0, 12))), *a.after, *(push(r, a.time) for _ in range(r.randint(0, 4)))]
-    if any(o['origin'] == 'addition' for o in a.links): after.insert(0, f'<span class="f2">※ 編輯: {a.author} ({ip(r)} 臺灣), {a.time:%m/%d/%Y %H:%M:%S}\n</span>')
+    if any(o['origin'] == 'addition' for o in a.links):
+        after.insert(0, f'<span class="f2">※ 編輯: {a.author} ({ip(r)} 臺灣), {a.time:%m/%d/%Y %H:%M:%S}\n</span>')
     poll = f'<div id="article-polling" data-pollurl="/poll/Beauty/{a.id}.html" data-offset="{r.randint(500, 9000)}">推文自動更新已關閉</div>'
     return page_html(f'{html.escape(a.title)} - 看板 Beauty', '<div id="navigation-container"><div id="navigation" class="bbs-content">'
         '<a class="board" href="/bbs/Beauty/index.html">返回看板</a></div></div>\n<div id="main-container"><div id="main-content" class="bbs-screen bbs-content">'
@@ -215,11 +237,14 @@ def row_html(
     nrec = r.choice(['', f'<span class="hl f2">{r.randint(1, 9)}</span>', f'<span class="hl f3">{r.randint(10, 99)}</span>',
                      '<span class="hl f1">爆</span>', f'<span class="hl f0">X{r.choice("123456789X")}</span>'])
     title = html.escape(a.title)
-    if a.quirk == 'cf_email': title = title.replace('IDOLM@STER', email('IDOLM@STER'))
+    if a.quirk == 'cf_email':
+        title = title.replace('IDOLM@STER', email('IDOLM@STER'))
     date,author = f'<div class="date">{a.time.month:2d}/{a.time:%d}</div>',f'<div class="author">{a.author}</div>'
-    if a.kind != 'deleted': title = f'<a href="{a.path}">{title}</a>'
+    if a.kind != 'deleted':
+        title = f'<a href="{a.path}">{title}</a>'
     mark,nrec = f'<div class="mark">{r.choice(["","","M"])}</div>',f'<div class="nrec">{nrec if a.kind != "deleted" else ""}</div>'
-    if not new: return f'<div class="r-ent">\n{nrec}\n{mark}\n<div class="title">\n{title}\n</div>\n<div class="meta">\n{date}\n{author}\n</div>\n</div>'
+    if not new:
+        return f'<div class="r-ent">\n{nrec}\n{mark}\n<div class="title">\n{title}\n</div>\n<div class="meta">\n{date}\n{author}\n</div>\n</div>'
     find = '' if a.kind == 'deleted' else '&#x22ef;</div><div class="dropdown">' + ''.join(
         f'<div class="item"><a href="/bbs/Beauty/search?q={q}">{t}</a></div>' for q,t in
         [('thread%3A' + quote(a.title), '搜尋同標題文章'), (f'author%3A{a.author}', f'搜尋看板內 {a.author} 的文章')])

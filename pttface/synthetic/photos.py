@@ -60,7 +60,9 @@ def token(
 )->str: # Seven letters and digits
     "A name for number `k`, like imgur's, that `untoken` turns back."
     n,s = (k*_mul + seed*7_777_777 + 987_654_321) % n_names,''
-    for _ in range(7): n,d = divmod(n, 62); s += _abc[d]
+    for _ in range(7):
+        n,d = divmod(n, 62)
+        s += _abc[d]
     return s
 
 def untoken(
@@ -96,9 +98,12 @@ def address(
     ext:str,   # jpeg, jpg, png, gif, webp
 )->str: # URL
     "Where a photo called `name` lives on `host`, the way that host writes it."
-    if host == 'pbs.twimg.com': return f'https://{host}/media/F{name}aQAA{name[:3]}?format={"png" if ext == "png" else "jpg"}&name=orig'
-    if host == 'i.ibb.co': return f'https://{host}/{name}/image.{ext}'
-    if host == 'd.img.vision': return f'https://{host}/beauty/{name}.{ext}'
+    if host == 'pbs.twimg.com':
+        return f'https://{host}/media/F{name}aQAA{name[:3]}?format={"png" if ext == "png" else "jpg"}&name=orig'
+    if host == 'i.ibb.co':
+        return f'https://{host}/{name}/image.{ext}'
+    if host == 'd.img.vision':
+        return f'https://{host}/beauty/{name}.{ext}'
     return f'https://{host}/{name}.{ext}'
 
 # %% ../../nbs/synthetic/photos.ipynb #3bd96707
@@ -115,16 +120,23 @@ def encode(
         exif = Image.Exif()
         exif[0x0112] = tag
         pil.transpose(turn).save(buf, 'JPEG', quality=q, exif=exif)
-    elif form == 'cmyk': pil.convert('CMYK').save(buf, 'JPEG', quality=q)
-    elif form == 'jpeg': pil.save(buf, 'JPEG', quality=q, progressive=r.random() < .3)
-    elif form == 'palette': pil.quantize(256).save(buf, 'PNG')
+    elif form == 'cmyk':
+        pil.convert('CMYK').save(buf, 'JPEG', quality=q)
+    elif form == 'jpeg':
+        pil.save(buf, 'JPEG', quality=q, progressive=r.random() < .3)
+    elif form == 'palette':
+        pil.quantize(256).save(buf, 'PNG')
     elif form == 'alpha':
         y,x = np.mgrid[-1:1:h*1j, -1:1:w*1j]
         Image.fromarray(np.dstack([im, (255*(np.abs(x)**8 + np.abs(y)**8 < 1)).astype(np.uint8)])).save(buf, 'PNG')
-    elif form == 'png16': buf.write(cv2.imencode('.png', im[..., ::-1].astype(np.uint16)*257)[1].tobytes())
-    elif form == 'gif_anim': pil.save(buf, 'GIF', save_all=True, append_images=[Image.fromarray(255 - im), Image.fromarray(im//2)], duration=200, loop=0)
-    elif form == 'webp': pil.save(buf, 'WEBP', quality=q)
-    else: pil.save(buf, form.upper())
+    elif form == 'png16':
+        buf.write(cv2.imencode('.png', im[..., ::-1].astype(np.uint16)*257)[1].tobytes())
+    elif form == 'gif_anim':
+        pil.save(buf, 'GIF', save_all=True, append_images=[Image.fromarray(255 - im), Image.fromarray(im//2)], duration=200, loop=0)
+    elif form == 'webp':
+        pil.save(buf, 'WEBP', quality=q)
+    else:
+        pil.save(buf, form.upper())
     return buf.getvalue()
 
 # %% ../../nbs/synthetic/photos.ipynb #5008b727
@@ -134,7 +146,8 @@ def draw_photo(
     "Draw and encode one photo."
     rng,facts = np.random.default_rng([p.seed, p.k if p.kind == 'near_dup' else 0]),{}
     turn = dict(yaw=p.yaw, pitch=p.pitch, roll=p.roll)
-    if p.kind == 'none': im = draw_scene(p.seed, p.size)
+    if p.kind == 'none':
+        im = draw_scene(p.seed, p.size)
     elif p.kind in ('tiny','small'):
         a = draw_head(p.seed, p.size, scale=.04 if p.kind == 'tiny' else .105, centre=rng.uniform([.2,.4], .75), background=draw_scene(p.seed, p.size), **turn)
         im,facts = a.im,dict(eyes=a.eyes, bbox=a.bbox)
@@ -161,23 +174,30 @@ class PhotoStore:
     ):
         if path is not None:
             path = Path(path)
-            if path.is_dir() or not path.suffix: path = path/'photos.sqlite'
+            if path.is_dir() or not path.suffix:
+                path = path/'photos.sqlite'
             path.parent.mkdir(parents=True, exist_ok=True)
         self.path,self.lock = path,threading.Lock()
         try:
             self.db = sqlite3.connect(path or ':memory:', check_same_thread=False, isolation_level=None, timeout=60)
             self.db.execute('create table if not exists photos (key text primary key, body blob, facts text)')
-        except sqlite3.DatabaseError as e: raise BadInput(f'{path} is not a file of photos ({e}): delete it, or give another') from e
+        except sqlite3.DatabaseError as e:
+            raise BadInput(f'{path} is not a file of photos ({e}): delete it, or give another') from e
 
-    def __contains__(self, key): return bool(self._one('select 1 from photos where key=?', key))
-    def __len__(self): return self._one('select count(*) from photos where key<>?', '')[0]
+    def __contains__(self, key):
+        return bool(self._one('select 1 from photos where key=?', key))
+    def __len__(self):
+        return self._one('select count(*) from photos where key<>?', '')[0]
     def __getitem__(self, key):
-        if not (row := self._one('select body,facts from photos where key=?', key)): raise KeyError(key)
+        if not (row := self._one('select body,facts from photos where key=?', key)):
+            raise KeyError(key)
         return row[0],json.loads(row[1])
     def __setitem__(self, key, drawn):
-        with self.lock: self.db.execute('insert or replace into photos values (?,?,?)', (key, drawn[0], json.dumps(drawn[1])))
+        with self.lock:
+            self.db.execute('insert or replace into photos values (?,?,?)', (key, drawn[0], json.dumps(drawn[1])))
     def _one(self, sql, key):
-        with self.lock: return self.db.execute(sql, (key,)).fetchone()
+        with self.lock:
+            return self.db.execute(sql, (key,)).fetchone()
 
 # %% ../../nbs/synthetic/photos.ipynb #c9f156a0
 @lru_cache(1)
@@ -191,7 +211,8 @@ def pool_process():
     "Set up a process that draws: one thread, deaf to Ctrl-C (the parent's affair), and gone when its parent is."
     signal.signal(signal.SIGINT, signal.SIG_IGN)
     heads._one_thread()
-    if parent := parent_process(): threading.Thread(target=lambda: (wait([parent.sentinel]), os._exit(1)), daemon=True).start()
+    if parent := parent_process():
+        threading.Thread(target=lambda: (wait([parent.sentinel]), os._exit(1)), daemon=True).start()
 
 # %% ../../nbs/synthetic/photos.ipynb #a03b8a68
 @lru_cache(1)

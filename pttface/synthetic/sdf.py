@@ -61,7 +61,8 @@ class Solid:
         q=None,  # Their quadrics, where they are already stacked: (2,M,13)
     ):
         self.parts,self.groups = parts,{}
-        for i,(g,*_) in enumerate(parts): self.groups[g] = slice(self.groups[g].start if g in self.groups else i, i+1)
+        for i,(g,*_) in enumerate(parts):
+            self.groups[g] = slice(self.groups[g].start if g in self.groups else i, i+1)
         self.q = np.stack([o[3] for o in parts], 1).astype(np.float32) if q is None else q
         self.buf,self.zero = np.empty(0, np.float32),np.zeros(0, np.float32)
 
@@ -69,7 +70,8 @@ class Solid:
         "Distances to the ellipsoids of slice `i`, (M,N), in a buffer that the next call overwrites"
         q,n = self.q[:,i],p.shape[1]
         m = q.shape[1]
-        if len(self.buf) < 2*m*n: self.buf = np.empty(2*m*n, np.float32)
+        if len(self.buf) < 2*m*n:
+            self.buf = np.empty(2*m*n, np.float32)
         k0,k1 = K = np.matmul(q, monomials(p), out=self.buf[:2*m*n].reshape(2, m, n))
         np.sqrt(K, K)
         np.divide(k0, k1, k1)
@@ -80,18 +82,24 @@ class Solid:
     def _fold(self, D, i):
         "Join and carve the rows of `D`, which is overwritten"
         d,h = D[0],np.empty_like(D[0])
-        if len(self.zero) < len(h): self.zero = np.zeros_like(h)
+        if len(self.zero) < len(h):
+            self.zero = np.zeros_like(h)
         zero = self.zero[:len(h)]  # a row of zeros is compared with three times faster than a number
         for (_,op,k,_),e in zip(self.parts[i][1:], D[1:]):
-            if op == '-': np.negative(e, e)
+            if op == '-':
+                np.negative(e, e)
             np.subtract(d, e, h)
             np.abs(h, h)
             np.subtract(k, h, h)
             np.maximum(h, zero, out=h)
             np.multiply(h, h, h)
             np.multiply(h, .25/k, h)
-            if op == '+': np.minimum(d, e, out=d); np.subtract(d, h, d)
-            else: np.maximum(d, e, out=d); np.add(d, h, d)
+            if op == '+':
+                np.minimum(d, e, out=d)
+                np.subtract(d, h, d)
+            else:
+                np.maximum(d, e, out=d)
+                np.add(d, h, d)
         return d
 
 # %% ../../nbs/synthetic/sdf.ipynb #d01368d1
@@ -110,7 +118,8 @@ def all(self:Solid,
 )->np.ndarray: # (G,N) float32
     "Distances to every group."
     D,out = self._each(p, slice(None)),np.empty((len(self.groups),p.shape[1]), np.float32)
-    for k,i in enumerate(self.groups.values()): out[k] = self._fold(D[i], i)
+    for k,i in enumerate(self.groups.values()):
+        out[k] = self._fold(D[i], i)
     return out
 
 @patch
@@ -181,7 +190,8 @@ def march(
         slope = ((s0-s)/np.where(np.abs(t-t0) < 1e-6, 1, t-t0)).clip(.45, 1.07) if i else np.float32(.93)
         go = np.flatnonzero((miss > eps) & (t < far))
         s0,t0,t,far,live,d = s[go],t[go],(t + s/slope)[go],far[go],live[go],d.take(go, 1)
-        if len(live) <= few: break
+        if len(live) <= few:
+            break
     return tb,best,live,t
 
 # %% ../../nbs/synthetic/sdf.ipynb #a0ccc6cc
@@ -203,7 +213,8 @@ def cones(
         t += np.maximum(s-rim, 0)*.95
         go = ~done & (t < cam.span[1])
         live,t,d = live[go],t[go],d.compress(go, 1)
-        if not len(live): break
+        if not len(live):
+            break
     out[live] = t
     return out.reshape(h, w)
 
@@ -218,7 +229,8 @@ def near(self:Solid,
     D = [self._fold(E[i].copy(), i) for i in self.groups.values()]
     top = np.min(D, 0)
     for d,i in zip(D, self.groups.values()):
-        if (d-top).min() > margin: continue
+        if (d-top).min() > margin:
+            continue
         gap = np.stack([e-d if o[1] == '+' else e+d for o,e in zip(self.parts[i], E[i])]).min(1) - [o[2] for o in self.parts[i]]
         gap[0] = -1
         keep += (np.flatnonzero(gap < margin) + i.start).tolist()
@@ -249,7 +261,8 @@ def _normals(solid, p, h, D):
     for i,g in enumerate(solid.groups):
         j = np.flatnonzero(who == i)
         q = p.take(j, 1)[:,None] + h*np.eye(3, dtype=np.float32)[...,None]  # each point thrice: a little along x, y, z
-        if len(j): n[:,j] = solid.dist(q.reshape(3, -1), g).reshape(3, -1) - D[i,j]
+        if len(j):
+            n[:,j] = solid.dist(q.reshape(3, -1), g).reshape(3, -1) - D[i,j]
     return unit(n)
 
 # %% ../../nbs/synthetic/sdf.ipynb #342efbb6
@@ -271,10 +284,12 @@ def _trace(solid, cam, begin, end, idx, some):
     late[slow] = True
     here = [(near, np.arange(k.start, k.stop)[(miss[k] < 1) & ~late[k]]) for k,near in zip(tiles, nears)]
     for near,j in [*here, (solid, np.flatnonzero(late & (miss < 1)))]:
-        if not len(j): continue
+        if not len(j):
+            continue
         p = o + t[j]*d.take(j, 1)
         A = near.all(p)
-        for g,v in zip(near.groups, A): D[names.index(g),j] = v
+        for g,v in zip(near.groups, A):
+            D[names.index(g),j] = v
         n[:,j] = _normals(near, p, np.float32(.5*px*cam.away), A)
     k = np.flatnonzero(miss < 1)
     return tuple(o.take(k, -1) for o in (idx,d,t,miss,n,D)),idx[miss > 4]
@@ -348,7 +363,8 @@ def shadows(
     p,n = hits.p.take(some, 1),hits.n.take(some, 1)
     lit,sky = np.clip(dot(n, key)*6 + 1, 0, 1),np.ones(len(some), np.float32)
     for k in (slice(i, i+4096) for i in range(0, len(some), 4096)):
-        for l,w in ((.1,.4),(.3,.4)): sky[k] -= w*np.clip(1 - rough(p[:,k] + n[:,k]*np.float32(l))/l, 0, 1)
+        for l,w in ((.1,.4),(.3,.4)):
+            sky[k] -= w*np.clip(1 - rough(p[:,k] + n[:,k]*np.float32(l))/l, 0, 1)
         j = np.arange(len(some))[k][lit[k] > 0]
         q,t = p.take(j, 1) + n.take(j, 1)*np.float32(.02),np.full(len(j), .06, np.float32)
         for _ in range(7):

@@ -38,7 +38,8 @@ class Fault:
     size:int=200_000_000   # Bytes of a body that is far too big
 
     def __post_init__(self):
-        if self.kind not in faults: raise BadInput(f'There is no fault {self.kind!r}; there are {", ".join(faults)}')
+        if self.kind not in faults:
+            raise BadInput(f'There is no fault {self.kind!r}; there are {", ".join(faults)}')
 
 # %% ../../nbs/synthetic/server.ipynb #4c675214
 def png_header(
@@ -56,14 +57,18 @@ def fault(
     about:str,  # What the server does, for people
 ): # A decorator
     "Enter a function into `faults`, under its own name."
-    def _f(f): faults[f.__name__] = (f, about); return f
+    def _f(f):
+        faults[f.__name__] = (f, about)
+        return f
     return _f
 
 # %% ../../nbs/synthetic/server.ipynb #a2e5b7b7
 def bare(status, **headers):
     "A reply of nothing but a status"
     return Reply(status, f'<h1>{status}</h1>'.encode(), {k.replace('_', '-'):v for k,v in headers.items()})
-def to(url): "A redirect"; return Reply(302, headers=dict(Location=url))
+def to(url):
+    "A redirect"
+    return Reply(302, headers=dict(Location=url))
 
 codes = {403:'Forbidden', 404:'Not Found', 429:'Too Many Requests, without a hint when to come back', 500:'Server Too Busy', 502:'Bad Gateway',
          503:'Service Unavailable'}
@@ -73,57 +78,92 @@ faults['429_wait'] = ((lambda h,r,f: bare(429, Retry_After=f'{f.seconds:g}' if f
 
 # %% ../../nbs/synthetic/server.ipynb #06b8b421
 @fault('a redirect to itself, for ever')
-def loop(h, r, f): return to(h.path)
+def loop(h, r, f):
+    return to(h.path)
 @fault('a redirect to another server on this machine')
-def to_loopback(h, r, f): return to(f'{h.app.trap}/secret')
+def to_loopback(h, r, f):
+    return to(f'{h.app.trap}/secret')
 @fault('a redirect to a name that resolves to this machine')
-def to_private_name(h, r, f): return to(f'{h.app.trap}/secret'.replace('127.0.0.1', 'localhost'))
+def to_private_name(h, r, f):
+    return to(f'{h.app.trap}/secret'.replace('127.0.0.1', 'localhost'))
 @fault('a redirect to a file of this machine')
-def to_file(h, r, f): return to('file:///etc/passwd')
+def to_file(h, r, f):
+    return to('file:///etc/passwd')
 @fault('a redirect to a port where nobody listens')
-def refused(h, r, f): return to(f'{h.app.closed}{h.path}')
+def refused(h, r, f):
+    return to(f'{h.app.closed}{h.path}')
 @fault('a redirect to a server that speaks IPv6 only')
-def ipv6(h, r, f): return to(f'{h.app.url6 or h.app.closed}{h.path}')
+def ipv6(h, r, f):
+    return to(f'{h.app.url6 or h.app.closed}{h.path}')
 @fault("a redirect to imgur's placeholder for removed pictures")
-def placeholder(h, r, f): return to('/i.imgur.com/removed.png')
+def placeholder(h, r, f):
+    return to('/i.imgur.com/removed.png')
 
 # %% ../../nbs/synthetic/server.ipynb #44fc8b91
 @fault('a web page where a photo should be')
-def html(h, r, f): return Reply(200, b'<!DOCTYPE html><html><body>Buy this domain</body></html>')
+def html(h, r, f):
+    return Reply(200, b'<!DOCTYPE html><html><body>Buy this domain</body></html>')
 @fault('the page that asks for one\'s age')
-def over18(h, r, f): return Reply(200, '<div class="over18-notice">您即將進入之看板內容需滿十八歲方可瀏覽。</div>'.encode())
+def over18(h, r, f):
+    return Reply(200, '<div class="over18-notice">您即將進入之看板內容需滿十八歲方可瀏覽。</div>'.encode())
 @fault('nothing at all, with status 200')
-def empty(h, r, f): return replace(r, body=b'')
+def empty(h, r, f):
+    return replace(r, body=b'')
 @fault('the first half of the file, as if it were the whole')
-def truncated(h, r, f): return replace(r, body=r.body[:len(r.body)//2])
+def truncated(h, r, f):
+    return replace(r, body=r.body[:len(r.body)//2])
 @fault('a PNG of a few bytes that claims 60,000 × 60,000 pixels')
-def bomb(h, r, f): return replace(r, body=png_header(60_000, 60_000), mime='image/png')
+def bomb(h, r, f):
+    return replace(r, body=png_header(60_000, 60_000), mime='image/png')
 @fault('a zip archive that calls itself a JPEG')
-def zipped(h, r, f): return replace(r, body=b'PK\x03\x04' + bytes(26) + b'photo.jpg' + bytes(400), mime='image/jpeg')
+def zipped(h, r, f):
+    return replace(r, body=b'PK\x03\x04' + bytes(26) + b'photo.jpg' + bytes(400), mime='image/jpeg')
 @fault('plain bytes that claim to be gzip')
-def gzip_lie(h, r, f): return replace(r, headers={**r.headers, 'Content-Encoding':'gzip'})
+def gzip_lie(h, r, f):
+    return replace(r, headers={**r.headers, 'Content-Encoding':'gzip'})
 
 # %% ../../nbs/synthetic/server.ipynb #adb7f4d7
 @fault('a pause before the answer')
-def delay(h, r, f): h.app.pause(f.seconds); return r
+def delay(h, r, f):
+    h.app.pause(f.seconds)
+    return r
 @fault('the body a byte at a time')
-def drip(h, r, f): h.write(h.head(r)); h.drops(r.body, f.seconds)
+def drip(h, r, f):
+    h.write(h.head(r))
+    h.drops(r.body, f.seconds)
 @fault('the header a byte at a time')
-def slow_headers(h, r, f): h.drops(h.head(r), f.seconds); h.write(r.body)
+def slow_headers(h, r, f):
+    h.drops(h.head(r), f.seconds)
+    h.write(r.body)
 @fault('half the body, then the connection is reset')
-def reset(h, r, f): h.write(h.head(r) + r.body[:len(r.body)//2]); h.app.pause(.05); h.end(reset=True)
+def reset(h, r, f):
+    h.write(h.head(r) + r.body[:len(r.body)//2])
+    h.app.pause(.05)
+    h.end(reset=True)
 @fault('the connection is closed without a word')
-def hang_up(h, r, f): h.end()
+def hang_up(h, r, f):
+    h.end()
 @fault('a Content-Length of more than there is')
-def length_over(h, r, f): h.write(h.head(r, {'Content-Length':len(r.body) + 1000}) + r.body); h.end()
+def length_over(h, r, f):
+    h.write(h.head(r, {'Content-Length':len(r.body) + 1000}) + r.body)
+    h.end()
 @fault('a Content-Length of less than there is')
-def length_under(h, r, f): h.write(h.head(r, {'Content-Length':len(r.body)//2}) + r.body); h.end()
+def length_under(h, r, f):
+    h.write(h.head(r, {'Content-Length':len(r.body)//2}) + r.body)
+    h.end()
 @fault('a body of 200 MB, announced')
-def huge(h, r, f): h.write(h.head(r, {'Content-Length':f.size})); h.flood(r.body, f.size)
+def huge(h, r, f):
+    h.write(h.head(r, {'Content-Length':f.size}))
+    h.flood(r.body, f.size)
 @fault('a body of 200 MB, without a length')
-def endless(h, r, f): h.write(h.head(r, {'Content-Length':None, 'Connection':'close'})); h.flood(r.body, f.size); h.end()
+def endless(h, r, f):
+    h.write(h.head(r, {'Content-Length':None, 'Connection':'close'}))
+    h.flood(r.body, f.size)
+    h.end()
 @fault('something that is not HTTP')
-def gibberish(h, r, f): h.write(b'\x16\x03\x01\x02\x00 SSH-2.0 hello\r\n\r\n'); h.end()
+def gibberish(h, r, f):
+    h.write(b'\x16\x03\x01\x02\x00 SSH-2.0 hello\r\n\r\n')
+    h.end()
 
 # %% ../../nbs/synthetic/server.ipynb #4caf5135
 class Server:
@@ -140,33 +180,53 @@ class Server:
             self.counts[path] += 1
             n,total = self.counts[path],len(self.requests)
         f = self.faults(path, n) if callable(self.faults) else next((v for k,v in (self.faults or {}).items() if fnmatchcase(path, k)), None)
-        if isinstance(f, (list,tuple)): f = f[n-1] if n <= len(f) else None
-        if isinstance(f, str): f = Fault(f)
-        if f is None or total <= f.after or f.times is not None and n > f.times: return None
+        if isinstance(f, (list,tuple)):
+            f = f[n-1] if n <= len(f) else None
+        if isinstance(f, str):
+            f = Fault(f)
+        if f is None or total <= f.after or f.times is not None and n > f.times:
+            return None
         self.faulty.append((path, f.kind))
         return f
 
-    def pause(self, seconds): "Wait, but not longer than the server lives"; self.stopped.wait(seconds)
+    def pause(self, seconds):
+        "Wait, but not longer than the server lives"
+        self.stopped.wait(seconds)
     def clear(self):
         "Forget what was asked"
-        with self.lock: self.requests.clear(); self.counts.clear(); self.trapped.clear(); self.faulty.clear()
+        with self.lock:
+            self.requests.clear()
+            self.counts.clear()
+            self.trapped.clear()
+            self.faulty.clear()
 
 # %% ../../nbs/synthetic/server.ipynb #40281b22
 class Handler(BaseHTTPRequestHandler):
     "One connection to a `Server`"
     protocol_version,disable_nagle_algorithm,timeout = 'HTTP/1.1',True,60
     @property
-    def app(self): return self.server.app
-    def setup(self): super().setup(); self.app.socks.add(self.connection)
-    def finish(self): self.app.socks.discard(self.connection); super().finish()
-    def log_message(self, *_): pass
+    def app(self):
+        return self.server.app
+    def setup(self):
+        super().setup()
+        self.app.socks.add(self.connection)
+    def finish(self):
+        self.app.socks.discard(self.connection)
+        super().finish()
+    def log_message(self, *_):
+        pass
     def do_GET(self):
-        if self.server.trap: self.app.trapped.append(self.path); return self.send(Reply(200, b'the secret'))
+        if self.server.trap:
+            self.app.trapped.append(self.path)
+            return self.send(Reply(200, b'the secret'))
         f = self.app.note(self.path) if self.server.address_family == socket.AF_INET else None
-        if self.app.latency: self.app.pause(self.app.latency)
+        if self.app.latency:
+            self.app.pause(self.app.latency)
         r = self.app.answer(self.path, self.headers)
-        if f: r = faults[f.kind][0](self, r, f)
-        if r: self.send(r)
+        if f:
+            r = faults[f.kind][0](self, r, f)
+        if r:
+            self.send(r)
     do_HEAD = do_GET
 
     def head(self, r, more=()):
@@ -175,8 +235,10 @@ class Handler(BaseHTTPRequestHandler):
         lines = [f'HTTP/1.1 {r.status} {self.responses.get(r.status, ("",))[0]}', *(f'{k}: {v}' for k,v in head.items() if v is not None)]
         return '\r\n'.join([*lines, '', '']).encode()
 
-    def send(self, r): self.write(self.head(r) + (b'' if self.command == 'HEAD' else r.body))
-    def write(self, data): self.wfile.write(data)
+    def send(self, r):
+        self.write(self.head(r) + (b'' if self.command == 'HEAD' else r.body))
+    def write(self, data):
+        self.wfile.write(data)
 
 # %% ../../nbs/synthetic/server.ipynb #dfb45203
 @patch
@@ -184,14 +246,16 @@ def drops(self:Handler, data, seconds):
     "Send `data` a byte at a time"
     for b in data:
         self.write(bytes([b]))
-        if self.app.stopped.wait(seconds): break
+        if self.app.stopped.wait(seconds):
+            break
 
 @patch
 def flood(self:Handler, data, size):
     "Send `data` and then zeros, `size` bytes in all"
     self.write(data[:size])
     for i in range(len(data), size, 1 << 16):
-        if self.app.stopped.is_set(): break
+        if self.app.stopped.is_set():
+            break
         self.write(bytes(min(1 << 16, size - i)))
 
 @patch
@@ -214,11 +278,17 @@ class _HTTP(ThreadingHTTPServer):
         self.socket.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
         self.socket.bind(self.server_address)
         self.server_address = self.socket.getsockname()
-    def handle_error(self, request, client_address): pass
+    def handle_error(self, request, client_address):
+        pass
     def shutdown_request(self, request):
-        if request in self.rude: self.rude.discard(request); self.close_request(request)
-        else: super().shutdown_request(request)
-    def stop(self): self.shutdown(); self.server_close()
+        if request in self.rude:
+            self.rude.discard(request)
+            self.close_request(request)
+        else:
+            super().shutdown_request(request)
+    def stop(self):
+        self.shutdown()
+        self.server_close()
 
 # %% ../../nbs/synthetic/server.ipynb #7157d0e2
 @contextmanager
@@ -231,12 +301,15 @@ def serving(
     "Serve on 127.0.0.1 for as long as the block lasts."
     app = Server(answer, faults, latency)
     with ExitStack() as stack:
-        try: main = _HTTP(app, port=port)
-        except OSError as e: raise BadInput(f'Port {port} of 127.0.0.1 cannot be had ({e.strerror}): give another, or 0') from e
+        try:
+            main = _HTTP(app, port=port)
+        except OSError as e:
+            raise BadInput(f'Port {port} of 127.0.0.1 cannot be had ({e.strerror}): give another, or 0') from e
         stack.callback(lambda: [_close(s) for s in app.socks.copy()])
         stack.callback(main.stop)
         app.url = f'http://127.0.0.1:{main.server_address[1]}'
-        if faults: stack.enter_context(_traps(app))
+        if faults:
+            stack.enter_context(_traps(app))
         stack.callback(app.stopped.set)
         yield app
 
@@ -246,18 +319,25 @@ def _traps(app):
     "The places where the faults send their victims"
     others = [trap := _HTTP(app, trap=True)]
     app.trap,app.url6 = f'http://127.0.0.1:{trap.server_address[1]}',None
-    try: others.append(six := _HTTP(app, '::1')); app.url6 = f'http://[::1]:{six.server_address[1]}'
-    except OSError: pass
+    try:
+        others.append(six := _HTTP(app, '::1'))
+        app.url6 = f'http://[::1]:{six.server_address[1]}'
+    except OSError:
+        pass
     with socket.socket() as closed:
         closed.bind(('127.0.0.1', 0))
         app.closed = f'http://127.0.0.1:{closed.getsockname()[1]}'
-        try: yield
+        try:
+            yield
         finally:
-            for o in others: o.stop()
+            for o in others:
+                o.stop()
 
 def _close(s):
-    try: s.shutdown(socket.SHUT_RDWR)
-    except OSError: pass
+    try:
+        s.shutdown(socket.SHUT_RDWR)
+    except OSError:
+        pass
 
 # %% ../../nbs/synthetic/server.ipynb #7a370ee3
 passing = ('429','429_wait','500','502','503','delay','reset','hang_up','length_over')

@@ -20,19 +20,24 @@ log = logging.getLogger(__name__)
 
 # %% ../../nbs/training/checkpoint.ipynb #4b6f161a
 def sha256_file(path):
-    with open(path, 'rb') as f: return hashlib.file_digest(f, 'sha256').hexdigest()
+    with open(path, 'rb') as f:
+        return hashlib.file_digest(f, 'sha256').hexdigest()
 
 def _remote(path):
     "Is this folder at the end of a wire: Drive, NFS, a share?"
-    try: mounts = [o.split() for o in Path('/proc/mounts').read_text().splitlines()]
-    except OSError: return False
+    try:
+        mounts = [o.split() for o in Path('/proc/mounts').read_text().splitlines()]
+    except OSError:
+        return False
     at,kind = max(((m[1], m[2]) for m in mounts if Path(path).resolve().is_relative_to(m[1])), key=lambda o: len(o[0]), default=('',''))
     return kind.startswith(('fuse','nfs','cifs','smb','9p'))
 
 def _write(state, path):
     "PyTorch's writer says RuntimeError for a full disk; here it is an `OSError`, as everywhere else"
-    try: torch.save(state, path)
-    except RuntimeError as e: raise OSError(errno.EIO, f'the file could not be written: {str(e).splitlines()[0]}') from e
+    try:
+        torch.save(state, path)
+    except RuntimeError as e:
+        raise OSError(errno.EIO, f'the file could not be written: {str(e).splitlines()[0]}') from e
 
 def _over_the_wire(state, path, local):
     "Write to the folder `local`, copy to `path`, compare; the hash"
@@ -40,7 +45,8 @@ def _over_the_wire(state, path, local):
         _write(state, Path(d)/'state')
         sha = sha256_file(Path(d)/'state')
         shutil.copyfile(Path(d)/'state', path)
-    if sha256_file(path) != sha: raise OSError(errno.EIO, 'the copy does not equal what was written')
+    if sha256_file(path) != sha:
+        raise OSError(errno.EIO, 'the copy does not equal what was written')
     return sha
 
 # %% ../../nbs/training/checkpoint.ipynb #57c72058
@@ -55,7 +61,8 @@ class Checkpoints:
         self.local = local or (tempfile.gettempdir() if _remote(path) else None)
 
     @property
-    def rows(self): return read_json(self.manifest) if self.manifest.exists() else []
+    def rows(self):
+        return read_json(self.manifest) if self.manifest.exists() else []
 
     def save(self,
         state:dict,          # Tensors, numbers, strings, and lists and dicts of them
@@ -65,7 +72,8 @@ class Checkpoints:
         "Write `state`, then forget what is neither new nor best; raises `OSError` when the disk will not have it, and changes nothing."
         file = self.path/f'checkpoint-{step:08d}.pt'
         with atomic_path(file) as p:
-            if self.local: sha = _over_the_wire(state, p, self.local)
+            if self.local:
+                sha = _over_the_wire(state, p, self.local)
             else:
                 _write(state, p)
                 sha = sha256_file(p)
@@ -74,7 +82,8 @@ class Checkpoints:
         kept = [r for r in rows if r in rows[-self.keep:] or r is best]
         write_json(self.manifest, kept)
         for o in self.path.glob('checkpoint-*.pt'):
-            if o.name not in {r['file'] for r in kept}: o.unlink()
+            if o.name not in {r['file'] for r in kept}:
+                o.unlink()
         return file
 
     def load(self,
@@ -84,7 +93,9 @@ class Checkpoints:
         rows = [r for r in self.rows if name in (None, r['file'])]
         for r in reversed(rows):
             file = self.path/r['file']
-            if file.exists() and sha256_file(file) == r['sha256']: return torch.load(file, map_location='cpu', weights_only=True),r
+            if file.exists() and sha256_file(file) == r['sha256']:
+                return torch.load(file, map_location='cpu', weights_only=True),r
             log.warning('%s is %s: using the checkpoint before it', file.name, 'damaged' if file.exists() else 'missing')
-        if name: raise BadInput(f'{self.path} holds no whole {name}: {", ".join(r["file"] for r in self.rows) or "nothing"} is there')
+        if name:
+            raise BadInput(f'{self.path} holds no whole {name}: {", ".join(r["file"] for r in self.rows) or "nothing"} is there')
         return None

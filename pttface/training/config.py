@@ -26,10 +26,14 @@ class Budget:
     )->'Budget':
         "Read a budget; raises `BadInput` when it is none."
         m = re.fullmatch(r'\s*([\d.]+)\s*(?:(h|m|s)|([kM]?)\s*(images|epochs))\s*', str(text))
-        try: amount = float(m[1])
-        except (TypeError, ValueError): amount = 0
-        if amount <= 0: raise BadInput(f"{text!r} is no budget: write '12h', '10m', '90s', '20k images' or '160 epochs'")
-        if m[2]: return cls(amount*dict(h=3600, m=60, s=1)[m[2]], 'seconds')
+        try:
+            amount = float(m[1])
+        except (TypeError, ValueError):
+            amount = 0
+        if amount <= 0:
+            raise BadInput(f"{text!r} is no budget: write '12h', '10m', '90s', '20k images' or '160 epochs'")
+        if m[2]:
+            return cls(amount*dict(h=3600, m=60, s=1)[m[2]], 'seconds')
         return cls(amount*{'k':1e3, 'M':1e6}.get(m[3], 1), m[4])
 
     def spent(self,
@@ -90,8 +94,10 @@ def find_recipe(
     recipe:str|Recipe,  # A name of `RECIPES`, or a recipe of your own
 )->Recipe: # The recipe
     "Look a recipe up; raises `BadInput` naming those there are."
-    if isinstance(recipe, Recipe): return recipe
-    if recipe not in RECIPES: raise BadInput(f'There is no recipe {recipe!r}: choose one of {", ".join(RECIPES)}')
+    if isinstance(recipe, Recipe):
+        return recipe
+    if recipe not in RECIPES:
+        raise BadInput(f'There is no recipe {recipe!r}: choose one of {", ".join(RECIPES)}')
     return RECIPES[recipe]
 
 # %% ../../nbs/training/config.ipynb #10574d35
@@ -102,6 +108,7 @@ def lr_at(
     epoch:float=0.,  # Share of the budget one epoch is, for stairs
 )->float: # Learning rate
     "The learning rate at a point of the training."
-    if r.stairs and epoch: progress = math.floor(progress/epoch + 1e-9)*epoch
+    if r.stairs and epoch:
+        progress = math.floor(progress/epoch + 1e-9)*epoch
     fall = r.lr_end + (r.lr - r.lr_end)*(1 + math.cos(math.pi*min(progress, 1)))/2
     return fall*min(1., (images + r.batch)/r.warmup) if r.warmup else fall

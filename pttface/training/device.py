@@ -16,8 +16,10 @@ def pick_device(
     device=None,  # Asked for, or `None`
 )->torch.device: # The one asked for, else CUDA, else Apple's, else the CPU
     "Where to run a network."
-    if device is not None: return torch.device(device)
-    if torch.cuda.is_available(): return torch.device('cuda')
+    if device is not None:
+        return torch.device(device)
+    if torch.cuda.is_available():
+        return torch.device('cuda')
     return torch.device('mps' if torch.backends.mps.is_available() else 'cpu')
 
 # %% ../../nbs/training/device.ipynb #2d632355
@@ -32,7 +34,8 @@ def half_type(
     device:torch.device,  # Where
 )->torch.dtype|None: # bfloat16, float16 on older GPUs, or none
     "The 16-bit numbers that `device` computes quickly with."
-    if device.type == 'cuda': return torch.bfloat16 if torch.cuda.get_device_capability(device) >= (8,0) else torch.float16
+    if device.type == 'cuda':
+        return torch.bfloat16 if torch.cuda.get_device_capability(device) >= (8,0) else torch.float16
     return torch.bfloat16 if device.type == 'cpu' and getattr(torch.cpu, '_is_avx512_bf16_supported', lambda: False)() else None
 
 def pick_precision(

@@ -22,7 +22,8 @@ def gamma_of(
     width:float,  # σ_rel: standard deviation of the average's profile, as a share of the training so far; under 0.28
 )->float: # γ
     "The exponent of a power-function average of a given width: Karras et al. 2024, appendix C.2."
-    if not 0 < width < .28: raise BadInput(f'{width} is no width of an average: give a share of the training between 0 and 0.28')
+    if not 0 < width < .28:
+        raise BadInput(f'{width} is no width of an average: give a share of the training between 0 and 0.28')
     return float(np.roots([1, 7, 16 - width**-2, 12 - width**-2]).real.max())
 
 def ema_beta(
@@ -32,8 +33,10 @@ def ema_beta(
     batch:int,     # Images a step
 )->float: # How much of the old average stays
     "The weight β of the old average at `step`."
-    if kind == 'decay': return args[0]
-    if kind == 'half': return .5**(batch/max(min(args[0], args[1]*step*batch), 1e-9))
+    if kind == 'decay':
+        return args[0]
+    if kind == 'half':
+        return .5**(batch/max(min(args[0], args[1]*step*batch), 1e-9))
     return (1 - 1/step)**(gamma_of(args[0]) + 1)
 
 # %% ../../nbs/training/ema.ipynb #ab6bb157
@@ -55,12 +58,14 @@ class EMA:
     def update(self, net, step):
         "Take in the weights after `step` (counted from 1)."
         now = [p.detach() for p in net.parameters()]
-        for args,track in zip(self.args, self.tracks): torch._foreach_lerp_(track, now, 1 - ema_beta(self.kind, args, step, self.batch))
+        for args,track in zip(self.args, self.tracks):
+            torch._foreach_lerp_(track, now, 1 - ema_beta(self.kind, args, step, self.batch))
 
     @torch.no_grad()
     def copy_to(self, net, track=0):
         "Write an average into `net`."
-        for p,q in zip(net.parameters(), self.tracks[track]): p.copy_(q)
+        for p,q in zip(net.parameters(), self.tracks[track]):
+            p.copy_(q)
 
 # %% ../../nbs/training/ema.ipynb #5b8363ab
 def _dot(ta, ga, tb, gb):
@@ -86,7 +91,8 @@ class Snapshots:
     "Averages as they were along the training, and any average from them"
     def __init__(self,
         path:str|os.PathLike,  # Folder they are kept in
-    ): self.path = Path(path)
+    ):
+        self.path = Path(path)
 
     def save(self,
         ema:EMA,   # Of kind 'power'
@@ -97,7 +103,8 @@ class Snapshots:
             torch.save(dict(step=step, widths=[a[0] for a in ema.args], tracks=[[o.half() for o in t] for t in ema.tracks]), p)
 
     @property
-    def files(self): return sorted(self.path.glob('ema-*.pt'))
+    def files(self):
+        return sorted(self.path.glob('ema-*.pt'))
 
     def average(self,
         width:float,     # σ_rel wanted
@@ -105,7 +112,8 @@ class Snapshots:
     )->list[torch.Tensor]: # The weights, in the order of `net.parameters()`
         "The average of any width; raises `BadInput` when there are no snapshots."
         files = [f for f in self.files if step is None or int(f.stem[4:]) <= step]
-        if not files: raise BadInput(f'{self.path} holds no snapshots{f" up to step {step}" if step else ""}: train with an average like "power 0.10 0.05"')
+        if not files:
+            raise BadInput(f'{self.path} holds no snapshots{f" up to step {step}" if step else ""}: train with an average like "power 0.10 0.05"')
         snaps = [torch.load(f, map_location='cpu', weights_only=True, mmap=True) for f in files]
         parts = [(s['step'], w, t) for s in snaps for w,t in zip(s['widths'], s['tracks'])]
         x = posthoc([p[0] for p in parts], [p[1] for p in parts], width)

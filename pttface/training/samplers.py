@@ -66,7 +66,8 @@ class Denoiser(nn.Module):
 
     def scales(self, sigma):
         "c_skip, c_out, c_in, c_noise of Karras et al. 2022, Table 1"
-        if self.kind == 'linear': return torch.ones_like(sigma), -sigma, (1+sigma**2).rsqrt(), self.step_of(sigma)
+        if self.kind == 'linear':
+            return torch.ones_like(sigma), -sigma, (1+sigma**2).rsqrt(), self.step_of(sigma)
         d,r = self.sigma_data,(sigma**2 + self.sigma_data**2).rsqrt()
         return (d*r)**2, sigma*d*r, r, sigma.log()/4
 
@@ -96,9 +97,11 @@ def draw_sigmas(
     device=None,          # Where
 )->torch.Tensor: # (n,) noise levels
     "Draw the noise levels of a batch from torch's current seed."
-    if kind == 'linear' and not spread: return linear_sigmas().to(device)[torch.randint(1, 1000, (n,), device=device)].float()
+    if kind == 'linear' and not spread:
+        return linear_sigmas().to(device)[torch.randint(1, 1000, (n,), device=device)].float()
     u = (torch.rand(1, device=device) + torch.randperm(n, device=device)/n)%1 if spread else torch.rand(n, device=device)
-    if kind == 'linear': return linear_sigmas().to(device)[1 + (u*999).long().clamp(max=998)].float()
+    if kind == 'linear':
+        return linear_sigmas().to(device)[1 + (u*999).long().clamp(max=998)].float()
     return (mean + std*2**.5*torch.erfinv((2*u-1).clamp(-1+1e-6, 1-1e-6))).exp()
 
 # %% ../../nbs/training/samplers.ipynb #cc8a8ced
@@ -138,7 +141,8 @@ def karras_sigmas(
     rho:float=7.,          # How much shorter the late steps are
 )->torch.Tensor: # (n+1,) falling noise levels, the last one 0, float64
     "The noise levels of Karras et al. 2022, eq. 5."
-    if n < 1: raise BadInput(f'{n} steps were asked for, but a sampler needs at least 1')
+    if n < 1:
+        raise BadInput(f'{n} steps were asked for, but a sampler needs at least 1')
     r = torch.linspace(0, 1, n, dtype=torch.float64)
     return torch.cat([(sigma_max**(1/rho) + r*(sigma_min**(1/rho) - sigma_max**(1/rho)))**rho, torch.zeros(1, dtype=torch.float64)])
 
@@ -153,9 +157,11 @@ def ancestral(
     "Algorithm 2 of Ho et al. 2020, with σ for t."
     for s,s_next in zip(sigmas, sigmas[1:]):
         x0 = denoise(x, s)
-        if callback: callback(x, x0, s)
+        if callback:
+            callback(x, x0, s)
         x = x0 + (x - x0)*(s_next/s)**2
-        if s_next > sigmas[-1]: x = x + noise()*((s**2 - s_next**2)*(1 + s_next**2)/(1 + s**2)).sqrt()
+        if s_next > sigmas[-1]:
+            x = x + noise()*((s**2 - s_next**2)*(1 + s_next**2)/(1 + s**2)).sqrt()
     return x
 
 # %% ../../nbs/training/samplers.ipynb #3cbb3bca
@@ -170,10 +176,12 @@ def ddim(
     "DDIM, Song et al. 2020, eq. 12 and 16, with σ for t."
     for s,s_next in zip(sigmas, sigmas[1:]):
         x0 = denoise(x, s)
-        if callback: callback(x, x0, s)
+        if callback:
+            callback(x, x0, s)
         fresh = eta*(s_next/s)*(s**2 - s_next**2).sqrt()
         x = x0 + (x - x0)*((s_next**2 - fresh**2).clamp(min=0).sqrt()/s)
-        if fresh > 0: x = x + noise()*fresh
+        if fresh > 0:
+            x = x + noise()*fresh
     return x
 
 def euler(
@@ -186,7 +194,8 @@ def euler(
     "Euler's method for dx/dσ = (x − D)/σ: algorithm 1 of Karras et al. 2022 without its second half."
     for s,s_next in zip(sigmas, sigmas[1:]):
         x0 = denoise(x, s)
-        if callback: callback(x, x0, s)
+        if callback:
+            callback(x, x0, s)
         x = x + (s_next - s)*(x - x0)/s
     return x
 
@@ -206,12 +215,15 @@ def heun(
     for s,s_next in zip(sigmas, sigmas[1:]):
         gamma = min(churn/(len(sigmas)-1), 2**.5-1) if s_min <= s <= s_max else 0.
         s_hat = s*(1+gamma)
-        if gamma: x = x + noise()*s_noise*(s_hat**2 - s**2).sqrt()
+        if gamma:
+            x = x + noise()*s_noise*(s_hat**2 - s**2).sqrt()
         x0 = denoise(x, s_hat)
-        if callback: callback(x, x0, s_hat)
+        if callback:
+            callback(x, x0, s_hat)
         slope = (x - x0)/s_hat
         x_next = x + (s_next - s_hat)*slope
-        if s_next > 0: x_next = x + (s_next - s_hat)*(slope + (x_next - denoise(x_next, s_next))/s_next)/2
+        if s_next > 0:
+            x_next = x + (s_next - s_hat)*(slope + (x_next - denoise(x_next, s_next))/s_next)/2
         x = x_next
     return x
 
@@ -227,7 +239,8 @@ def dpm2m(
     last = h_last = None
     for s,s_next in zip(sigmas, sigmas[1:]):
         x0 = denoise(x, s)
-        if callback: callback(x, x0, s)
+        if callback:
+            callback(x, x0, s)
         h = (s/s_next).log()
         line = x0 if last is None or s_next == 0 else x0 + (x0 - last)*h/(2*h_last)
         x = (s_next/s)*x + (1 - s_next/s)*line
@@ -239,7 +252,8 @@ def _weights(at, start, end):
     "Weights of D's values at the λ in `at`, in ∫ e^(λ−end) D dλ from `start` to `end`, with a polynomial through them for D"
     h = end - start
     u,moment = (np.array(at) - start)/h,[1 - np.exp(-h)]
-    for k in range(1, len(at)): moment.append(1 - k/h*moment[-1])
+    for k in range(1, len(at)):
+        moment.append(1 - k/h*moment[-1])
     return np.linalg.solve(np.vander(u, increasing=True).T, moment)
 
 # %% ../../nbs/training/samplers.ipynb #af45b606
@@ -258,10 +272,13 @@ def unipc(
         return (sigmas[i+1]/sigmas[i])*x + sum(float(c)*d for c,(_,d) in zip(w, known))
     for i,(s,s_next) in enumerate(zip(sigmas, sigmas[1:])):
         x0 = denoise(x, s)
-        if callback: callback(x, x0, s)
+        if callback:
+            callback(x, x0, s)
         known.append((lam[i], x0))
-        if i: x = step(before, i-1)
-        if s_next == 0: return x0
+        if i:
+            x = step(before, i-1)
+        if s_next == 0:
+            return x0
         known,before = known[-order:],x
         x = step(x, i)
     return x
@@ -277,8 +294,10 @@ class Noise:
         index,         # Numbers of the pictures
         shape:tuple,   # (C,H,W)
         device=None,   # Where
-    ): self.gens,self.shape,self.device = [np.random.Generator(np.random.Philox(key=[seed, k])) for k in index],shape,device
-    def __call__(self): return torch.from_numpy(np.stack([g.standard_normal(self.shape, np.float32) for g in self.gens])).to(self.device)
+    ):
+        self.gens,self.shape,self.device = [np.random.Generator(np.random.Philox(key=[seed, k])) for k in index],shape,device
+    def __call__(self):
+        return torch.from_numpy(np.stack([g.standard_normal(self.shape, np.float32) for g in self.gens])).to(self.device)
 
 def sigmas_for(
     denoise:Denoiser,  # Whose range of noise levels
@@ -286,7 +305,8 @@ def sigmas_for(
     steps:int,         # How many
 )->torch.Tensor: # Falling noise levels
     "The levels a sampler walks: the original's own for `ancestral` on a linear model, else Karras et al. 2022, eq. 5."
-    if steps < 1: raise BadInput(f'{steps} steps were asked for, but a sampler needs at least 1')
+    if steps < 1:
+        raise BadInput(f'{steps} steps were asked for, but a sampler needs at least 1')
     if sampler == 'ancestral' and denoise.kind == 'linear':
         return linear_sigmas()[torch.linspace(999, 0, min(steps, 999)+1).round().long()]
     return karras_sigmas(steps, max(.002, denoise.sigma_min), min(80., denoise.sigma_max))
@@ -301,7 +321,8 @@ class Between:
         n:int,         # How many, both ends counted
         shape:tuple,   # (C,H,W)
         device=None,   # Where
-    ): self.ends,self.turn = Noise(seed, (a, b), shape, device),torch.linspace(0, torch.pi/2, n, device=device)[:,None,None,None]
+    ):
+        self.ends,self.turn = Noise(seed, (a, b), shape, device),torch.linspace(0, torch.pi/2, n, device=device)[:,None,None,None]
     def __call__(self):
         a,b = self.ends()
         return self.turn.cos()*a + self.turn.sin()*b
@@ -320,7 +341,8 @@ def generate(
     **kw,                  # For the sampler: churn, eta, …
 )->torch.Tensor: # NCHW in [-1,1]
     "Draw pictures `index` of `seed`; raises `BadInput` on an unknown sampler, or fewer than 1 step."
-    if sampler not in SAMPLERS: raise BadInput(f'There is no sampler {sampler!r}: choose one of {", ".join(SAMPLERS)}')
+    if sampler not in SAMPLERS:
+        raise BadInput(f'There is no sampler {sampler!r}: choose one of {", ".join(SAMPLERS)}')
     dev = next(denoise.parameters()).device
     noise,sigmas = noise or Noise(seed, index, shape, dev),sigmas_for(denoise, sampler, steps).float()
     return SAMPLERS[sampler](denoise, noise()*sigmas[0], sigmas.to(dev), noise, callback=callback, **kw)

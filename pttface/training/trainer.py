@@ -55,7 +55,8 @@ def gpu_hours(
     share:float=None,     # Share of the data sheet's figure that is reached; a quarter at 16 bits and half at 32 by default
 )->float: # Hours, an estimate
     "How long a training would take; raises `BadInput` on a GPU whose figures are not here."
-    if gpu not in TFLOPS: raise BadInput(f'{gpu!r} is not among {", ".join(TFLOPS)}')
+    if gpu not in TFLOPS:
+        raise BadInput(f'{gpu!r} is not among {", ".join(TFLOPS)}')
     full = recipe.precision == 'no'
     return images*6*gmacs(make_net(recipe), recipe.size)*1e9/(TFLOPS[gpu][full]*1e12*(share or (.5 if full else .25)))/3600
 
@@ -69,7 +70,8 @@ def curves(
     axs,x = fig.subplot_mosaic('ABC\nDEF' if sheet is None else 'ABCSS\nDEFSS'),[r['images'] for r in rows]
     def line(ax, keys, title, **kw):
         for k in keys:
-            if any(r.get(k) is not None for r in rows): axs[ax].plot(x, [np.nan if r.get(k) is None else r[k] for r in rows], '.-', label=k)
+            if any(r.get(k) is not None for r in rows):
+                axs[ax].plot(x, [np.nan if r.get(k) is None else r[k] for r in rows], '.-', label=k)
         axs[ax].set(title=title, **kw)
     line('A', ('loss','ema_loss','heldout_loss'), 'loss', yscale='log')
     axs['A'].legend(fontsize=7)
@@ -82,7 +84,8 @@ def curves(
     axs['F'].set(title='mean colour of samples', xlabel='images', ylim=(0,255))
     by = rows[-1]['by_sigma'] if rows else {}
     for k in ('train','heldout'):
-        if by.get(k) is not None: axs['C'].semilogx(by['sigma'], by[k], '.-', label=k)
+        if by.get(k) is not None:
+            axs['C'].semilogx(by['sigma'], by[k], '.-', label=k)
     axs['C'].set(title='loss by noise level σ')
     if sheet is not None:
         axs['S'].imshow(sheet, interpolation='nearest')
@@ -94,13 +97,16 @@ class TrainingMonitor:
     "One figure in a notebook that follows a training"
     def __init__(self,
         every:float=10.,  # Seconds between two drawings, at least
-    ): self.every,self.drawn,self.handle = every,-np.inf,None
+    ):
+        self.every,self.drawn,self.handle = every,-np.inf,None
 
     @staticmethod
     def shell():
         "The notebook we are in, or `None`"
-        try: from IPython import get_ipython
-        except ImportError: return None
+        try:
+            from IPython import get_ipython
+        except ImportError:
+            return None
         return getattr(get_ipython(), 'kernel', None)
 
     def __call__(self,
@@ -109,11 +115,14 @@ class TrainingMonitor:
         now:bool=False,           # However soon?
     ):
         "Draw the figure, or draw it anew in its place."
-        if not self.shell() or not (now or time.monotonic() - self.drawn > self.every): return
+        if not self.shell() or not (now or time.monotonic() - self.drawn > self.every):
+            return
         from IPython.display import display
         fig = curves(rows, sheet)
-        if self.handle: self.handle.update(fig)
-        else: self.handle = display(fig, display_id=True)
+        if self.handle:
+            self.handle.update(fig)
+        else:
+            self.handle = display(fig, display_id=True)
         self.drawn = time.monotonic()
 
 # %% ../../nbs/training/trainer.ipynb #c956a6d0
@@ -123,9 +132,13 @@ def find_trackers(
     "Trackers by name; raises `BadInput` on an unknown one, and on one that is not installed."
     have,out = dict(tensorboard=is_tensorboard_available, wandb=is_wandb_available),[]
     for o in [s.strip() for s in names.split(',')] if isinstance(names, str) else names or []:
-        if isinstance(o, GeneralTracker): out.append(o); continue
-        if o not in have: raise BadInput(f'There is no tracker {o!r}: use {" or ".join(have)}')
-        if not have[o](): raise BadInput(f'{o} is not installed: pip install {o}')
+        if isinstance(o, GeneralTracker):
+            out.append(o)
+            continue
+        if o not in have:
+            raise BadInput(f'There is no tracker {o!r}: use {" or ".join(have)}')
+        if not have[o]():
+            raise BadInput(f'{o} is not installed: pip install {o}')
         out.append(o)
     return out
 
@@ -134,14 +147,17 @@ def flat(
     at:str='',     # Name so far
 )->dict[str,float]: # Names with / between, and the numbers
     "All numbers in `o` by a name each; what is no number is left out."
-    if isinstance(o, (list,tuple)): o = dict(enumerate(o))
-    if isinstance(o, Mapping): return {k2:v2 for k,v in o.items() for k2,v2 in flat(v, f'{at}/{k}' if at else f'{k}').items()}
+    if isinstance(o, (list,tuple)):
+        o = dict(enumerate(o))
+    if isinstance(o, Mapping):
+        return {k2:v2 for k,v in o.items() for k2,v2 in flat(v, f'{at}/{k}' if at else f'{k}').items()}
     return {at:o} if isinstance(o, (int,float)) and not isinstance(o, bool) else {}
 
 # %% ../../nbs/training/trainer.ipynb #9728ebfd
 class Run:
     "A training on disk: its recipe, its log, its checkpoints"
-    def __init__(self, path): self.path,self.checkpoints = Path(path),Checkpoints(path)
+    def __init__(self, path):
+        self.path,self.checkpoints = Path(path),Checkpoints(path)
 
     @classmethod
     def open(cls,
@@ -150,19 +166,22 @@ class Run:
     )->'Run':
         "A run that was trained earlier; raises `BadInput` naming those there are."
         path = open_root(root)/'runs'/name
-        if (path/'recipe.json').exists(): return cls(path)
+        if (path/'recipe.json').exists():
+            return cls(path)
         there = sorted(o.parent.name for o in path.parent.glob('*/recipe.json'))
         raise BadInput(f'There is no run {name!r} under {path.parent} (there: {", ".join(there) or "none"}): run `pttface train` first')
 
     @property
-    def record(self): return read_json(self.path/'recipe.json')
+    def record(self):
+        return read_json(self.path/'recipe.json')
     @property
     def recipe(self):
         s = self.record['settings']
         args = {k:tuple(v) if isinstance(v, list) else v for k,v in s['net_args'].items()}
         return Recipe(**{**{f.name:s[f.name] for f in fields(Recipe) if f.name in s}, 'net_args':args})
     @property
-    def log(self): return read_jsonl(self.path/'log.jsonl') if (self.path/'log.jsonl').exists() else []
+    def log(self):
+        return read_jsonl(self.path/'log.jsonl') if (self.path/'log.jsonl').exists() else []
 
     def denoiser(self,
         device=None,           # Where; the GPU if there is one
@@ -172,13 +191,16 @@ class Run:
         checkpoint:str=None,   # One of the checkpoints by name; the newest whole one by default
     )->Denoiser: # D(x;σ) with the averaged weights
         "The trained denoiser; raises `BadInput` when no whole checkpoint (or no snapshot) is there."
-        if width is not None: weights = Snapshots(self.path/'ema').average(width, step)
+        if width is not None:
+            weights = Snapshots(self.path/'ema').average(width, step)
         else:
             found = self.checkpoints.load(checkpoint)
-            if not found: raise BadInput(f'{self.path} holds no whole checkpoint: run `pttface train` again')
+            if not found:
+                raise BadInput(f'{self.path} holds no whole checkpoint: run `pttface train` again')
             weights = found[0]['ema'][track]
         d = Denoiser(make_net(self.recipe), self.recipe.kind, self.record['sigma_data']).eval().requires_grad_(False)
-        for p,q in zip(d.net.parameters(), weights): p.copy_(q)
+        for p,q in zip(d.net.parameters(), weights):
+            p.copy_(q)
         d = d.to(pick_device(device))
         return d if d.table.device.type == 'mps' else d.to(memory_format=torch.channels_last)
 
@@ -225,12 +247,14 @@ def sample(
 )->np.ndarray: # (n,H,W,3) uint8
     "Draw `n` pictures; raises `BadInput` on a sampler or a number that cannot be."
     r = run.recipe
-    if n < 1 or start < 0: raise BadInput(f'{n} pictures from number {start} were asked for: ask for at least 1, from 0 on')
+    if n < 1 or start < 0:
+        raise BadInput(f'{n} pictures from number {start} were asked for: ask for at least 1, from 0 on')
     me,of = (PartialState().process_index,PartialState().num_processes) if torch.distributed.is_initialized() else (0,1)
     d,px,steps,device = run.denoiser(device),size or r.size,steps or r.steps,pick_device(device)
     threads = torch.get_num_threads() if device.type == 'cpu' else 1
     batch = batch or (64 if device.type != 'cpu' else min(16, -(-n//(threads*of))))
-    if half: d.autocast = half_type(device)
+    if half:
+        d.autocast = half_type(device)
     shape = '{l_bar}{bar}| {n:.0f}/{total} [{elapsed}<{remaining}, {rate_fmt}]'
     with tqdm(total=n, disable=None if progress and not me else True, unit='im', desc='sample', bar_format=shape) as bar:
         def one(i, step):
@@ -245,7 +269,8 @@ def sample(
         parts = range(me*batch, n, of*batch)
         out = dict(zip(parts, map_threads(one, parts, threads, bar.update)))
         bar.update(n - bar.n)
-    if of > 1: out = {k:v for part in gather_object([out]) for k,v in part.items()}
+    if of > 1:
+        out = {k:v for part in gather_object([out]) for k,v in part.items()}
     return np.concatenate([out[i] for i in sorted(out)])
 
 # %% ../../nbs/training/trainer.ipynb #24093290
@@ -287,6 +312,10 @@ def save_images(
 ):
     "Write pictures as one sheet or as an array `images`; raises `BadInput` on any other ending."
     path = Path(path)
-    if path.suffix not in ('.png','.npz'): raise BadInput(f'{path.name}: pictures are written to a .png (one sheet) or an .npz')
-    if path.suffix == '.npz': write_npz(path, images=ims); return
-    with atomic_path(path) as p: Image.fromarray(montage(ims)).save(p, 'png')
+    if path.suffix not in ('.png','.npz'):
+        raise BadInput(f'{path.name}: pictures are written to a .png (one sheet) or an .npz')
+    if path.suffix == '.npz':
+        write_npz(path, images=ims)
+        return
+    with atomic_path(path) as p:
+        Image.fromarray(montage(ims)).save(p, 'png')

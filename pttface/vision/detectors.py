@@ -20,6 +20,8 @@ def load_detector(
     "The detector called `name`, its networks loaded; raises `BadInput` for one that is unknown or not installed."
     if name == 'insightface':
         from pttface.vision.insightface import InsightFace as kind
-    elif name == 'mtcnn': kind = MTCNN
-    else: raise BadInput(f'There is no detector {name!r}: use mtcnn or insightface')
+    elif name == 'mtcnn':
+        kind = MTCNN
+    else:
+        raise BadInput(f'There is no detector {name!r}: use mtcnn or insightface')
     return kind(min_face=min_face, **kw)

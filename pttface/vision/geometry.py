@@ -102,7 +102,9 @@ def feather(
     n = len(crop)
     small = halved(crop, halvings(min(1, 128/n)))
     soft_crop = cv2.GaussianBlur(small, (0,0), max(blur*len(small), .1))
-    if len(small) < n: soft_crop = cv2.resize(soft_crop, (n,n), interpolation=cv2.INTER_LINEAR)
+    if len(small) < n:
+        soft_crop = cv2.resize(soft_crop, (n,n), interpolation=cv2.INTER_LINEAR)
     m = feather_mask(min(n, 256), radius, soft)[...,0]
-    if len(m) < n: m = cv2.resize(m, (n,n), interpolation=cv2.INTER_LINEAR)
+    if len(m) < n:
+        m = cv2.resize(m, (n,n), interpolation=cv2.INTER_LINEAR)
     return cv2.blendLinear(crop, soft_crop, m, 1 - m)

@@ -28,10 +28,14 @@ def opened(
     max_pixels:int=50_000_000,   # Largest photo, px
 ): # PIL image, not decoded yet
     "The picture in `body`, its size known; raises `Unusable` with not_image or too_many_pixels."
-    try: im = Image.open(io.BytesIO(body), formats=formats)
-    except Image.DecompressionBombError: raise Unusable('too_many_pixels') from None
-    except Exception as e: raise Unusable('not_image' if isinstance(e, (UnidentifiedImageError, OSError)) else 'broken') from None
-    if im.width*im.height > max_pixels: raise Unusable('too_many_pixels')
+    try:
+        im = Image.open(io.BytesIO(body), formats=formats)
+    except Image.DecompressionBombError:
+        raise Unusable('too_many_pixels') from None
+    except Exception as e:
+        raise Unusable('not_image' if isinstance(e, (UnidentifiedImageError, OSError)) else 'broken') from None
+    if im.width*im.height > max_pixels:
+        raise Unusable('too_many_pixels')
     return im
 
 # %% ../../nbs/vision/images.ipynb #c370b769
@@ -43,24 +47,33 @@ def decode(
     im = opened(body, max_pixels)
     form = 'JPEG' if im.format == 'MPO' else im.format
     try:
-        if (quick := _quick(im, body)) is not None: return quick,form
+        if (quick := _quick(im, body)) is not None:
+            return quick,form
         im.load()
-        try: ImageOps.exif_transpose(im, in_place=True)
-        except Exception: log.info('a tag of how to turn the photo that says nothing')
+        try:
+            ImageOps.exif_transpose(im, in_place=True)
+        except Exception:
+            log.info('a tag of how to turn the photo that says nothing')
         return np.asarray(_plain(im)),form
-    except Exception as e: raise Unusable('truncated' if 'truncated' in str(e) or isinstance(e, EOFError) else 'broken') from None
+    except Exception as e:
+        raise Unusable('truncated' if 'truncated' in str(e) or isinstance(e, EOFError) else 'broken') from None
 
 def _quick(im, body):
     "The pixels of a whole JPEG that lies as it should, without inks, by OpenCV; `None`: it needs more care"
-    if im.format != 'JPEG' or im.mode not in ('RGB','L') or body.rfind(b'\xff\xd9') < body.rfind(b'\xff\xda'): return None
-    try: upright = im.getexif().get(0x0112, 1) == 1
-    except Exception: return None
+    if im.format != 'JPEG' or im.mode not in ('RGB','L') or body.rfind(b'\xff\xd9') < body.rfind(b'\xff\xda'):
+        return None
+    try:
+        upright = im.getexif().get(0x0112, 1) == 1
+    except Exception:
+        return None
     return cv2.imdecode(np.frombuffer(body, np.uint8), cv2.IMREAD_COLOR_RGB | cv2.IMREAD_IGNORE_ORIENTATION) if upright else None
 
 def _plain(im):
     "Any mode as RGB: sixteen bits as eight, what can be seen through on white"
-    if im.mode.startswith('I;16'): im = Image.fromarray((np.asarray(im) >> 8).astype(np.uint8))
-    elif im.mode in ('I','F'): im = Image.fromarray(np.clip(np.asarray(im)/257, 0, 255).astype(np.uint8))
+    if im.mode.startswith('I;16'):
+        im = Image.fromarray((np.asarray(im) >> 8).astype(np.uint8))
+    elif im.mode in ('I','F'):
+        im = Image.fromarray(np.clip(np.asarray(im)/257, 0, 255).astype(np.uint8))
     if im.mode in ('RGBA','LA','PA','La','RGBa') or 'transparency' in im.info:
         im = im.convert('RGBA')
         im = Image.alpha_composite(Image.new('RGBA', im.size, 'white'), im)
@@ -90,7 +103,8 @@ def halved(
     "`im` with each 2 × 2 block averaged, `times` times."
     for _ in range(times):
         h,w = im.shape[0]//2,im.shape[1]//2
-        if min(h, w) < 1: break
+        if min(h, w) < 1:
+            break
         im = cv2.resize(im[:2*h,:2*w], (w,h), interpolation=cv2.INTER_AREA)
     return im
 
@@ -105,7 +119,8 @@ def shrunk(
     scale:float,    # Size wanted over size there is, at most 1
 )->np.ndarray: # Picture whose edge x lies at `scale`·x
     "`im` shrunk to `scale`: halved, then by area."
-    if scale >= 1: return im
+    if scale >= 1:
+        return im
     small = halved(im, halvings(scale))
     s = scale*2**halvings(scale)
     return small if s > .999 else cv2.resize(small, None, fx=s, fy=s, interpolation=cv2.INTER_AREA)

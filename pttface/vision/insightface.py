@@ -35,14 +35,17 @@ class InsightFace:
         try:
             import onnxruntime
             from insightface.app import FaceAnalysis
-        except ImportError as e: raise BadInput(f'The detector insightface needs its extra ({e}): pip install "pttface[insightface]"') from e
-        if det_size < 32 or det_size % 32: raise BadInput(f'det_size must be a multiple of 32 px, not {det_size}')
+        except ImportError as e:
+            raise BadInput(f'The detector insightface needs its extra ({e}): pip install "pttface[insightface]"') from e
+        if det_size < 32 or det_size % 32:
+            raise BadInput(f'det_size must be a multiple of 32 px, not {det_size}')
         self.min_face,self.models,self.det_size,self.batch = min_face,models,det_size,batch
         self.app = FaceAnalysis(name=str(models), providers=providers, allowed_modules=['detection','landmark_3d_68','genderage'])
         self.app.prepare(ctx_id=0, det_thresh=threshold, det_size=(det_size,det_size))
         self.provider = self.app.det_model.session.get_providers()[0]
         self.advice = cuda_advice(onnxruntime.get_available_providers(), Path('/proc/driver/nvidia/version').exists(), self.provider)
-        if self.advice: log.warning('InsightFace runs on %s although there is a GPU; to mend it: %s', self.provider, self.advice)
+        if self.advice:
+            log.warning('InsightFace runs on %s although there is a GPU; to mend it: %s', self.provider, self.advice)
 
     def __call__(self,
         im:np.ndarray,        # Photo, (H,W,3) uint8 RGB
@@ -59,7 +62,8 @@ class InsightFace:
         boxes,kps = self.app.det_model.detect(_bgr(check_photo(im)), input_size=size and (size,size))
         faces = [Face(b[:4], None if kps is None else kps[i], float(b[4])) for i,b in enumerate(boxes)]
         for f in faces:
-            if f.sound: f.yaw,f.pitch,f.roll = kps_pose(f.kps)
+            if f.sound:
+                f.yaw,f.pitch,f.roll = kps_pose(f.kps)
         return self.ranked(faces, 1 if size else None)
 
     def again(self,
@@ -77,17 +81,21 @@ class InsightFace:
     )->list[Face]: # Largest first
         return sorted((f for f in faces if f.area >= (min_face or self.min_face or 0)**2), key=lambda f: -f.area)
 
-    def __repr__(self): return f'InsightFace({self.models}, det_size {self.det_size}, on {self.provider})'
+    def __repr__(self):
+        return f'InsightFace({self.models}, det_size {self.det_size}, on {self.provider})'
 
 # %% ../../nbs/vision/insightface.ipynb #c22b6055
-def _bgr(im): return np.ascontiguousarray(im[...,::-1])
+def _bgr(im):
+    return np.ascontiguousarray(im[...,::-1])
 
 def _from_insight(o):
     "InsightFace's face as ours"
     kps = None if o.kps is None else np.asarray(o.kps, np.float32)
     face = Face(np.asarray(o.bbox, np.float32), kps, float(o.det_score), gender=None if o.gender is None else int(o.gender), age=None if o.age is None else float(o.age))
-    if o.pose is not None: face.pitch,face.yaw,face.roll = map(float, o.pose)
-    elif face.sound: face.yaw,face.pitch,face.roll = kps_pose(kps)
+    if o.pose is not None:
+        face.pitch,face.yaw,face.roll = map(float, o.pose)
+    elif face.sound:
+        face.yaw,face.pitch,face.roll = kps_pose(kps)
     return face
 
 # %% ../../nbs/vision/insightface.ipynb #9fb09d7b
@@ -99,19 +107,23 @@ def describe(self:InsightFace,
     from insightface.app.common import Face as Theirs
     theirs = [(_bgr(im), Theirs(bbox=f.bbox, kps=f.kps, det_score=f.score)) for im,f in pairs]
     for name,net in self.app.models.items():
-        if name != 'detection': _get_all(net, theirs, self.batch)
+        if name != 'detection':
+            _get_all(net, theirs, self.batch)
     for (_,f),(_,o) in zip(pairs, theirs):
         o = _from_insight(o)
         f.yaw,f.pitch,f.roll,f.gender,f.age = o.yaw,o.pitch,o.roll,o.gender,o.age
 
 # %% ../../nbs/vision/insightface.ipynb #9412d478
-class _Taken(Exception): pass
+class _Taken(Exception):
+    pass
 
 class _Between:
     "Stands where a network's session stands: collects what it is asked, or hands out answers"
-    def __init__(self, answers=None): self.asked,self.answers = [],answers
+    def __init__(self, answers=None):
+        self.asked,self.answers = [],answers
     def run(self, names, feed):
-        if self.answers: return [self.answers.pop(0)[None]]
+        if self.answers:
+            return [self.answers.pop(0)[None]]
         self.asked += feed.values()
         raise _Taken
 
@@ -119,13 +131,17 @@ def _get_all(net, pairs, batch):
     "InsightFace's `net.get` for many faces, with one run of the network for `batch` of them"
     session = net.session
     if batch < 2 or isinstance(session.get_inputs()[0].shape[0], int):
-        for im,f in pairs: net.get(im, f)
+        for im,f in pairs:
+            net.get(im, f)
         return
     try:
         net.session = first = _Between()
         for im,f in pairs:
-            with suppress(_Taken): net.get(im, f)
+            with suppress(_Taken):
+                net.get(im, f)
         runs = [session.run(net.output_names, {net.input_name:np.concatenate(first.asked[i:i+batch])})[0] for i in range(0, len(pairs), batch)]
         net.session = _Between([o for run in runs for o in run])
-        for im,f in pairs: net.get(im, f)
-    finally: net.session = session
+        for im,f in pairs:
+            net.get(im, f)
+    finally:
+        net.session = session
