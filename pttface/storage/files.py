@@ -113,16 +113,19 @@ def write_jsonl(
         f.writelines(dumps(r) + '\n' for r in rows)
 
 def read_jsonl(
-    path:str|os.PathLike,  # File to read
+    path:str|os.PathLike,      # File to read
+    skip_damaged:bool=False,   # Leave out damaged lines, with a warning, in place of raising?
 )->list[dict]: # Its rows
     "The rows of a JSONL file; raises `BadInput` with the line's number when one is damaged."
     rows = []
-    with open(path, encoding='utf-8') as f:
+    with open(path, encoding='utf-8', errors='replace' if skip_damaged else 'strict') as f:
         for i,line in enumerate(f, 1):
             try:
                 rows.append(json.loads(line))
             except json.JSONDecodeError as e:
-                raise BadInput(f'{path} line {i} is damaged ({e}): delete the file and run the stage again') from e
+                if not skip_damaged:
+                    raise BadInput(f'{path} line {i} is damaged ({e}): delete the file and run the stage again') from e
+                log.warning('%s: line %d is damaged and left out', path, i)
     return rows
 
 # %% ../../nbs/storage/files.ipynb #9065df4b
