@@ -65,9 +65,9 @@ def test_one_row_a_link_and_sums(files, tmp_path):
         photos = get(listed(tmp_path, urls), server)
         assert max(Counter(server.requests).values()) == 1
         was = state(tmp_path)
-        RETRYABLE = get(tmp_path, server)
+        repeated = get(tmp_path, server)
         assert len(server.requests) == 60
-    assert state(tmp_path) == was and RETRYABLE.rows == photos.rows
+    assert state(tmp_path) == was and repeated.rows == photos.rows
     assert [r['url'] for r in photos.rows] == urls[:60]
     assert sum(photos.record['counts'][k] for k in ('kept','rejected','duplicate','failed')) == photos.record['counts']['links'] == 60
     for i,r in enumerate(photos.rows):
@@ -157,7 +157,7 @@ def test_bad_input(files, tmp_path):
     listed(tmp_path, [name(0)])
     with pytest.raises(BadInput, match="no month '13'"):
         download(tmp_path, months='13')
-    with pytest.raises(BadInput, match="no settings called 'best'"):
+    with pytest.raises(BadInput, match="no preset 'best' for the download"):
         download(tmp_path, settings='best')
     with pytest.raises(BadInput, match='workers=0'):
         download(tmp_path, workers=0)
@@ -171,7 +171,7 @@ def test_bad_input(files, tmp_path):
 
 def quick(monkeypatch, **kw):
     "Clients that lose their patience soon"
-    import pttface.download as module
+    import pttface.net.scheduler as module
     client = module.Client
     monkeypatch.setattr(module, 'Client', lambda *a,**k: client(*a, **k | kw))
 
@@ -280,7 +280,7 @@ def test_a_spool_that_lost_its_end(files, tmp_path):
     with serving(answer(files)) as server:
         get(listed(tmp_path/'whole', urls, 1), server)
         with pytest.MonkeyPatch.context() as mp:
-            mp.setattr('pttface.download.settle', lambda *a: (_ for _ in ()).throw(Cut()))
+            mp.setattr('pttface.storage.shards.write_shards', lambda *a: (_ for _ in ()).throw(Cut()))
             with pytest.raises(Cut):
                 get(listed(tmp_path/'hurt', urls, 1), server)
         spool, = (tmp_path/'hurt/photos').glob('spool*')
