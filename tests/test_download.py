@@ -20,7 +20,8 @@ scene = cv2.resize(data.coffee(), (256,256))
 def jpeg(im, seed):
     r = np.random.default_rng(seed)
     buf = io.BytesIO()
-    Image.fromarray(np.clip(im.astype(int) + r.integers(-6, 7, im.shape), 0, 255).astype(np.uint8)).save(buf, 'JPEG', quality=90)
+    noisy = np.clip(im.astype(int) + r.integers(-6, 7, im.shape), 0, 255).astype(np.uint8)
+    Image.fromarray(noisy).save(buf, 'JPEG', quality=90)
     return buf.getvalue()
 
 def name(i):
@@ -78,7 +79,8 @@ def test_one_row_a_link_and_sums(files, tmp_path):
         assert len(server.requests) == 60
     assert state(tmp_path) == was and repeated.rows == photos.rows
     assert [r['url'] for r in photos.rows] == urls[:60]
-    assert sum(photos.record['counts'][k] for k in ('kept','rejected','duplicate','failed')) == photos.record['counts']['links'] == 60
+    counts = photos.record['counts']
+    assert sum(counts[k] for k in ('kept','rejected','duplicate','failed')) == counts['links'] == 60
     becomes = dict(none=('rejected','no_face'), blurred=('rejected','blurred'), gone=('failed','404'), face=('kept',''))
     for i,r in enumerate(photos.rows):
         if r['status'] == 'duplicate':
@@ -189,7 +191,7 @@ def test_bad_input(files, tmp_path):
             get(tmp_path, server, settings=DownloadSettings(sharpness=80.))
 
 def quick(monkeypatch, **kw):
-    "Clients that lose their patience soon"
+    "Clients that give up soon"
     import pttface.net.scheduler as module
     client = module.Client
     monkeypatch.setattr(module, 'Client', lambda *a,**k: client(*a, **k | kw))
@@ -238,7 +240,8 @@ def test_thresholds_later_equal_thresholds_at_first(files, tmp_path):
         get(tmp_path/'a', server, settings=DownloadSettings(shard=4, **loose))
         assert {'/' + u.split('//')[1] for u in absent} == set(server.requests)
         assert state(tmp_path/'a') == state(tmp_path/'c')
-    assert any(f.startswith('rejected_') for f in was) and not any(f.startswith('rejected_') for f in state(tmp_path/'a'))
+    assert any(f.startswith('rejected_') for f in was)
+    assert not any(f.startswith('rejected_') for f in state(tmp_path/'a'))
 
 class Cut(BaseException):
     "The power fails"
