@@ -150,8 +150,7 @@ class Gate:
             measured,photo = self.pool.submit(self.look, a.body).result()
         except Unusable as e:
             return dict(status='failed', reason=str(e), **row),b''
-        status,reason = verdict(measured, self.settings)
-        return dict(status=status, reason=reason, **row, **measured),photo
+        return dict(zip(('status','reason'), verdict(measured, self.settings)), **row, **measured),photo
 
     def close(self):
         self.pool.shutdown(cancel_futures=True)

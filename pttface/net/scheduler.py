@@ -132,7 +132,7 @@ def _on_cluster(batches, fetch, client, scheduler):
             if batch is None:
                 yield None
                 continue
-            limit,_,jobs = batch
+            limit,jobs = batch[0],batch[2]
             under_way[jobs[0]['url']] = batch
             yield fetch,jobs,limit,client,dict(given_up)
     for task,result in run_tasks(_on_worker, tasks(), scheduler=scheduler, ahead=256):

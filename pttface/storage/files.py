@@ -168,9 +168,9 @@ class Ledger:
         key:str='key',         # Which field of a row is its key
         sync:bool=False,       # `fsync` every row? (a crash of the *process* loses nothing either way)
     ):
-        self.path,self.key,self.sync = Path(path),key,sync
+        self.path,self.key = Path(path),key
+        self.sync,self._lock = sync,threading.Lock()
         self.rows,self._f = {},None
-        self._lock = threading.Lock()
         if self.path.exists():
             self._load()
 

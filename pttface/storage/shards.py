@@ -427,7 +427,8 @@ def merge_parts(
     changed:bool,        # Has anything been looked at?
 )->list[dict]: # All rows
     "Make months of parts: the arrays, then the rows, then the record."
-    folder,rows,used = before.folder,[],[]
+    rows,used = [],[]
+    folder = before.folder
     good = [p for p in shards if p.stem not in failed]
     months = dict.fromkeys(map(month_of, shards))
     for m in months:
