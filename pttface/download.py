@@ -460,6 +460,10 @@ def _state(r):
         return 'there'
     return 'gone' if r['reason'] in DEAD else 'unsure'
 
+def _shares(c):
+    share = round(c['gone']/c.total(), 3)
+    return dict(links=c.total(), there=c['there'], gone=c['gone'], unsure=c['unsure'], share=share)
+
 # %% ../nbs/01_download.ipynb #0570aeb7
 def link_rot(
     photos:Photos,    # From `download`
@@ -473,10 +477,6 @@ def link_rot(
             n.setdefault(key, Counter())[_state(r)] += 1
     order = sorted(n) if by == 'month' else sorted(n, key=lambda k: (-n[k].total(), k))
     return Table([{by:k} | _shares(n[k]) for k in order])
-
-def _shares(c):
-    share = round(c['gone']/c.total(), 3)
-    return dict(links=c.total(), there=c['there'], gone=c['gone'], unsure=c['unsure'], share=share)
 
 # %% ../nbs/01_download.ipynb #71abb88e
 def rot_picture(
