@@ -207,7 +207,7 @@ def map_threads(
     one,          # Callable `(part, step)`; it calls `step(x)` now and then
     parts,        # What to do
     threads:int,  # How many at a time, each with one of torch's threads
-    step,         # Callable, told how far things are; one thread at a time
+    step,         # Called with what the parts report, by one thread at a time
 )->list: # What `one` gave for each part
     "Do `parts` at the same time; Ctrl-C ends them at their next `step`."
     import torch
