@@ -209,8 +209,8 @@ def test_a_dead_host_costs_little(files, tmp_path, monkeypatch):
 
 def test_what_was_written_with_http_may_be_asked_so(files, tmp_path):
     with serving(answer(files)) as server:
-        there = server.url.replace('http://', 'https://')
-        urls = [f'{there}/i.imgur.com/pic{i:04d}.jpg' for i in range(6)]
+        secure = server.url.replace('http://', 'https://')
+        urls = [f'{secure}/i.imgur.com/pic{i:04d}.jpg' for i in range(6)]
         listed(tmp_path, urls, 1)
         lists = tmp_path/'links/monthly_jsonl/image_links_01.jsonl'
         raw = {u:u.replace('https', 'http') for u in urls[:5]}

@@ -209,7 +209,10 @@ def test_ctrl_c_while_processes_start(tmp_path):
         p = start(script, stderr=subprocess.PIPE)
         assert p.stdout.readline() == 'ready\n'
         time.sleep(r.uniform(0, .6))
-        os.killpg(p.pid, signal.SIGINT) if group else p.send_signal(signal.SIGINT)
+        if group:
+            os.killpg(p.pid, signal.SIGINT)
+        else:
+            p.send_signal(signal.SIGINT)
         errors = p.communicate(timeout=60)[1]
         assert p.returncode in (0, 130) and not errors, errors
         with pytest.raises(ProcessLookupError):

@@ -158,7 +158,8 @@ def bench(smoke=False):
     server = subprocess.Popen([sys.executable, str(here), 'serve'], stdin=subprocess.PIPE, stdout=subprocess.PIPE,
                               text=True)
     try:
-        url, off, on, by = server.stdout.readline().strip(), [], [], []
+        url, off = server.stdout.readline().strip(), []
+        on, by = [], []
         for _ in range(repeats):
             off.append(once(url, n, cores))
             if peer:
