@@ -1,4 +1,4 @@
-"What a notebook would illustrate badly: a board that moves, refuses and dies under the crawl, and a crawl that is killed."
+"What a notebook would illustrate badly: a board that moves, refuses or fails during the crawl, and a crawl that is killed."
 import json,multiprocessing,random,re,threading,time
 from collections import Counter
 
@@ -130,8 +130,8 @@ def test_what_was_read_and_then_taken_off_the_index_stays(tmp_path):
         own.show([i for i in own.rows if own.article(int(i)).id != victim['id']])
         second = crawl(root=tmp_path, base_url=server.url, **ever)
     assert [r['id'] for r in second.rows] == [r['id'] for r in first.rows] and second.audit['index']['moved']
-    RETRYABLE = second.rows[60]
-    assert (RETRYABLE['images'],RETRYABLE['links'],RETRYABLE['time']) == (victim['images'],victim['links'],victim['time'])
+    again = second.rows[60]
+    assert (again['images'],again['links'],again['time']) == (victim['images'],victim['links'],victim['time'])
 
 # ---- a board that refuses, and pages that are none
 
@@ -234,7 +234,7 @@ def test_a_deleted_list_is_made_anew(small, tmp_path):
 
 def test_settings_are_never_mixed(small, tmp_path, monkeypatch):
     "Killed while other settings are written, the folder does not pass for the old settings' work"
-    import pttface.crawl as module
+    import pttface.ptt.board_range as module
     with serve(small) as server:
         crawl(root=tmp_path, base_url=server.url, **year)
         was,write = outputs(tmp_path),module.write_jsonl
@@ -280,7 +280,7 @@ def test_the_original_rule_loses_what_it_lost(board, tmp_path):
     assert links.audit['skipped']['no_frame'] and links.audit['skipped']['origin']
 
 def test_a_page_that_breaks_the_reader_costs_one_article(small, tmp_path, monkeypatch):
-    import pttface.crawl as module
+    import pttface.ptt.board_range as module
     parse,bad = module.parse_article,[a['id'] for a in small.expect('2024-01-01', '2024-12-31')['articles'] if a['kind'] == 'post'][7]
     monkeypatch.setattr(module, 'parse_article', lambda b: 1/0 if b == small.answer(f'/bbs/Beauty/{bad}.html').body else parse(b))
     with serve(small) as server:
@@ -325,10 +325,10 @@ def test_nothing_new_leaves_the_old(holes, tmp_path, capsys):
     with serve(holes) as server:
         args = ['crawl','Beauty','--root',str(tmp_path),'--base-url',server.url,'--rate','0']
         assert main([*args, '--since', '2024-08-01', '--until', '2024-08-31', '--pushes']) == 0
-        was = {f.name:f.read_bytes() for f in (tmp_path/'links').rglob('*') if f.is_file() and f.name != 'pages.jsonl'}
+        was = {f.name:f.read_bytes() for f in (tmp_path/'links').rglob('*') if f.is_file() and f.name != 'pages.sqlite'}
         assert main([*args, '--since', '2024-07-03', '--until', '2024-07-20', '--pushes', '--force']) == 2
         assert json.loads(was['crawl.json'])['settings']['pushes'] is True
-    assert {f.name:f.read_bytes() for f in (tmp_path/'links').rglob('*') if f.is_file() and f.name != 'pages.jsonl'} == was
+    assert {f.name:f.read_bytes() for f in (tmp_path/'links').rglob('*') if f.is_file() and f.name != 'pages.sqlite'} == was
 
 @pytest.mark.parametrize('url', ['127.0.0.1:8000', 'ftp://www.ptt.cc', 'https://', 'http://[::1'])
 def test_an_address_that_is_none(tmp_path, capsys, url):

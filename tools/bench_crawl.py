@@ -12,9 +12,10 @@ from pathlib import Path
 import numpy as np
 from peers import peer_python
 
-from pttface.synthetic.board import make_board,serve
+from pttface.crawl import crawl,day_span,find_range
+from pttface.ptt.board_range import BoardRange
 from pttface.ptt.cache import Pages,board_client
-from pttface.crawl import Range,crawl,day
+from pttface.synthetic.board import make_board,serve
 
 year = ('2024-01-01', '2024-12-31')
 
@@ -28,8 +29,8 @@ def requests_to_find(year, articles):
     "Requests of the bisection for `year`, and of walking back from the newest page."
     board = make_board(n_photos=0, seed=2, since='2005-01-01', until='2026-06-30', n_articles=articles)
     with serve(board) as server, tempfile.TemporaryDirectory() as tmp:
-        pages = Pages(Path(tmp) / 'pages.jsonl', server.url, board_client(rate=0))
-        lo, hi = Range(pages, 'Beauty', day(f'{year}-01-01'), day(f'{year + 1}-01-01') - 1).find()
+        pages = Pages(Path(tmp) / 'pages.sqlite', server.url, board_client(rate=0))
+        lo, hi = find_range(BoardRange(pages, 'Beauty', *day_span(f'{year}-01-01', f'{year}-12-31')))
     return pages.asked, board.pages - lo + 1
 
 
@@ -85,7 +86,8 @@ def beside_scrapy(board, workers, repeats, smoke):
     ours, theirs = [], []
     with serving_apart(board, .05) as url, tempfile.TemporaryDirectory() as tmp:
         known = crawl('Beauty', *year, Path(tmp) / 'known', base_url=url, rate=0, workers=workers, progress=False)
-        pages = Range(Pages(Path(tmp) / 'known/links/pages.jsonl', url), 'Beauty', day(year[0]), day('2025-01-01') - 1).find()
+        cached = Pages(Path(tmp) / 'known/links/pages.sqlite', url)
+        pages = find_range(BoardRange(cached, 'Beauty', *day_span(*year)))
         for i in range(repeats):
             ours.append(rate(sys.executable, '-c', OURS, url, Path(tmp) / f'{i}', *year, workers))
             if scrapy:
