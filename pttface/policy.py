@@ -1,4 +1,4 @@
-"""Decide which photos and articles the pipeline does not use: the opt-out list, titles that name a low age, and what image hosts ask for
+"""Decide which photos and articles are never used: opt-out list, titles, and what image hosts ask for
 
 Docs: https://pttface.github.io/pttface/policy.html.md"""
 
@@ -30,9 +30,9 @@ def opted_out(
     "Is this photo, or the article it came from, on the opt-out list?"
     return bool(out) and any(row.get(k) in out for k in ('url','article','sha256'))
 
-# %% ../nbs/policy.ipynb #bf92cf3d
-school = re.compile(r'國小|小學|國中|高中|高職|中學|(?<!美)女中(?![的文])|五專|[高國][一二三](?!樓|元|點)|小[一二三四五六]生'
-                    r'|(?<![a-z])JK(?![a-z])|幼稚園', re.I)
+# %% ../nbs/policy.ipynb #b83814e7
+school = re.compile(r'國小|小學|國中|高中|高職|中學|(?<!美)女中(?![的文])|五專|[高國][一二三](?!樓|元|點)'
+                    r'|小[一二三四五六]生|(?<![a-z])JK(?![a-z])|幼稚園', re.I)
 years_old = re.compile(r'(?<!\d)(\d{1,2})\s*(?:歲|岁|y(?![a-z]))'
                        r'|(?<![二三四五六七八九])十([一二三四五六七八九]?)[歲岁]', re.I)
 
