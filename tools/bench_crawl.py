@@ -70,6 +70,7 @@ def serving_apart(board, latency=0.):
 
 OURS = '''
 import json, sys, time
+from pttface.crawl import crawl
 start = time.perf_counter()
 url, root, since, until, workers = sys.argv[1:]
 links = crawl('Beauty', since, until, root, base_url=url, rate=0, workers=int(workers), progress=False)

@@ -8,13 +8,14 @@ Docs: https://pttface.github.io/pttface/ptt/board_range.html.md"""
 __all__ = ['seconds', 'NothingToCrawl', 'BoardRange', 'article_url', 'CrawlState', 'crawl_range', 'index_check', 'deleted_in',
            'extension', 'audit', 'Links', 'save_links', 'finished_links', 'nothing_found', 'removed_if_nothing']
 
-# %% ../../nbs/ptt/board_range.ipynb #255c91dd
+# %% ../../nbs/ptt/board_range.ipynb #681951c9
 import logging,re,shutil
 from collections import Counter,deque
-from concurrent.futures import FIRST_COMPLETED,ThreadPoolExecutor,wait
+from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
 from datetime import datetime
 from pathlib import Path
+from queue import SimpleQueue
 from urllib.parse import urljoin
 
 from fastcore.basics import patch
@@ -214,16 +215,18 @@ def unlisted(self:CrawlState)->list[dict]: # Rows like those of an index page
     known = [(m[1], store.about(m[0])) for m in found if self.rng.covers(m[1])]
     return [dict(id=i, title=row.get('title', ''), author=row.get('author', ''), date='') for i,row in known]
 
-# %% ../../nbs/ptt/board_range.ipynb #81ea489f
+# %% ../../nbs/ptt/board_range.ipynb #53fa0223
 @contextmanager
 def _request_threads(client, workers):
     "Yields a callable: queue of (callable, argument), which may grow meanwhile → results as they come"
-    pool = ThreadPoolExecutor(workers)
-    def finished(running):
-        return wait(running, return_when=FIRST_COMPLETED).done
+    pool,done = ThreadPoolExecutor(workers),SimpleQueue()
+    def submit(task):
+        job = pool.submit(*task)
+        job.add_done_callback(done.put)
+        return job
     def results(queue):
         tasks = iter(lambda: queue.popleft() if queue else None, False)
-        for _,job in run_bounded(tasks, lambda t: pool.submit(*t), finished, 4*workers):
+        for _,job in run_bounded(tasks, submit, lambda running: [done.get()], 2*workers):
             yield job.result()
     try:
         yield results
