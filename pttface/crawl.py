@@ -143,7 +143,7 @@ def article_row(
     return dict(date=f'{time:%m%d}', title=title, url=article_url(board, row['id']), images=list(links), id=row['id'],
                 time=time.isoformat(), author=row['author'], links=list(links.values()), skipped=skipped)
 
-# %% ../nbs/00_crawl.ipynb #66803ee6
+# %% ../nbs/00_crawl.ipynb #fa542147
 def crawl(
     board:str='Beauty',       # Name of the board
     since:str='2024-01-01',   # First day, YYYY-MM-DD in Asia/Taipei
@@ -165,8 +165,8 @@ def crawl(
     want = dict(board=board, since=since, until=until, server=server, **vars(settings))
     with removed_if_nothing(Path(root)):
         folder = open_root(root, create=True)/'links'
-        finished = same_settings(folder/'crawl.json', want, force) and finished_links(folder)
-        if finished and not offline and not force:
+        made = same_settings(folder/'crawl.json', want, force) and not offline and not force
+        if made and (finished := finished_links(folder)):
             return finished
         client = None if offline else board_client(rate, workers, session)
         with Pages(folder/'pages.sqlite', base_url, client) as pages:

@@ -215,7 +215,7 @@ class _Watchdog:
 # %% ../../nbs/net/http.ipynb #2b193f3a
 agent = 'pttface/0.1 (+https://github.com/pttface/pttface)'
 
-# %% ../../nbs/net/http.ipynb #de505cf0
+# %% ../../nbs/net/http.ipynb #36b9913f
 class Client:
     "A polite and careful HTTP client that answers for every request"
     def __init__(self,
@@ -239,7 +239,8 @@ class Client:
     ):
         self.paces,self.other = dict(paces or {}),other
         self.gateway,self.allow_private = gateway and gateway.rstrip('/'),allow_private
-        self.retries,self.backoff,self.patience = retries,backoff,patience
+        self.retries,self.backoff = retries,backoff
+        self.patience = patience
         self.timeout,self.total = (min(connect, timeout),timeout),total
         self.max_bytes,self.redirects = max_bytes,redirects
         self.judge,self.fuse = judge,fuse

@@ -308,7 +308,7 @@ def _nearest_year(date, when):
             pass
     return min(found, key=lambda t: abs(t - when), default=0)
 
-# %% ../../nbs/ptt/board_range.ipynb #1cadf6ff
+# %% ../../nbs/ptt/board_range.ipynb #c1dadbee
 def extension(
     url:str,  # Canonical address of a picture
 )->str: # jpg, png, …
@@ -320,6 +320,7 @@ def _tally(items):
     "How often each occurs, the most frequent first"
     return dict(sorted(Counter(items).items(), key=lambda o: (-o[1], o[0])))
 
+# %% ../../nbs/ptt/board_range.ipynb #b188dab7
 def _counts(state, links, failures):
     "What became of the rows and of the links, as numbers"
     rng,reasons = state.rng,Counter(r['left_out'] for r in state.rows.values())
