@@ -77,7 +77,7 @@ def fault(
         e = inner if isinstance(inner, Exception) else e.__cause__ or e.__context__
     return next((word for kinds,word in _words if any(isinstance(o, kinds) for o in chain)), 'reset')
 
-# %% ../../nbs/net/http.ipynb #8ee07267
+# %% ../../nbs/net/http.ipynb #f4dcce0b
 class RateLimiter:
     "Limits of one host: at most `rate` requests a second and `connections` at a time"
     def __init__(self,
@@ -108,16 +108,16 @@ class RateLimiter:
             yield
 
     def postpone(self,
-        seconds:float,  # How long nobody may ask
+        seconds:float,  # From now on
     ):
-        "Let nobody ask this host for a while."
+        "Let no request go out for a while."
         with self._lock:
             self.next = max(self.next, time.monotonic() + seconds)
 
-# %% ../../nbs/net/http.ipynb #09d28d97
+# %% ../../nbs/net/http.ipynb #39e9607a
 def public(
     ip:str,  # IPv4 or IPv6 address
-)->bool: # May a stranger send us there?
+)->bool: # May a link lead there?
     "Whether `ip` is on the open internet: not private, loopback, link-local, reserved or multicast."
     a = ipaddress.ip_address(ip.partition('%')[0])
     teredo = getattr(a, 'teredo', None) or [None]
@@ -215,14 +215,14 @@ class _Watchdog:
 # %% ../../nbs/net/http.ipynb #2b193f3a
 agent = 'pttface/0.1 (+https://github.com/pttface/pttface)'
 
-# %% ../../nbs/net/http.ipynb #36b9913f
+# %% ../../nbs/net/http.ipynb #651c3eab
 class Client:
     "A polite and careful HTTP client that answers for every request"
     def __init__(self,
-        paces=None,                # `RateLimiter` by host name
+        limiters=None,             # `RateLimiter` by host name
         other=(0., 8),             # Rate and connections for every other host
         gateway:str=None,          # Ask this server for everything, as `GATEWAY/HOST/PATH`
-        allow_private:bool=False,  # May strangers' links lead to private addresses? (for tests)
+        allow_private:bool=False,  # May links lead to private addresses? (for tests)
         retries:int=4,             # Further tries after an error that may pass
         backoff:float=1.,          # Seconds before the first of them, doubled for each
         patience:float=300.,       # Longest wait a server may ask for, s
@@ -237,7 +237,7 @@ class Client:
         session=None,              # A `requests.Session` of your own, used as it is
         resolve=socket.getaddrinfo,  # Looks names up
     ):
-        self.paces,self.other = dict(paces or {}),other
+        self.limiters,self.other = dict(limiters or {}),other
         self.gateway,self.allow_private = gateway and gateway.rstrip('/'),allow_private
         self.retries,self.backoff = retries,backoff
         self.patience = patience
@@ -265,7 +265,7 @@ class Client:
     def __exit__(self, *_):
         self.close()
 
-# %% ../../nbs/net/http.ipynb #0cbb4459
+# %% ../../nbs/net/http.ipynb #8ea8f1f0
 @patch
 def _new_session(self:Client, resolve):
     "Our own session: no proxies of the environment, one name, connections that are checked"
@@ -280,15 +280,15 @@ def _new_session(self:Client, resolve):
     return session
 
 @patch
-def pace(self:Client,
+def limiter(self:Client,
     host:str,  # Host name
 )->RateLimiter: # The one that rules it: its own, its parent domain's, or a new one
     "The limits of `host`."
     with self._lock:
-        if host not in self.paces:
-            near = next((p for h,p in self.paces.items() if h and host.endswith('.'+h)), None)
-            self.paces[host] = near or RateLimiter(*self.other)
-        return self.paces[host]
+        if host not in self.limiters:
+            near = next((p for h,p in self.limiters.items() if h and host.endswith('.'+h)), None)
+            self.limiters[host] = near or RateLimiter(*self.other)
+        return self.limiters[host]
 
 # %% ../../nbs/net/http.ipynb #e2e9716f
 def _route(self:Client, url):
@@ -330,11 +330,11 @@ def _body(r, cap):
         parts.append(part)
     return '',b''.join(parts)
 
-# %% ../../nbs/net/http.ipynb #987a5129
+# %% ../../nbs/net/http.ipynb #423db74d
 def _hop(self:Client, url):
     "One request, no redirect followed"
     where = _route(self, url)
-    with self.pace(urlsplit(url).hostname).acquire(self.stop), self._watchdog.over(self.total) as watched:
+    with self.limiter(urlsplit(url).hostname).acquire(self.stop), self._watchdog.over(self.total) as watched:
         self.asked += 1
         try:
             with _send(self, where) as r:
@@ -418,7 +418,7 @@ def given_up(self:Client,
     n,since,reason = self.silent.get(host) or (0,0.,'')
     return reason if self.fuse and n >= 5 and time.monotonic() - since > self.fuse else ''
 
-# %% ../../nbs/net/http.ipynb #a7c369fd
+# %% ../../nbs/net/http.ipynb #6549b82f
 @patch
 def get(self:Client,
     url:str,  # Address to ask for
@@ -438,7 +438,7 @@ def get(self:Client,
             return a
         wait = self.backoff*2**i*random.uniform(.5, 1.5) if a.wait is None else a.wait
         if a.wait is not None:
-            self.pace(host).postpone(wait)
+            self.limiter(host).postpone(wait)
         log.info('%s: %s, again in %.1f s', url, a.reason, wait)
         if self.stop.wait(wait):
             raise Stopped

@@ -278,7 +278,7 @@ def _ask(self:Pages, path):
                         'wait a day or lower the rate, and run again; what has come is kept')
     raise Blocked(self.blocked)
 
-# %% ../../nbs/ptt/cache.ipynb #2c8cba43
+# %% ../../nbs/ptt/cache.ipynb #d49dff9f
 def ask_robots(
     pages:Pages,  # With its client
     board:str,    # Name of the board
@@ -294,7 +294,7 @@ def ask_robots(
     for name in ('index.html','M.1704040318.A.E87.html'):
         if not robots.can_fetch(agent, urljoin(url, f'/bbs/{board}/{name}')):
             raise Blocked(f'{url} asks robots to keep out of /bbs/{board}/{name}')
-    asked,limiter = robots.request_rate(agent),pages.client.pace(urlsplit(url).hostname)
+    asked,limiter = robots.request_rate(agent),pages.client.limiter(urlsplit(url).hostname)
     gap = max(float(robots.crawl_delay(agent) or 0), asked.seconds/asked.requests if asked else 0)
     limiter.gap = max(limiter.gap, gap)
     return gap
