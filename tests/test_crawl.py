@@ -1,5 +1,5 @@
-"What a notebook would illustrate badly: a board that moves, refuses and dies under the crawl, and a crawl that is killed."
-import json,multiprocessing,random,re,threading,time
+"What a notebook would illustrate badly: a board that moves, refuses or fails meanwhile, and a crawl that is killed."
+import base64,json,multiprocessing,os,random,re,sqlite3,threading,time,zlib
 from collections import Counter
 
 import numpy as np
@@ -9,6 +9,7 @@ from pttface.synthetic.board import make_board,serve
 from pttface.app.cli import main
 from pttface.crawl import CRAWL_PRESETS,CrawlSettings,crawl
 from pttface.ptt.board_range import Links
+from pttface.ptt.cache import PageStore
 from pttface.ptt.parse import posted
 from pttface.net.http import Blocked
 from pttface.synthetic.server import Fault,Reply,faults,serving,some_faults
@@ -37,8 +38,9 @@ def test_all_is_found_and_nothing_asked_twice(board, tmp_path):
     assert {r['url'] for r in links.rows} == {a['url'] for a in truth['articles'] if a['kind'] == 'post'}
     assert {u for r in links.rows for u in r['images']} == set(truth['urls'])
     c = links.audit['counts']
-    assert (c['deleted'],c['announcement'],c['removed']) == tuple(truth['counts'][k] for k in ('deleted','announcements','gone'))
-    assert c['rows'] == c['deleted'] + c['announcement'] + c['young'] + c['opt_out'] + c['articles'] + c['removed'] + c['failed']
+    known = [truth['counts'][k] for k in ('deleted','announcements','gone')]
+    assert [c['deleted'], c['announcement'], c['removed']] == known
+    assert c['rows'] == sum(c[k] for k in ('deleted','announcement','young','opt_out','articles','removed','failed'))
     assert max(asked.values()) == 1
     assert sum(asked.values()) <= c['pages'] + c['articles'] + c['removed'] + 30
     i = links.audit['index']
@@ -51,9 +53,11 @@ def test_a_month_on_four_thousand_pages_costs_its_pages_and_articles_and_thirty(
     big = make_board(n_photos=0, seed=2, since='2005-01-01', until='2026-06-30', n_articles=80_000)
     assert big.pages == 4000
     with serve(big) as server:
-        links = crawl(since='2024-02-01', until='2024-02-29', root=tmp_path, base_url=server.url, rate=0, progress=False)
+        february = dict(since='2024-02-01', until='2024-02-29', rate=0, progress=False)
+        links = crawl(root=tmp_path, base_url=server.url, **february)
         c = links.audit['counts']
-        assert links.asked == len(server.requests) <= c['pages'] + c['articles'] + c['removed'] + 30
+        assert links.asked == len(server.requests)
+        assert links.asked <= c['pages'] + c['articles'] + c['removed'] + 30
     truth = big.expect('2024-02-01', '2024-02-29')
     assert len(links) == truth['counts']['articles'] > 200 and c['deleted'] == truth['counts']['deleted']
 
@@ -94,7 +98,8 @@ def test_pages_that_move_at_any_moment_lose_nothing(tmp_path, seed):
 def test_a_walk_back_that_is_cut_off_is_walked_again(tmp_path):
     board = make_board(n_photos=60, seed=5, n_articles=200)
     with serve(board) as server:
-        pages = len({p for p in crawl(root=tmp_path/'plain', base_url=server.url, **year) and server.requests if 'index' in p})
+        crawl(root=tmp_path/'plain', base_url=server.url, **year)
+        pages = len({p for p in server.requests if 'index' in p})
     n_index = lambda: sum('index' in p for p in server.requests)
     def live(path, n):
         if len(server.requests) == 60:
@@ -119,7 +124,8 @@ def test_a_page_that_was_the_newest_is_read_again_when_it_has_grown(tmp_path):
             links = crawl(root=tmp_path, base_url=server.url, **ever)
         assert sum('.A' in p for p in server.requests) <= 9 and len(server.requests) < 20
     assert links.audit['index']['complete'] and not links.audit['index']['moved']
-    assert {r['id'] for r in links.rows} == {a['id'] for a in board.expect('2024-06-01')['articles'] if a['kind'] == 'post'}
+    posts = {a['id'] for a in board.expect('2024-06-01')['articles'] if a['kind'] == 'post'}
+    assert {r['id'] for r in links.rows} == posts
 
 def test_what_was_read_and_then_taken_off_the_index_stays(tmp_path):
     own = make_board(n_photos=60, seed=4, n_articles=130)
@@ -130,8 +136,8 @@ def test_what_was_read_and_then_taken_off_the_index_stays(tmp_path):
         own.show([i for i in own.rows if own.article(int(i)).id != victim['id']])
         second = crawl(root=tmp_path, base_url=server.url, **ever)
     assert [r['id'] for r in second.rows] == [r['id'] for r in first.rows] and second.audit['index']['moved']
-    RETRYABLE = second.rows[60]
-    assert (RETRYABLE['images'],RETRYABLE['links'],RETRYABLE['time']) == (victim['images'],victim['links'],victim['time'])
+    again = second.rows[60]
+    assert (again['images'],again['links'],again['time']) == (victim['images'],victim['links'],victim['time'])
 
 # ---- a board that refuses, and pages that are none
 
@@ -147,15 +153,20 @@ def test_every_fault_leaves_its_reason_and_is_made_good_later(small, tmp_path, m
     struck = {posts[i]['id']:k for i,k in enumerate(kinds)}
     with serve(small, faults={f'*{i}*':Fault(k, seconds=.05) for i,k in struck.items()}) as server:
         crawl(root=tmp_path/'faulty', base_url=server.url, workers=2, **year)
-    failed = {f['url'].split('/')[-1][:-5]:f['reason'] for f in Links.load(tmp_path/'faulty').audit['failures']} # Without a second try, what comes next on a struck connection may fail too
-    said = {struck[i]:why for i,why in failed.items() if i in struck}
+    # Without a second try, what comes next on a struck connection may fail too
+    failures = Links.load(tmp_path/'faulty').audit['failures']
+    failed = {f['url'].split('/')[-1][:-5]:f['reason'] for f in failures}
+    reasons = {struck[i]:why for i,why in failed.items() if i in struck}
     http = {k:k[:3] for k in kinds if k[0].isdigit()}
-    assert said == http | dict(loop='redirects', to_file='scheme', refused='connection_refused', html='gate_no_page', over18='gate_over18', empty='empty',
-        bomb='gate_no_page', zipped='gate_no_page', gzip_lie='bad_encoding', drip='too_slow', slow_headers='too_slow', reset='reset', hang_up='reset',
-        length_over='truncated', huge='too_large', endless='too_large', gibberish='reset')
+    assert reasons == http | dict(
+        loop='redirects', to_file='scheme', refused='connection_refused', html='gate_no_page', over18='gate_over18',
+        empty='empty', bomb='gate_no_page', zipped='gate_no_page', gzip_lie='bad_encoding', drip='too_slow',
+        slow_headers='too_slow', reset='reset', hang_up='reset', length_over='truncated', huge='too_large',
+        endless='too_large', gibberish='reset')
     with serve(small) as server:
         crawl(root=tmp_path/'faulty', base_url=server.url, **year)
-        assert {p.split('/')[-1][:-5] for p in server.requests if '.A' in p} == {i for i,why in failed.items() if why != '404'}
+        asked = {p.split('/')[-1][:-5] for p in server.requests if '.A' in p}
+        assert asked == {i for i,why in failed.items() if why != '404'}
         crawl(root=tmp_path/'fine', base_url=server.url, **year)
     gone,cut = (next(i for i,k in struck.items() if k == kind) for kind in ('404','truncated'))
     rest = [[r for r in Links.load(tmp_path/d).rows if r['id'] not in (gone, cut)] for d in ('faulty','fine')]
@@ -174,16 +185,15 @@ def test_an_index_page_that_is_none_is_asked_for_again(board, tmp_path, monkeypa
         assert len(first) > 10 and len(first & set(server.requests)) <= 3 + 4
     assert outputs(tmp_path/'once') == outputs(tmp_path/'ever')
 
-def test_passing_faults_change_nothing(small, tmp_path):
+def test_passing_faults_change_nothing(small, tmp_path, monkeypatch):
     with serve(small) as server:
         crawl(root=tmp_path/'a', base_url=server.url, **year)
-    with serve(small, faults=some_faults(.2, seed=1, seconds=.1, kinds=('429_wait','reset','hang_up','length_over'))) as server:
+    passing = some_faults(.2, seed=1, seconds=.1, kinds=('429_wait','reset','hang_up','length_over'))
+    with serve(small, faults=passing) as server:
         import pttface.crawl as module
-        quick,module.board_client = module.board_client,lambda *a,**kw: quick(*a, backoff=.01, **kw)
-        try:
-            crawl(root=tmp_path/'b', base_url=server.url, **year)
-        finally:
-            module.board_client = quick
+        quick = module.board_client
+        monkeypatch.setattr(module, 'board_client', lambda *a,**kw: quick(*a, backoff=.01, **kw))
+        crawl(root=tmp_path/'b', base_url=server.url, **year)
         assert len(server.requests) > len(set(server.requests))
     assert outputs(tmp_path/'a') == outputs(tmp_path/'b')
 
@@ -234,7 +244,7 @@ def test_a_deleted_list_is_made_anew(small, tmp_path):
 
 def test_settings_are_never_mixed(small, tmp_path, monkeypatch):
     "Killed while other settings are written, the folder does not pass for the old settings' work"
-    import pttface.crawl as module
+    import pttface.ptt.board_range as module
     with serve(small) as server:
         crawl(root=tmp_path, base_url=server.url, **year)
         was,write = outputs(tmp_path),module.write_jsonl
@@ -264,8 +274,10 @@ def test_offline_takes_what_is_in_the_cache_and_says_what_is_not(board, tmp_path
         server.clear()
         crawl(root=tmp_path/'r', base_url=server.url, offline=True, force=True, **may)
         assert outputs(tmp_path/'r') == outputs(tmp_path/'may')
-        with pytest.raises(BadInput, match=r'none of its \d+ articles could be read \(\d+ not_cached\): run again without offline'):
-            crawl(root=tmp_path/'r', base_url=server.url, offline=True, force=True, since='2023-12-25', until='2023-12-28', progress=False)
+        other = dict(since='2023-12-25', until='2023-12-28', progress=False)
+        why = r'none of its \d+ articles could be read \(\d+ not_cached\): run again without offline'
+        with pytest.raises(BadInput, match=why):
+            crawl(root=tmp_path/'r', base_url=server.url, offline=True, force=True, **other)
         assert not server.requests
 
 def test_the_original_rule_loses_what_it_lost(board, tmp_path):
@@ -275,23 +287,27 @@ def test_the_original_rule_loses_what_it_lost(board, tmp_path):
     posts = {a['id']:a for a in board.expect('2024-01-01', '2024-12-31')['articles'] if a['kind'] == 'post'}
     assert CRAWL_PRESETS['original'].framed and {a['quirk'] for a in posts.values()} >= lost
     for r in links.rows:
-        want = [] if posts[r['id']]['quirk'] in lost else [l['url'] for l in posts[r['id']]['links'] if l['photo'] is not None and l['origin'] == 'body']
-        assert r['images'] == list(dict.fromkeys(want)), posts[r['id']]
+        post = posts[r['id']]
+        body = [l['url'] for l in post['links'] if l['photo'] is not None and l['origin'] == 'body']
+        assert r['images'] == ([] if post['quirk'] in lost else list(dict.fromkeys(body))), post
     assert links.audit['skipped']['no_frame'] and links.audit['skipped']['origin']
 
 def test_a_page_that_breaks_the_reader_costs_one_article(small, tmp_path, monkeypatch):
-    import pttface.crawl as module
-    parse,bad = module.parse_article,[a['id'] for a in small.expect('2024-01-01', '2024-12-31')['articles'] if a['kind'] == 'post'][7]
-    monkeypatch.setattr(module, 'parse_article', lambda b: 1/0 if b == small.answer(f'/bbs/Beauty/{bad}.html').body else parse(b))
+    import pttface.ptt.board_range as module
+    posts = [a['id'] for a in small.expect('2024-01-01', '2024-12-31')['articles'] if a['kind'] == 'post']
+    parse,bad = module.parse_article,posts[7]
+    bad_page = small.answer(f'/bbs/Beauty/{bad}.html').body
+    monkeypatch.setattr(module, 'parse_article', lambda body: 1/0 if body == bad_page else parse(body))
     with serve(small) as server:
         links = crawl(root=tmp_path, base_url=server.url, **year)
-        assert [(f['url'].split('/')[-1],f['reason']) for f in links.audit['failures'] if f['reason'] != '404'] == [(f'{bad}.html','unreadable')]
+        failures = [(f['url'].split('/')[-1],f['reason']) for f in links.audit['failures'] if f['reason'] != '404']
+        assert failures == [(f'{bad}.html','unreadable')]
         monkeypatch.undo()
         server.clear()
         assert len(crawl(root=tmp_path, base_url=server.url, **year)) == len(links) + 1
         assert not any('.A' in p for p in server.requests)
 
-def test_who_asks_is_said_and_of_age(small, tmp_path):
+def test_requests_bear_one_name_and_the_cookie(small, tmp_path):
     seen = set()
     def answer(path, headers):
         seen.add((headers.get('User-Agent'),headers.get('Cookie')))
@@ -310,25 +326,32 @@ def holes():
     b.show([i for i in b.rows if b.article(int(i)).time.month != 7])
     return b
 
-@pytest.mark.parametrize('dates,says', [(('2024-07-03', '2024-07-20'), r'from 2024-07-03 to 2024-07-20: the last before is of 2024-06-2\d, the first after is of 2024-08-0\d$'),
-    (('2031-01-01', '2031-12-31'), r'2031-12-31: the last before is of 2025-01-0\d$'), (('1999-01-01', '1999-12-31'), r'1999-12-31: the first after is of 2023-12-2\d$')])
+@pytest.mark.parametrize('dates,says', [
+    (('2024-07-03', '2024-07-20'), r'from 2024-07-03 to 2024-07-20: the last before is of 2024-06-2\d, '
+                                   r'the first after is of 2024-08-0\d$'),
+    (('2031-01-01', '2031-12-31'), r'2031-12-31: the last before is of 2025-01-0\d$'),
+    (('1999-01-01', '1999-12-31'), r'1999-12-31: the first after is of 2023-12-2\d$')])
 def test_nothing_between_two_days_is_a_sentence_and_leaves_nothing(holes, tmp_path, capsys, dates, says):
     (tmp_path/'there').mkdir()
     with serve(holes) as server:
         for root in ('new','there'):
-            assert main(['crawl','Beauty','--since',dates[0],'--until',dates[1],'--root',str(tmp_path/root),'--base-url',server.url,'--rate','0']) == 2
+            args = ['crawl','Beauty','--since',dates[0],'--until',dates[1],'--root',str(tmp_path/root)]
+            assert main([*args, '--base-url', server.url, '--rate', '0']) == 2
             err = [l for l in capsys.readouterr().err.splitlines() if l.startswith('pttface: ')]
             assert len(err) == 1 and re.search(says, err[0]), err
     assert not (tmp_path/'new').exists() and not list((tmp_path/'there').iterdir())
 
 def test_nothing_new_leaves_the_old(holes, tmp_path, capsys):
+    def artefacts():
+        files = [f for f in (tmp_path/'links').rglob('*') if f.is_file() and f.name != 'pages.sqlite']
+        return {f.name:f.read_bytes() for f in files}
     with serve(holes) as server:
         args = ['crawl','Beauty','--root',str(tmp_path),'--base-url',server.url,'--rate','0']
         assert main([*args, '--since', '2024-08-01', '--until', '2024-08-31', '--pushes']) == 0
-        was = {f.name:f.read_bytes() for f in (tmp_path/'links').rglob('*') if f.is_file() and f.name != 'pages.jsonl'}
+        was = artefacts()
         assert main([*args, '--since', '2024-07-03', '--until', '2024-07-20', '--pushes', '--force']) == 2
         assert json.loads(was['crawl.json'])['settings']['pushes'] is True
-    assert {f.name:f.read_bytes() for f in (tmp_path/'links').rglob('*') if f.is_file() and f.name != 'pages.jsonl'} == was
+    assert artefacts() == was
 
 @pytest.mark.parametrize('url', ['127.0.0.1:8000', 'ftp://www.ptt.cc', 'https://', 'http://[::1'])
 def test_an_address_that_is_none(tmp_path, capsys, url):
@@ -365,3 +388,95 @@ def test_killed_at_twenty_moments(small, tmp_path):
     assert account(tmp_path/'killed') == account(tmp_path/'whole')
     assert set(asked) == set(whole) - {'/robots.txt'}
     assert sum(asked.values()) - len(asked) <= 3*i
+
+# ---- the page cache
+
+def as_0_1_0_kept_it(root):
+    "Turn the page cache under `root` into the `pages.jsonl` of release 0.1.0"
+    with sqlite3.connect(root/'links/pages.sqlite') as con:
+        pages = con.execute('SELECT * FROM pages').fetchall()
+    with open(root/'links/pages.jsonl', 'w') as f:
+        for i,(path,status,when,beside,body) in enumerate(pages):
+            row = json.loads(beside)
+            if 'snapshot' in row:
+                row['witness'] = row.pop('snapshot')
+            text = base64.b64encode(body) if i % 2 else base64.b85encode(zlib.compress(zlib.decompress(body)))
+            f.write(json.dumps(row | dict(path=path, status=status, time=when, body=text.decode())) + '\n')
+        f.write('{"path": "/bbs/Beauty/index1')
+    (root/'links/pages.sqlite').unlink()
+
+def test_the_cache_of_0_1_0_is_carried_over(small, tmp_path):
+    with serve(small) as server:
+        crawl(root=tmp_path, base_url=server.url, **year)
+        was,record = outputs(tmp_path),account(tmp_path)
+        as_0_1_0_kept_it(tmp_path)
+        old = (tmp_path/'links/pages.jsonl').read_bytes()
+        server.clear()
+        crawl(root=tmp_path, base_url=server.url, force=True, **year)
+        assert set(server.requests) <= {'/robots.txt'} | {p for p in server.requests if 'index' in p}
+        assert len(server.requests) <= 3
+        (tmp_path/'links/crawl.json').unlink()
+        crawl(root=tmp_path, base_url=server.url, offline=True, **year)
+    assert outputs(tmp_path) == was and account(tmp_path) == record
+    assert sorted(f.name for f in (tmp_path/'links').glob('pages*')) == ['pages.old.jsonl', 'pages.sqlite']
+    assert (tmp_path/'links/pages.old.jsonl').read_bytes() == old
+
+def test_an_older_cache_does_not_replace_newer_pages(tmp_path):
+    store = PageStore(tmp_path/'pages.sqlite')
+    store.put('/a', 200, b'new', {})
+    store.close()
+    text = base64.b64encode(zlib.compress(b'old')).decode()
+    rows = [dict(path=p, status=200, time=1704040318, body=text) for p in ('/a','/b')]
+    (tmp_path/'pages.jsonl').write_text('\n'.join(map(json.dumps, rows)) + '\n')
+    store = PageStore(tmp_path/'pages.sqlite')
+    assert (store.body('/a'), store.body('/b'), len(store)) == (b'new', b'old', 2)
+
+def _put_and_die(path, n):
+    store = PageStore(path)
+    for i in range(n):
+        store.put(f'/bbs/Beauty/index{i}.html', 200, bytes(5000), {})
+    os._exit(9)
+
+def test_pages_that_were_put_outlive_the_process(tmp_path):
+    context = multiprocessing.get_context('forkserver')
+    for n in (1, 40):
+        p = context.Process(target=_put_and_die, args=(tmp_path/'pages.sqlite', n))
+        p.start()
+        p.join()
+        assert p.exitcode == 9
+        store = PageStore(tmp_path/'pages.sqlite')
+        assert len(store) == n and store.body('/bbs/Beauty/index0.html') == bytes(5000)
+        store.close()
+    assert [f.name for f in tmp_path.iterdir()] == ['pages.sqlite']
+
+def test_a_store_that_is_closed_is_whole_in_one_file_even_while_another_reads(tmp_path):
+    store,reader = PageStore(tmp_path/'pages.sqlite'),PageStore(tmp_path/'pages.sqlite')
+    for i in range(20):
+        store.put(f'/bbs/Beauty/index{i}.html', 200, bytes(5000), {})
+        assert len(reader) == i + 1
+    store.close()
+    (tmp_path/'copy').mkdir()
+    (tmp_path/'copy/pages.sqlite').write_bytes((tmp_path/'pages.sqlite').read_bytes())
+    copy = PageStore(tmp_path/'copy/pages.sqlite')
+    assert len(copy) == 20
+    for o in (copy, reader):
+        o.close()
+    assert sorted(f.name for f in tmp_path.rglob('*') if f.is_file()) == ['pages.sqlite']*2
+
+def test_threads_share_a_store(tmp_path):
+    store = PageStore(tmp_path/'pages.sqlite')
+    def work(k):
+        for i in range(50):
+            store.put(f'/bbs/Beauty/{k}/{i}', 200, f'{k} {i}'.encode(), dict(title=f'{k}'))
+            assert store.body(f'/bbs/Beauty/{k}/{i}') == f'{k} {i}'.encode()
+    threads = [threading.Thread(target=work, args=(k,)) for k in range(8)]
+    for t in threads:
+        t.start()
+    for t in threads:
+        t.join()
+    assert len(store) == 400 and len(store.paths('Beauty')) == 400
+
+def test_a_damaged_store_is_a_sentence(tmp_path):
+    (tmp_path/'pages.sqlite').write_bytes(b'not a database' * 1000)
+    with pytest.raises(BadInput, match='pages.sqlite is damaged .*: delete it and run the stage again'):
+        len(PageStore(tmp_path/'pages.sqlite'))

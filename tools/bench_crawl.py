@@ -1,4 +1,7 @@
-"Crawl: requests to find a year, pages a second beside Scrapy on a loopback board that takes 50 ms to answer, and a whole year through the command."
+"""Crawl: requests to find a year, pages a second beside Scrapy on a loopback board, a year by the command.
+
+The board takes 50 ms to answer each request of the comparison with Scrapy.
+"""
 import json
 import multiprocessing
 import os
@@ -12,9 +15,10 @@ from pathlib import Path
 import numpy as np
 from peers import peer_python
 
-from pttface.synthetic.board import make_board,serve
+from pttface.crawl import crawl,day_span,find_range
+from pttface.ptt.board_range import BoardRange
 from pttface.ptt.cache import Pages,board_client
-from pttface.crawl import Range,crawl,day
+from pttface.synthetic.board import make_board,serve
 
 year = ('2024-01-01', '2024-12-31')
 
@@ -28,8 +32,8 @@ def requests_to_find(year, articles):
     "Requests of the bisection for `year`, and of walking back from the newest page."
     board = make_board(n_photos=0, seed=2, since='2005-01-01', until='2026-06-30', n_articles=articles)
     with serve(board) as server, tempfile.TemporaryDirectory() as tmp:
-        pages = Pages(Path(tmp) / 'pages.jsonl', server.url, board_client(rate=0))
-        lo, hi = Range(pages, 'Beauty', day(f'{year}-01-01'), day(f'{year + 1}-01-01') - 1).find()
+        pages = Pages(Path(tmp) / 'pages.sqlite', server.url, board_client(rate=0))
+        lo, hi = find_range(BoardRange(pages, 'Beauty', *day_span(f'{year}-01-01', f'{year}-12-31')))
     return pages.asked, board.pages - lo + 1
 
 
@@ -66,8 +70,10 @@ def serving_apart(board, latency=0.):
 
 OURS = '''
 import json, sys, time
+from pttface.crawl import crawl
 start = time.perf_counter()
-links = crawl('Beauty', sys.argv[3], sys.argv[4], sys.argv[2], base_url=sys.argv[1], rate=0, workers=int(sys.argv[5]), progress=False)
+url, root, since, until, workers = sys.argv[1:]
+links = crawl('Beauty', since, until, root, base_url=url, rate=0, workers=int(workers), progress=False)
 print(json.dumps(dict(pages=links.asked, seconds=time.perf_counter() - start)))
 '''
 
@@ -75,8 +81,8 @@ print(json.dumps(dict(pages=links.asked, seconds=time.perf_counter() - start)))
 def rate(*command):
     "Pages a second, by the last line that `command` prints."
     done = subprocess.run([str(o) for o in command], check=True, capture_output=True, text=True).stdout
-    said = json.loads(done.splitlines()[-1])
-    return said['pages'] / said['seconds'], said['pages']
+    result = json.loads(done.splitlines()[-1])
+    return result['pages'] / result['seconds'], result['pages']
 
 
 def beside_scrapy(board, workers, repeats, smoke):
@@ -85,21 +91,26 @@ def beside_scrapy(board, workers, repeats, smoke):
     ours, theirs = [], []
     with serving_apart(board, .05) as url, tempfile.TemporaryDirectory() as tmp:
         known = crawl('Beauty', *year, Path(tmp) / 'known', base_url=url, rate=0, workers=workers, progress=False)
-        pages = Range(Pages(Path(tmp) / 'known/links/pages.jsonl', url), 'Beauty', day(year[0]), day('2025-01-01') - 1).find()
+        cached = Pages(Path(tmp) / 'known/links/pages.sqlite', url)
+        pages = find_range(BoardRange(cached, 'Beauty', *day_span(*year)))
         for i in range(repeats):
             ours.append(rate(sys.executable, '-c', OURS, url, Path(tmp) / f'{i}', *year, workers))
             if scrapy:
-                theirs.append(rate(scrapy, Path(__file__).parent / 'scrapy_spider.py', url, *pages, workers, Path(tmp) / f'{i}.jsonl'))
+                spider = Path(__file__).parent / 'scrapy_spider.py'
+                theirs.append(rate(scrapy, spider, url, *pages, workers, Path(tmp) / f'{i}.jsonl'))
     assert all(abs(n - len(known)) < .2 * len(known) + 30 for _, n in ours + theirs), (ours, theirs)
     return [r for r, _ in ours], [r for r, _ in theirs]
 
 
 def whole_year(articles):
     "Seconds of `pttface crawl` for 2024 of a board with so many rows, and the articles and links it wrote."
-    with serving_apart(dict(n_photos=10 * articles, seed=3, n_articles=articles, since=year[0], until=year[1])) as url, tempfile.TemporaryDirectory() as tmp:
+    board = dict(n_photos=10 * articles, seed=3, n_articles=articles, since=year[0], until=year[1])
+    with serving_apart(board) as url, tempfile.TemporaryDirectory() as tmp:
         start = time.perf_counter()
-        subprocess.run([sys.executable, '-c', 'import sys; from pttface.app.cli import main; sys.exit(main())', 'crawl', 'Beauty', '--since', year[0], '--until', year[1],
-                        '--root', f'{tmp}/root', '--base-url', url, '--rate', '0', '--no-progress'], check=True, stdout=subprocess.DEVNULL)
+        run = 'import sys; from pttface.app.cli import main; sys.exit(main())'
+        command = [sys.executable, '-c', run, 'crawl', 'Beauty', '--since', year[0], '--until', year[1],
+                   '--root', f'{tmp}/root', '--base-url', url, '--rate', '0', '--no-progress']
+        subprocess.run(command, check=True, stdout=subprocess.DEVNULL)
         took = time.perf_counter() - start
         counts = json.loads(Path(f'{tmp}/root/links/crawl.json').read_text())['counts']
     return took, counts
@@ -115,9 +126,11 @@ def bench(smoke=False):
     ours, theirs = beside_scrapy(board, workers, repeats, smoke)
     took, counts = whole_year(100 if smoke else 6200)
     peer = float(np.median(theirs)) if theirs else None
-    return [dict(what='requests to find a year', value=asked, unit='requests', peer='walk back from the newest page', peer_value=walked, ratio=walked / asked,
-                 n=len(years), spread=spread([a for a, _ in found])),
-            dict(what=f'pages/s, 50 ms latency, {workers} at a time', value=float(np.median(ours)), unit='pages/s', peer='Scrapy', peer_value=peer,
-                 ratio=peer and float(np.median(np.divide(ours, theirs))), n=repeats, spread=spread(ours)),
-            dict(what=f'a year: {counts["articles"]:,} articles, {counts["links"]:,} links, by the command', value=took, unit='s', peer=None, peer_value=None, ratio=None,
-                 n=1, spread=None)]
+    ours_a_second = float(np.median(ours))
+    year_line = f'a year: {counts["articles"]:,} articles, {counts["links"]:,} links, by the command'
+    return [dict(what='requests to find a year', value=asked, unit='requests', peer='walk back from the newest page',
+                 peer_value=walked, ratio=walked / asked, n=len(years), spread=spread([a for a, _ in found])),
+            dict(what=f'pages/s, 50 ms latency, {workers} at a time', value=ours_a_second, unit='pages/s',
+                 peer='Scrapy', peer_value=peer, ratio=peer and float(np.median(np.divide(ours, theirs))),
+                 n=repeats, spread=spread(ours)),
+            dict(what=year_line, value=took, unit='s', peer=None, peer_value=None, ratio=None, n=1, spread=None)]

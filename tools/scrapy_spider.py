@@ -1,4 +1,7 @@
-"A spider as Scrapy's tutorial would write one: `python scrapy_spider.py URL FIRST LAST CONCURRENCY OUT` reads index pages and their articles, prints pages and seconds."
+"""A spider as Scrapy's tutorial would write one.
+
+`python scrapy_spider.py URL FIRST LAST CONCURRENCY OUT` reads index pages and their articles, prints pages and seconds.
+"""
 import json
 import sys
 import time
@@ -6,14 +9,17 @@ import time
 import scrapy
 from scrapy.crawler import CrawlerProcess
 
-base, first, last, concurrency, out = sys.argv[1], int(sys.argv[2]), int(sys.argv[3]), int(sys.argv[4]), sys.argv[5]
+base, out = sys.argv[1], sys.argv[5]
+first, last, concurrency = map(int, sys.argv[2:5])
 
 
 class Beauty(scrapy.Spider):
     name = 'beauty'
     start_urls = [f'{base}/bbs/Beauty/index{n}.html' for n in range(first, last + 1)]
-    custom_settings = dict(CONCURRENT_REQUESTS=concurrency, CONCURRENT_REQUESTS_PER_DOMAIN=concurrency, DOWNLOAD_DELAY=0, AUTOTHROTTLE_ENABLED=False,
-        ROBOTSTXT_OBEY=False, COOKIES_ENABLED=False, TELNETCONSOLE_ENABLED=False, LOG_LEVEL='ERROR', DEFAULT_REQUEST_HEADERS={'Cookie': 'over18=1'},
+    custom_settings = dict(
+        CONCURRENT_REQUESTS=concurrency, CONCURRENT_REQUESTS_PER_DOMAIN=concurrency, DOWNLOAD_DELAY=0,
+        AUTOTHROTTLE_ENABLED=False, ROBOTSTXT_OBEY=False, COOKIES_ENABLED=False, TELNETCONSOLE_ENABLED=False,
+        LOG_LEVEL='ERROR', DEFAULT_REQUEST_HEADERS={'Cookie': 'over18=1'},
         FEEDS={out: dict(format='jsonlines', overwrite=True)})
 
     def parse(self, response):
@@ -22,7 +28,8 @@ class Beauty(scrapy.Spider):
                 yield response.follow(href, self.parse_article, cb_kwargs=dict(author=row.css('.author::text').get()))
 
     def parse_article(self, response, author):
-        meta = dict(zip(response.css('.article-meta-tag::text').getall(), response.css('.article-meta-value::text').getall()))
+        tags, values = (response.css(f'.article-meta-{o}::text').getall() for o in ('tag', 'value'))
+        meta = dict(zip(tags, values))
         links = response.css('#main-content a::attr(href)').getall()
         yield dict(url=response.url, title=meta.get('標題'), time=meta.get('時間'), author=author,
                    images=[u for u in links if u.lower().endswith(('.jpg', '.jpeg', '.png', '.gif', '.webp'))])

@@ -1,4 +1,4 @@
-"""A page of the board in; its rows, or its links with their origin, out
+"""Read a page of the board: the rows of an index page, or the links of an article and where each of them stands
 
 Docs: https://pttface.github.io/pttface/ptt/parse.html.md"""
 
@@ -51,8 +51,8 @@ def having(
     "The condition that an element has the class `cls`."
     return f'contains(@class, "{cls}") and contains(concat(" ", normalize-space(@class), " "), " {cls} ")'
 
-# %% ../../nbs/ptt/parse.ipynb #ed09ddb7
-_said = etree.XPath(f'.//*[{having("push-content")}]')
+# %% ../../nbs/ptt/parse.ipynb #78ce3e4f
+_push_content = etree.XPath(f'.//*[{having("push-content")}]')
 aside = {'richcontent','article-metaline','article-metaline-right','warning-box'}
 
 def text_of(
@@ -72,8 +72,7 @@ def _piece(o, pushes):
     if '__cf_email__' in names:
         return revealed(o.get('data-cfemail')) or ''.join(o.itertext())
     if 'push' in names and pushes is not None:
-        said = _said(o)
-        pushes.append(' '.join(text_of(c) for c in said or [o]))
+        pushes.append(' '.join(text_of(c) for c in _push_content(o) or [o]))
         return f'\n\0{len(pushes)-1}\0\n'
     text,href = text_of(o, pushes),o.get('href', '') if o.tag == 'a' else ''
     if not href.lower().startswith('http'):
@@ -106,8 +105,10 @@ class Index:
         t = [int(ids.fullmatch(r['id'])[1]) for r in self.rows if r['id']]
         return (min(t), max(t)) if t else None
 
-# %% ../../nbs/ptt/parse.ipynb #d5ae5e27
-_rows,_paging,_steps = (etree.XPath(o) for o in (f'//*[{having("r-ent")} or {having("r-list-sep")}]', f'//*[{having("btn-group-paging")}]', f'.//a[{having("wide")}]'))
+# %% ../../nbs/ptt/parse.ipynb #3618ea97
+_rows = etree.XPath(f'//*[{having("r-ent")} or {having("r-list-sep")}]')
+_paging = etree.XPath(f'//*[{having("btn-group-paging")}]')
+_buttons = etree.XPath(f'.//a[{having("wide")}]')
 
 def parse_index(
     html:bytes,  # An index page
@@ -117,23 +118,49 @@ def parse_index(
     for o in _rows(root):
         if 'r-list-sep' in o.get('class').split():
             break
-        part = {c:next((e for e in o.iter('*') if c in e.get('class', '').split()), None) for c in ('title','author','date')}
-        a = part['title'].find('a') if part['title'] is not None else None
-        m = ids.search(a.get('href', '')) if a is not None else None
-        if m:
-            part['title'] = a
-        rows.append(dict(id=m[0] if m else None, **{c:text_of(v).strip() if v is not None else '' for c,v in part.items()}))
-    steps = [a.get('href', '') for o in _paging(root)[:1] for a in _steps(o)]
-    to = [int(m[1]) if (m := re.search(r'index(\d+)\.html', href)) else None for href in steps[1:3]] + [None, None]
-    number = to[0] + 1 if to[0] else to[1] - 1 if to[1] else 1
-    return Index(rows, number, to[1] is None, '' if len(steps) >= 4 else 'no_index')
+        rows.append(_index_row(o))
+    buttons = [a.get('href', '') for o in _paging(root)[:1] for a in _buttons(o)]
+    numbers = [re.search(r'index(\d+)\.html', href) for href in buttons[1:3]] + [None, None]
+    previous,following = (m and int(m[1]) for m in numbers[:2])
+    number = 1
+    if previous:
+        number = previous + 1
+    elif following:
+        number = following - 1
+    return Index(rows, number, following is None, '' if len(buttons) >= 4 else 'no_index')
 
-# %% ../../nbs/ptt/parse.ipynb #bedf5ca3
-weekdays,months = 'Sun|Mon|Tue|Wed|Thu|Fri|Sat','Jan|Feb|Mar|Apr|May|Jun|Jul|Aug|Sep|Oct|Nov|Dec'
+def _index_row(o):
+    "One row of an index page, as a dict"
+    part = {}
+    for e in o.iter('*'):
+        for c in {'title','author','date'}.intersection(e.get('class', '').split()):
+            part.setdefault(c, e)
+    a = part['title'].find('a') if 'title' in part else None
+    m = ids.search(a.get('href', '')) if a is not None else None
+    if m:
+        part['title'] = a
+    text = {c:text_of(part[c]).strip() if c in part else '' for c in ('title','author','date')}
+    return dict(id=m[0] if m else None, **text)
+
+# %% ../../nbs/ptt/parse.ipynb #c0e662a5
+weekdays = 'Sun|Mon|Tue|Wed|Thu|Fri|Sat'
+months = 'Jan|Feb|Mar|Apr|May|Jun|Jul|Aug|Sep|Oct|Nov|Dec'
 asctime = re.compile(rf'(?:{weekdays})\s+({months})\s+(\d{{1,2}})\s+(\d\d):(\d\d):(\d\d)\s+(\d{{4}})')
 footer = re.compile(r'^[ \t]*※\s*發信站', re.M)
 system = re.compile(r'\s*※\s*(?:發信站|文章網址|編輯|轉錄者|轉錄至看板)')
 
+def _iso(m):
+    "The time that `asctime` found; '' where there was none or it cannot be"
+    if not m:
+        return ''
+    month,*rest = m.groups()
+    d,h,mi,s,y = map(int, rest)
+    try:
+        return datetime(y, months.split('|').index(month) + 1, d, h, mi, s).isoformat()
+    except ValueError:
+        return ''
+
+# %% ../../nbs/ptt/parse.ipynb #dc7890f8
 @dataclass
 class Page:
     "What an article's page says"
@@ -148,7 +175,7 @@ _main = etree.XPath('//*[@id="main-content"]')
 _tags,_boxes = (etree.XPath(f'.//*[{having(c)}]') for c in ('article-meta-tag','warning-box'))
 _value = etree.XPath(f'following-sibling::*[{having("article-meta-value")}][1]')
 
-# %% ../../nbs/ptt/parse.ipynb #9d29bd59
+# %% ../../nbs/ptt/parse.ipynb #f0d87c27
 def parse_article(
     html:bytes,  # An article's page
 )->Page:
@@ -164,17 +191,6 @@ def parse_article(
     framed = ('作者' in head or bool(re.match(r'\s*作者', text))) and bool(footer.search(text))
     links = tuple((origin,raw) for origin,part in _parts(text, pushes) for raw in split_urls(part))
     return Page('', title, _iso(stamp), any('檔案過大' in text_of(o) for o in _boxes(main)), framed, links)
-
-def _iso(m):
-    "The time that `asctime` found; '' where there was none or it cannot be"
-    if not m:
-        return ''
-    month,*rest = m.groups()
-    d,h,mi,s,y = map(int, rest)
-    try:
-        return datetime(y, months.split('|').index(month) + 1, d, h, mi, s).isoformat()
-    except ValueError:
-        return ''
 
 # %% ../../nbs/ptt/parse.ipynb #406a1a09
 def _parts(text, pushes):
