@@ -67,13 +67,14 @@ def _epoch(loader):
 
 def feed(tmp, n, batch, smoke):
     "Loading the packed set, and batches from it beside those of a folder of PNGs, in turns"
-    from pttface.dataset import FaceData, _hash
+    from pttface.curation.card import set_hash
+    from pttface.dataset import FaceData
     from pttface.storage.files import open_root, write_json, write_npz
     root = open_root(tmp/'run', create=True)
     ims, text = _faces(n), np.full(n, 'x')
     arrays = dict(images=ims, split=np.zeros(n, np.uint8), key=np.arange(n).astype(str), article=text, pose=text, gender=text, month=text)
     write_npz(root/'dataset/faces.npz', **arrays)
-    write_json(root/'dataset/card.json', dict(settings={}, counts={}, hash=_hash(arrays)))
+    write_json(root/'dataset/card.json', dict(settings={}, counts={}, hash=set_hash(arrays)))
     loads, ours, theirs = [], [], []
     for _ in range(1 if smoke else 5):
         t = time.perf_counter()
