@@ -32,7 +32,7 @@ from .policy import opted_out,read_optout
 from .storage.files import BadInput,content_hash,find_preset,need,read_json,read_jsonl,read_npz
 from .storage.files import same_settings,write_json,write_npz
 
-# %% ../nbs/03_dataset.ipynb #ffc529bf
+# %% ../nbs/03_dataset.ipynb #2e28cda0
 def near_pairs(
     hashes:np.ndarray,  # Perceptual hashes, (N,) uint64
     distance:int=10,    # Most bits in which a pair may differ
@@ -43,7 +43,7 @@ def near_pairs(
     for i in range(0, len(hashes), block):
         for j in range(i, len(hashes), block):
             bits = np.bitwise_count(hashes[i:i+block,None] ^ hashes[None,j:j+block])
-            pairs = np.argwhere(bits <= distance) + (i,j)
+            pairs = np.stack(np.divmod(np.flatnonzero(bits <= distance), bits.shape[1]), 1) + (i,j)
             out.append(pairs[pairs[:,0] < pairs[:,1]])
     return np.concatenate(out)
 
