@@ -23,9 +23,9 @@ from fastcore.basics import patch
 from scipy.sparse import coo_matrix
 from scipy.sparse.csgraph import connected_components
 
-# %% ../nbs/03_dataset.ipynb #6fb74b65
+# %% ../nbs/03_dataset.ipynb #921c207d
 from .curation.card import hand_counts,describe_set,set_hash,set_picture
-from .curation.curator import decision_about,decisions,gender_name
+from .curation.decisions import decision_about,decisions,gender_name
 from .display import Picture,Table
 from .faces import POSES,Faces
 from .policy import opted_out,read_optout

@@ -133,7 +133,7 @@ def table_cell(
         return format(value, floatfmt)
     return f'{value:,}' if isinstance(value, int) and not isinstance(value, bool) else value
 
-# %% ../nbs/display.ipynb #4effda42
+# %% ../nbs/display.ipynb #cd57a7bd
 class Table:
     "Rows that show themselves as a table"
     def __init__(self,
@@ -148,8 +148,8 @@ class Table:
         cols = list(dict.fromkeys(k for r in self.rows for k in r))
         cells = [[table_cell(r.get(c), self.floatfmt) for c in cols] for r in self.rows]
         number = [all(isinstance(r.get(c), (int,float,type(None))) for r in self.rows) for c in cols]
-        align = ['right' if o else 'left' for o in number] if self.rows else None
-        return tabulate(cells, cols, tablefmt=fmt, disable_numparse=True, colalign=align)
+        align = ['right' if o else 'left' for o in number]
+        return tabulate(cells, cols, tablefmt=fmt, disable_numparse=True, colalign=align if cells else None)
 
     def _repr_markdown_(self):
         return (f'**{self.title}**\n\n' if self.title else '') + self._text('github')

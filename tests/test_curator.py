@@ -11,7 +11,8 @@ sys.path.insert(0, str(Path(__file__).parent))
 from browser import Browser, needs_browser
 from lab import jupyter_lab, needs_lab, write_notebook
 
-from pttface.curation.curator import Curator,CurationSession,decisions,decision_about
+from pttface.curation.curator import Curator
+from pttface.curation.decisions import CurationSession,decision_about,decisions
 from pttface.storage.files import BadInput,Ledger,open_root,write_jsonl,write_npz
 from pttface.curation.quality import KINDS,QualityScores,deviation_score,deviations,quality_scores
 

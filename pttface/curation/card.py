@@ -8,13 +8,13 @@ Docs: https://pttface.github.io/pttface/curation/card.html.md"""
 __all__ = ['MADE_BY', 'HISTOGRAMS', 'set_hash', 'funnel', 'hand_counts', 'describe_set', 'funnel_bars', 'month_bars',
            'set_picture']
 
-# %% ../../nbs/curation/card.ipynb #0faa8909
+# %% ../../nbs/curation/card.ipynb #6ebd5180
 from collections import Counter
 from pathlib import Path
 
 import numpy as np
 
-from .curator import decision_about
+from .decisions import decision_about
 from ..display import Picture,montage
 from ..storage.files import Ledger,content_hash,read_json,read_jsonl
 
