@@ -16,7 +16,8 @@ needs_lab = pytest.mark.skipif(find_spec('jupyterlab') is None, reason='no Jupyt
 
 def write_notebook(path, *cells):
     "A notebook of code cells."
-    made = [dict(cell_type='code', id=f'cell{i}', source=s, metadata={}, outputs=[], execution_count=None) for i, s in enumerate(cells)]
+    empty = dict(cell_type='code', metadata={}, outputs=[], execution_count=None)
+    made = [dict(empty, id=f'cell{i}', source=s) for i, s in enumerate(cells)]
     kernel = dict(display_name='python3', language='python', name='python3')
     Path(path).write_text(json.dumps(dict(cells=made, metadata=dict(kernelspec=kernel), nbformat=4, nbformat_minor=5)))
 
@@ -32,7 +33,8 @@ class Lab:
 
     def ask(self, path, method='GET'):
         "What its REST interface answers."
-        with urlopen(Request(f'{self.url}api/{path}', method=method, headers={'Authorization': f'token {self.token}'}), timeout=60) as r:
+        request = Request(f'{self.url}api/{path}', method=method, headers={'Authorization': f'token {self.token}'})
+        with urlopen(request, timeout=60) as r:
             return json.load(r)
 
     def restart_kernels(self):
@@ -44,21 +46,24 @@ class Lab:
 @contextmanager
 def jupyter_lab(folder, home, patience=120):
     "Serve `folder`; everything Jupyter keeps goes to `home`. Yields a `Lab`."
-    env = {**os.environ, 'TQDM_DISABLE': '1'} | {f'JUPYTER_{k}_DIR': str(Path(home)/k.lower()) for k in ('CONFIG', 'RUNTIME', 'DATA')} | {'IPYTHONDIR': str(Path(home)/'ipython')}
-    env |= {'JUPYTERLAB_SETTINGS_DIR': str(Path(home)/'settings'), 'JUPYTERLAB_WORKSPACES_DIR': str(Path(home)/'workspaces')}
-    flags = ['--no-browser', '--allow-root', '--port=0', '--ip=127.0.0.1', '--LabApp.check_for_updates_class=jupyterlab.NeverCheckForUpdate', f'--ServerApp.root_dir={folder}']
+    folders = dict(JUPYTER_CONFIG_DIR='config', JUPYTER_RUNTIME_DIR='runtime', JUPYTER_DATA_DIR='data',
+                   IPYTHONDIR='ipython', JUPYTERLAB_SETTINGS_DIR='settings', JUPYTERLAB_WORKSPACES_DIR='workspaces')
+    env = {**os.environ, 'TQDM_DISABLE': '1'} | {k: str(Path(home)/v) for k, v in folders.items()}
+    flags = ['--no-browser', '--allow-root', '--port=0', '--ip=127.0.0.1', f'--ServerApp.root_dir={folder}',
+             '--LabApp.check_for_updates_class=jupyterlab.NeverCheckForUpdate']
     quiet = Path(home)/'settings/@jupyterlab/apputils-extension/notification.jupyterlab-settings'
     quiet.parent.mkdir(parents=True, exist_ok=True)
     quiet.write_text('{"fetchNews": "false"}')
+    command = [sys.executable, '-m', 'jupyterlab', *flags]
     with open(Path(home)/'server.log', 'wb') as log:
-        server = subprocess.Popen([sys.executable, '-m', 'jupyterlab', *flags], env=env, stdout=log, stderr=log, cwd=folder)
+        server = subprocess.Popen(command, env=env, stdout=log, stderr=log, cwd=folder)
     try:
         start, found = time.time(), []
         while not found:
             if server.poll() is not None or time.time() - start > patience:
                 raise RuntimeError(f'JupyterLab did not start:\n{(Path(home)/"server.log").read_text()[-3000:]}')
             time.sleep(.2)
-            found = [o for p in (Path(home)/'runtime').glob('jpserver-*.json') for o in [_read(p)] if o]
+            found = [o for o in map(_read, (Path(home)/'runtime').glob('jpserver-*.json')) if o]
         yield Lab(found[0]['url'], found[0]['token'])
     finally:
         server.terminate()
@@ -69,6 +74,7 @@ def jupyter_lab(folder, home, patience=120):
 
 
 def _read(path):
+    "The JSON of a file; nothing while it is being written"
     try:
         return json.loads(path.read_text())
     except ValueError:

@@ -11,109 +11,136 @@ sys.path.insert(0, str(Path(__file__).parent))
 from browser import Browser, needs_browser
 from lab import jupyter_lab, needs_lab, write_notebook
 
-from pttface.curation.curator import Curator,Desk,decisions,verdict
+from pttface.curation.curator import Curator
+from pttface.curation.decisions import CurationSession,decision_about,decisions
 from pttface.storage.files import BadInput,Ledger,open_root,write_jsonl,write_npz
-from pttface.curation.quality import KINDS,Suggestions,deviations,fold,suggest
+from pttface.curation.quality import KINDS,QualityScores,deviation_score,deviations,quality_scores
 
 
 def make(root, n=120, faces=None):
     "A faces stage's artefacts, of noise or of `faces` (N,64,64,3) in turn"
     root = open_root(root, create=True)
     rng = np.random.default_rng(0)
-    ims = faces[np.arange(n) % len(faces)] if faces is not None else rng.integers(0, 255, (n, 8, 8, 3), dtype=np.uint8).repeat(8, 1).repeat(8, 2)
+    if faces is None:
+        ims = rng.integers(0, 255, (n, 8, 8, 3), dtype=np.uint8).repeat(8, 1).repeat(8, 2)
+    else:
+        ims = faces[np.arange(n) % len(faces)]
     kps = [[80, 90], [120, 90], [100, 110], [85, 130], [115, 130]]
-    rows = [dict(key=f'{1 + i % 3:02d}{i:05d}', month=f'{1 + i % 3:02d}', status='kept', reason=None, row=i//3, url=f'https://i.imgur.com/{i}.jpg',
-                 article=f'https://www.ptt.cc/bbs/Beauty/M.{1704040000 + i//2}.A.E87.html', sha256=f'{i:064x}', score=.99 - (i % 7)/1000, kps=kps, centre=[100, 105], side=150., angle=0.,
-                 yaw=float(i % 90 - 45), pose=('frontal', 'left', 'right')[i % 3], gender=(1, 0, None)[i % 3], phash=f'{i:016x}', face_sharpness=300. + i % 40) for i in range(n)]
+    months = [f'{1 + i % 3:02d}' for i in range(n)]
+    rows = [dict(key=f'{m}{i:05d}', month=m, status='kept', reason=None, row=i//3, url=f'https://i.imgur.com/{i}.jpg',
+                 article=f'https://www.ptt.cc/bbs/Beauty/M.{1704040000 + i//2}.A.E87.html', sha256=f'{i:064x}',
+                 score=.99 - (i % 7)/1000, kps=kps, centre=[100, 105], side=150., angle=0., yaw=float(i % 90 - 45),
+                 pose=('frontal', 'left', 'right')[i % 3], gender=(1, 0, None)[i % 3], phash=f'{i:016x}',
+                 face_sharpness=300. + i % 40) for i, m in enumerate(months)]
     for m in range(3):
-        write_npz(root/f'faces/faces_{m + 1:02d}.npz', key=np.array([r['key'] for r in rows[m::3]]), im64=ims[m::3], im60=ims[m::3, :60, :60])
+        keys = np.array([r['key'] for r in rows[m::3]])
+        write_npz(root/f'faces/faces_{m + 1:02d}.npz', key=keys, im64=ims[m::3], im60=ims[m::3, :60, :60])
     write_jsonl(root/'faces/faces.jsonl', rows)
     return root
 
 
-def desk(root):
-    return Desk(root, outliers=False, progress=False)
+def lines(root):
+    "The rows of the decisions' file"
+    p = root/'dataset/decisions.jsonl'
+    return [json.loads(o) for o in p.read_text().splitlines()] if p.exists() else []
+
+
+def notebook(path, root):
+    "A notebook that opens the curator"
+    write_notebook(path, 'from pttface.curation.curator import Curator\n'
+                         f'Curator({str(root)!r}, outliers=False, progress=False)')
+
+
+def session(root):
+    return CurationSession(root, outliers=False, progress=False)
 def curator(root, **kw):
     return Curator(root, outliers=False, progress=False, **kw)
 
 
 def test_a_decision_is_on_disk_when_the_call_returns(tmp_path):
     root = make(tmp_path/'run')
-    d = desk(root)
+    d = session(root)
     for i in (3, 5):
         d.decide([i])
     d.decide([3], drop=False)
-    lines = [json.loads(o) for o in (root/'dataset/decisions.jsonl').read_text().splitlines()]
-    assert [(o['key'], o['drop']) for o in lines] == [(d.rows[3]['key'], True), (d.rows[5]['key'], True), (d.rows[3]['key'], False)]
-    assert all(set(o) == {'key', 'sha256', 'drop', 'reason', 'time'} and o['reason'] in KINDS for o in lines)
-    assert desk(root).state == d.state and d.counts == dict(faces=120, looked_at=2, dropped=1)
+    written = lines(root)
+    third, fifth = d.rows[3]['key'], d.rows[5]['key']
+    assert [(o['key'], o['drop']) for o in written] == [(third, True), (fifth, True), (third, False)]
+    assert all(set(o) == {'key', 'sha256', 'drop', 'reason', 'time'} and o['reason'] in KINDS for o in written)
+    assert session(root).state == d.state and d.counts == dict(faces=120, looked_at=2, dropped=1)
 
 
 def test_every_cut_of_the_file_is_tolerated_and_what_is_whole_counts(tmp_path):
     root = make(tmp_path/'run', 30)
-    d = desk(root)
+    d = session(root)
     for i in range(4):
         d.decide([i])
     path, whole = root/'dataset/decisions.jsonl', (root/'dataset/decisions.jsonl').read_bytes()
     ends = [i + 1 for i, b in enumerate(whole) if b == 10]
     for cut in range(0, len(whole) + 1, 7):
         path.write_bytes(whole[:cut])
-        sure = sum(e <= cut for e in ends)
-        assert sure <= sum(s is True for s in map(lambda r: verdict(r, decisions(root)), d.rows)) <= sure + 1
+        complete, decided = sum(e <= cut for e in ends), decisions(root)
+        assert complete <= sum(decision_about(r, decided) is True for r in d.rows) <= complete + 1
     path.write_bytes(whole[:-20])
-    again = desk(root)
-    again.decide([9])
-    assert [i for i, s in enumerate(desk(root).state) if s] == [0, 1, 2, 9]
+    session(root).decide([9])
+    assert [i for i, s in enumerate(session(root).state) if s] == [0, 1, 2, 9]
 
 
 def test_damage_in_the_middle_loses_that_line_only(tmp_path):
     root = make(tmp_path/'run', 30)
-    d = desk(root)
+    d = session(root)
     for i in range(3):
         d.decide([i])
-    lines = (root/'dataset/decisions.jsonl').read_bytes().split(b'\n')
-    lines[1] = b'\xff\xfe{"key":'
-    (root/'dataset/decisions.jsonl').write_bytes(b'\n'.join([*lines[:2], b'[1,2]', b'{"key": "x"}', *lines[2:]]))
-    assert [i for i, s in enumerate(desk(root).state) if s] == [0, 2]
+    parts = (root/'dataset/decisions.jsonl').read_bytes().split(b'\n')
+    parts[1] = b'\xff\xfe{"key":'
+    (root/'dataset/decisions.jsonl').write_bytes(b'\n'.join([*parts[:2], b'[1,2]', b'{"key": "x"}', *parts[2:]]))
+    assert [i for i, s in enumerate(session(root).state) if s] == [0, 2]
 
 
 def test_decisions_follow_the_photo_through_a_new_numbering(tmp_path):
     root = make(tmp_path/'run', 30)
-    d = desk(root)
+    d = session(root)
     d.decide([4])
     other = [r | dict(key=f'99{i:05d}') for i, r in enumerate(d.rows)]
-    assert [verdict(r, decisions(root)) for r in other[3:6]] == [None, True, None]
-    assert verdict(dict(key=d.rows[4]['key'], sha256='f'*64), decisions(root)) is None
+    assert [decision_about(r, decisions(root)) for r in other[3:6]] == [None, True, None]
+    assert decision_about(dict(key=d.rows[4]['key'], sha256='f'*64), decisions(root)) is None
     with Ledger(root/'dataset/decisions.jsonl') as f:
         f.append(dict(key='0200001', drop=True))
-    assert verdict(dict(key='0200001', sha256='e'*64), decisions(root)) is True
+    assert decision_about(dict(key='0200001', sha256='e'*64), decisions(root)) is True
 
 
 def test_undo_restores_what_was_and_survives_as_lines(tmp_path):
     root = make(tmp_path/'run', 30)
-    d = desk(root)
-    d.seen([1, 2])
+    d = session(root)
+    d.mark_reviewed([1, 2])
     d.decide([0, 1])
     d.decide([0, 1, 2])
-    assert sorted(d.take_back()) == [2] and d.state[:3] == [True, True, False]
-    assert sorted(d.take_back()) == [0, 1] and d.state[:3] == [None, False, False]
-    assert d.take_back() == [] and desk(root).state == d.state
+    assert sorted(d.undo()) == [2] and d.state[:3] == [True, True, False]
+    assert sorted(d.undo()) == [0, 1] and d.state[:3] == [None, False, False]
+    assert d.undo() == [] and session(root).state == d.state
     assert d.counts == dict(faces=30, looked_at=2, dropped=0)
 
 
 def test_filters_leave_what_they_say_worst_first(tmp_path):
-    d = desk(make(tmp_path/'run'))
+    d = session(make(tmp_path/'run'))
     d.decide([0, 1, 2])
-    for kw, ok in ((dict(month='02'), lambda r, s: r['month'] == '02'), (dict(pose='left'), lambda r, s: r['pose'] == 'left'), (dict(gender='unknown'), lambda r, s: r['gender'] is None),
-                   (dict(gender='male'), lambda r, s: r['gender'] == 1), (dict(show='dropped'), lambda r, s: s is True), (dict(show='kept'), lambda r, s: s is not True),
-                   (dict(show='todo', month='01', pose='frontal'), lambda r, s: s is None and r['month'] == '01' and r['pose'] == 'frontal')):
-        got = d.choose(**kw)
-        assert set(got) == {i for i, (r, s) in enumerate(zip(d.rows, d.state)) if ok(r, s)} and len(got), kw
-        assert (np.diff(d.sugg.of()[got]) <= 0).all()
-    by = d.choose(reason='extreme_yaw')
+    cases = [
+        (dict(month='02'), lambda row, state: row['month'] == '02'),
+        (dict(pose='left'), lambda row, state: row['pose'] == 'left'),
+        (dict(gender='unknown'), lambda row, state: row['gender'] is None),
+        (dict(gender='male'), lambda row, state: row['gender'] == 1),
+        (dict(show='dropped'), lambda row, state: state is True),
+        (dict(show='kept'), lambda row, state: state is not True),
+        (dict(show='todo', month='01', pose='frontal'),
+         lambda row, state: state is None and row['month'] == '01' and row['pose'] == 'frontal')]
+    for kw, fits in cases:
+        got = d.select(**kw)
+        assert set(got) == {i for i, (r, s) in enumerate(zip(d.rows, d.state)) if fits(r, s)} and len(got), kw
+        assert (np.diff(d.scores.of()[got]) <= 0).all()
+    by = d.select(reason='extreme_yaw')
     assert 0 < len(by) < 120 and (np.diff(np.abs([d.rows[i]['yaw'] for i in by])) <= 0).all()
     with pytest.raises(BadInput, match="by 'best'"):
-        d.choose('best')
+        d.select('best')
 
 
 def test_the_widget_turns_pages_and_ends(tmp_path):
@@ -122,22 +149,23 @@ def test_the_widget_turns_pages_and_ends(tmp_path):
     first = list(c.shown)
     c.faces[3].click()
     c.next_button.click()
-    assert c.page == 1 and c.desk.counts == dict(faces=120, looked_at=50, dropped=1) and not set(first) & set(c.shown)
+    assert c.page == 1 and c.session.counts == dict(faces=120, looked_at=50, dropped=1)
+    assert not set(first) & set(c.shown)
     c.undo_button.click()
-    assert c.page == 0 and c.last == first[3] and c.desk.state[first[3]] is None
+    assert c.page == 0 and c.last == first[3] and c.session.state[first[3]] is None
     for _ in range(3):
         c.next_button.click()
-    assert c.desk.counts['looked_at'] == 120 and len(c.order) == 0 and 'nothing to show' in c.where.value
+    assert c.session.counts['looked_at'] == 120 and len(c.order) == 0 and 'nothing to show' in c.page_label.value
     for b in (*c.faces, c.next_button, c.drop_button, c.undo_button, c.back_button):
         b.click()
     c.filters['show'].value = 'all'
     assert c.pages == 3 and 'nth-child(n+51)' in c.marks.value
-    c.turn(99)
+    c.show_page(99)
     assert c.page == 2 and len(c.shown) == 20 and 'nth-child(n+21)' in c.marks.value
     c.drop_shown()
-    assert c.desk.counts['dropped'] == 20
-    c.undo()
-    assert c.desk.counts['dropped'] == 0
+    assert c.session.counts['dropped'] == 20
+    c.undo_last()
+    assert c.session.counts['dropped'] == 0
 
 
 def test_a_click_does_not_send_the_picture_again(tmp_path):
@@ -154,26 +182,27 @@ def test_text_from_outside_stays_text(tmp_path):
     rows[1] |= dict(article='https://x/"><script>')
     write_jsonl(root/'faces/faces.jsonl', rows)
     c = curator(root)
-    a, b = c.describe(0), c.describe(1)
+    a, b = c.session.describe(0), c.session.describe(1)
     assert 'javascript' not in a and '<script>' not in a + b and 'href="https://x/&quot;' in b
 
 
-def test_suggestions_are_kept_and_made_anew_for_other_faces(tmp_path):
+def test_quality_scores_are_kept_and_made_anew_for_other_faces(tmp_path):
     root = make(tmp_path/'run', 40)
-    a = suggest(root, outliers=False, progress=False)
+    a = quality_scores(root, outliers=False, progress=False)
     stamp = (root/'dataset/suggestions.npz').stat().st_mtime_ns
-    b = suggest(root, outliers=False, progress=False)
-    assert (root/'dataset/suggestions.npz').stat().st_mtime_ns == stamp and (a.scores == b.scores).all() and b.kinds == a.kinds == [k for k in KINDS if k != 'outlier']
+    b = quality_scores(root, outliers=False, progress=False)
+    assert (root/'dataset/suggestions.npz').stat().st_mtime_ns == stamp and (a.scores == b.scores).all()
+    assert b.kinds == a.kinds == [k for k in KINDS if k != 'outlier']
     assert ((a.scores >= 0) & (a.scores < 1)).all() and len(set(a.key)) == 40
     make(tmp_path/'run', 41)
-    assert len(suggest(root, outliers=False, progress=False)) == 41
+    assert len(quality_scores(root, outliers=False, progress=False)) == 41
 
 
 @pytest.mark.parametrize('n', [1, 2, 3, 7])
 def test_few_faces_are_no_fault(tmp_path, n):
     c = curator(make(tmp_path/'run', n))
     c.next_button.click()
-    assert c.desk.counts == dict(faces=n, looked_at=n, dropped=0)
+    assert c.session.counts == dict(faces=n, looked_at=n, dropped=0)
 
 
 def test_rows_that_lack_numbers_are_scored_all_the_same(tmp_path):
@@ -184,17 +213,21 @@ def test_rows_that_lack_numbers_are_scored_all_the_same(tmp_path):
     rows[5] |= dict(kps=[[9000, 90], [120, 90], [100, 110], [85, 130], [115, 130]])
     rows[6] |= dict(score=None, face_sharpness=None)
     write_jsonl(root/'faces/faces.jsonl', rows)
-    s = suggest(root, outliers=False, progress=False)
-    assert np.isfinite(s.scores).all() and (s.of('features_missing')[3:6] > .9).all() and set(s.worst(3, 'features_missing')) == {3, 4, 5}
+    s = quality_scores(root, outliers=False, progress=False)
+    assert np.isfinite(s.scores).all() and (s.of('features_missing')[3:6] > .9).all()
+    assert set(s.worst(3, 'features_missing')) == {3, 4, 5}
 
 
 def test_deviations_are_not_moved_by_a_few_bad_ones():
     x = np.random.default_rng(0).normal(5, 2, 1000)
     bad = np.concatenate([x, np.full(60, 500.)])
-    assert np.allclose(deviations(x), deviations(bad)[:1000], atol=.4) and (fold(deviations(bad))[1000:] > .95).all()
+    assert np.allclose(deviations(x), deviations(bad)[:1000], atol=.4)
+    assert (deviation_score(deviations(bad))[1000:] > .95).all()
     assert (deviations(np.ones(9)) == 0).all() and (deviations(np.full(3, np.nan)) == 0).all()
-    s = Suggestions(np.array(['a', 'b', 'c']), np.array([[.1, .6], [.9, 0], [.2, .3]], np.float32), ['blurred', 'low_score'])
-    assert s.worst().tolist() == [1, 0, 2] and s.worst(1, 'low_score').tolist() == [0] and s.reason == ['low_score', 'blurred', 'low_score']
+    scores = np.array([[.1, .6], [.9, 0], [.2, .3]], np.float32)
+    s = QualityScores(np.array(['a', 'b', 'c']), scores, ['blurred', 'low_score'])
+    assert s.worst().tolist() == [1, 0, 2] and s.worst(1, 'low_score').tolist() == [0]
+    assert s.reason == ['low_score', 'blurred', 'low_score']
 
 
 def test_no_faces_and_no_page_are_said(tmp_path):
@@ -216,13 +249,9 @@ def drawn():
     from pttface.faces import face_row
     from pttface.synthetic.heads import draw_heads
     import cv2
-    found = [face_row(cv2.imencode('.png', h.im[..., ::-1])[1].tobytes(), load_detector('mtcnn'))[1] for h in draw_heads([dict(size=(240, 200))]*12, seed=40, workers=1, progress=False)]
-    return np.stack([c[64] for c in found if c])
-
-
-def lines(root):
-    p = root/'dataset/decisions.jsonl'
-    return [json.loads(o) for o in p.read_text().splitlines()] if p.exists() else []
+    detect, heads = load_detector('mtcnn'), draw_heads([dict(size=(240, 200))]*12, seed=40, workers=1, progress=False)
+    crops = [face_row(cv2.imencode('.png', h.im[..., ::-1])[1].tobytes(), detect)[1] for h in heads]
+    return np.stack([c[64] for c in crops if c])
 
 
 def until(f, seconds=30):
@@ -237,14 +266,15 @@ def until(f, seconds=30):
 @needs_lab
 def test_in_jupyterlab(tmp_path, drawn):
     root = make(tmp_path/'run', 5000, drawn)
-    write_notebook(tmp_path/'clean.ipynb', f'from pttface.curation.curator import Curator\nCurator({str(root)!r}, outliers=False, progress=False)')
-    suggest(root, outliers=False, progress=False)
+    notebook(tmp_path/'clean.ipynb', root)
+    quality_scores(root, outliers=False, progress=False)
     with jupyter_lab(tmp_path, tmp_path/'home') as lab, Browser(1280, 900) as b:
         def run():
             b.page.locator('.jp-Notebook .cm-content').first.click()
             b.wait("document.querySelector('.jp-Notebook-ExecutionIndicator')?.dataset.status == 'idle'")
             b.key('Shift+Enter')
-            b.wait("[...document.querySelectorAll('.pf-face')].filter(o => getComputedStyle(o).backgroundImage.startsWith('url(\"data:image/jpeg')).length == 50")
+            b.wait("[...document.querySelectorAll('.pf-face')].filter(o => "
+                   "getComputedStyle(o).backgroundImage.startsWith('url(\"data:image/jpeg')).length == 50")
             b.wait("!!document.querySelector('[data-lm-suppress-shortcuts]')")
         b.goto(lab.address('clean.ipynb'))
         run()
@@ -270,5 +300,6 @@ def test_in_jupyterlab(tmp_path, drawn):
         lab.restart_kernels()
         b.eval("document.querySelector('.pf-head').innerText = 'before'")
         run()
-        b.wait("['5,000 faces', '50 looked at', '2 dropped'].every(o => document.querySelector('.pf-head')?.innerText.includes(o))")
+        b.wait("['5,000 faces', '50 looked at', '2 dropped'].every("
+               "o => document.querySelector('.pf-head')?.innerText.includes(o))")
         assert len(lines(root)) == 52

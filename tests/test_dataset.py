@@ -18,12 +18,20 @@ def make(root, n=60, extra=()):
     ims = rng.integers(0, 255, (n,8,8,3), dtype=np.uint8).repeat(8, 1).repeat(8, 2)
     hashes = [f'{h:016x}' for h in rng.integers(0, 2**63, n)]
     at = [*range(n), *extra]
-    rows = [dict(key=f'01{k:05d}', month='01', status='kept', reason=None, row=k, url=f'https://i.imgur.com/{k}.jpg', article=article(k//2 if i < n else 1000 + i), sha256=f'{k:064x}', score=.9 + i/1000,
-                 pose=('frontal','left','right')[i%3], gender=None, phash=hashes[i], face_sharpness=100. - k, side=200.) for k,i in enumerate(at)]
+    rows = [dict(key=f'01{k:05d}', month='01', status='kept', reason=None, row=k, url=f'https://i.imgur.com/{k}.jpg',
+                 article=article(k//2 if i < n else 1000 + i), sha256=f'{k:064x}', score=.9 + i/1000,
+                 pose=('frontal','left','right')[i%3], gender=None, phash=hashes[i], face_sharpness=100. - k,
+                 side=200.) for k,i in enumerate(at)]
     rows.append(dict(key='0199999', month='01', status='dropped', reason='blurred', url='u', article='a', shard='s'))
-    write_npz(root/'faces/faces_01.npz', key=np.array([r['key'] for r in rows[:-1]]), im64=ims[at], im60=ims[at][:,:60,:60])
+    keys = np.array([r['key'] for r in rows[:-1]])
+    write_npz(root/'faces/faces_01.npz', key=keys, im64=ims[at], im60=ims[at][:,:60,:60])
     write_jsonl(root/'faces/faces.jsonl', rows)
     return root
+
+def write_decisions(root, *rows, torn=''):
+    "What the curator writes, and perhaps a line cut short"
+    (root/'dataset').mkdir(exist_ok=True)
+    (root/'dataset/decisions.jsonl').write_text(''.join(dumps(r) + '\n' for r in rows) + torn)
 
 def test_near_pairs_are_all_pairs():
     rng = np.random.default_rng(1)
@@ -47,9 +55,9 @@ def test_the_best_of_a_group_stays_and_goes_with_its_first_article(tmp_path):
 
 def test_split_never_moves(tmp_path):
     few,more = pack(make(tmp_path/'a', 60)),pack(make(tmp_path/'b', 300, extra=range(20)))
-    then = dict(zip(few.key.tolist(), few.split.tolist()))
-    now = dict(zip(more.key.tolist(), more.split.tolist()))
-    assert all(now[k] == s for k,s in then.items()) and 0 < few.split.sum() < 30
+    before = dict(zip(few.key.tolist(), few.split.tolist()))
+    after = dict(zip(more.key.tolist(), more.split.tolist()))
+    assert all(after[k] == s for k,s in before.items()) and 0 < few.split.sum() < 30
     for d in (few,more):
         assert not set(d.article[d.split == 0]) & set(d.article[d.split == 1])
     assert [held_out(article(i)) for i in range(3)] == [held_out(article(i)) for i in range(3)]
@@ -65,22 +73,32 @@ def test_again_does_nothing(tmp_path):
 def test_decisions_and_opt_out_reach_what_is_packed(tmp_path):
     root = make(tmp_path/'run')
     pack(root)
-    with open(root/'dataset/decisions.jsonl', 'w') as f:
-        f.write(dumps(dict(key='0100007', drop=True)) + '\n' + dumps(dict(key='0100008', drop=True)) + '\n' + dumps(dict(key='0100008', drop=False)) + '\n{"key": "01000')
+    decided = [dict(key='0100007', drop=True), dict(key='0100008', drop=True), dict(key='0100008', drop=False)]
+    write_decisions(root, *decided, torn='{"key": "01000')
     data = pack(root)
     assert '0100007' not in data.key and '0100008' in data.key and len(data) == 59
     (root/'optout.txt').write_text(article(10) + '\n' + f'{3:064x}\n')
     data = pack(root)
     assert len(data) == 56 and article(10) not in data.article and '0100003' not in data.key
-    assert len(pack(root, PackSettings(distance=4), force=True)) == 56
+    assert len(pack(root, settings=PackSettings(distance=4), force=True)) == 56
 
-def test_a_group_of_duplicates_shares_one_fate(tmp_path):
+def test_settings_may_come_second_as_in_0_1_0(tmp_path):
+    root = make(tmp_path/'run')
+    assert pack(root, PackSettings(size=60)).size == 60
+    assert pack(root, 'original', force=True).card['settings']['distance'] == -1
+    data = pack(root, PackSettings(), None, None, None, None, True)
+    assert data.size == 64 and data.card['settings']['filters'] == {}
+    with pytest.raises(BadInput, match="no pose 'best'"):
+        pack(root, 'best')
+
+def test_a_decision_about_one_duplicate_is_about_all(tmp_path):
     root = make(tmp_path/'run', extra=range(6))
-    (root/'dataset').mkdir()
-    (root/'dataset/decisions.jsonl').write_text(dumps(dict(key='0100060', drop=True, reason='blurred')) + '\n' + dumps(dict(key='0100009', drop=False, reason='blurred')) + '\n')
+    write_decisions(root, dict(key='0100060', drop=True, reason='blurred'),
+                    dict(key='0100009', drop=False, reason='blurred'))
     data = pack(root)
     assert not {'0100000', '0100060'} & set(data.key) and '0100009' in data.key and len(data) == 59
-    assert data.card['by_hand'] == dict(looked_at=2, dropped=1, reasons=dict(blurred=1)) and data.card['counts']['not dropped by hand'] == 64
+    assert data.card['by_hand'] == dict(looked_at=2, dropped=1, reasons=dict(blurred=1))
+    assert data.card['counts']['not dropped by hand'] == 64
     (root/'optout.txt').write_text('https://i.imgur.com/1.jpg\n')
     data = pack(root)
     assert not {'0100001', '0100061'} & set(data.key) and data.card['counts']['not opted out'] == 64
@@ -88,7 +106,7 @@ def test_a_group_of_duplicates_shares_one_fate(tmp_path):
 def test_a_decision_survives_other_settings_a_filter_and_a_new_numbering(tmp_path):
     root = make(tmp_path/'run')
     pack(root)
-    (root/'dataset/decisions.jsonl').write_text(dumps(dict(key='0100007', sha256=f'{7:064x}', drop=True)) + '\n')
+    write_decisions(root, dict(key='0100007', sha256=f'{7:064x}', drop=True))
     for kw in (dict(settings=PackSettings(distance=4)), dict(month='01'), dict(settings='original')):
         assert '0100007' not in pack(root, force=True, **kw).key
     rows = [json.loads(o) for o in (root/'faces/faces.jsonl').read_text().splitlines()]
@@ -102,17 +120,19 @@ def test_the_card_says_what_made_it(tmp_path):
     write_jsonl(root/'links/image_links.jsonl', [dict(images=['a', 'b'])]*40)
     write_json(root/'photos/download.json', dict(settings=dict(score=.5)))
     card = pack(root, month='01').card
-    assert card['made_with'] == dict(crawl=dict(since='2024-01-01'), download=dict(score=.5)) and card['settings']['filters'] == dict(month='01')
-    assert card['funnel']['links'] == 80 and card['counts']['train'] + card['counts']['heldout'] == card['counts']['different'] == 60
+    counts = card['counts']
+    assert card['made_with'] == dict(crawl=dict(since='2024-01-01'), download=dict(score=.5))
+    assert card['settings']['filters'] == dict(month='01') and card['funnel']['links'] == 80
+    assert counts['train'] + counts['heldout'] == counts['different'] == 60
     assert set(card) == {'settings', 'source', 'counts', 'by_hand', 'duplicates', 'funnel', 'by', 'made_with', 'hash'}
 
 def test_newer_articles_move_nothing(tmp_path):
-    rng, old = np.random.default_rng(5), {}
+    rng, before = np.random.default_rng(5), {}
     for n in (0, 9, 40):
         data = pack(make(tmp_path/f'{n}', 200, extra=rng.integers(0, 200, n)))
-        now = {k: s for k, s in zip(data.key.tolist(), data.split.tolist()) if int(k[2:]) < 200}
-        assert now == (old or now) and len(now) == 200 and 0 < sum(now.values()) < 60
-        old = now
+        split = {k: s for k, s in zip(data.key.tolist(), data.split.tolist()) if int(k[2:]) < 200}
+        assert split == (before or split) and len(split) == 200 and 0 < sum(split.values()) < 60
+        before = split
 
 def test_thousands_of_equal_hashes_fit_in_memory():
     rng = np.random.default_rng(3)
@@ -123,12 +143,15 @@ def test_thousands_of_equal_hashes_fit_in_memory():
 
 def test_pictures(tmp_path):
     data = pack(make(tmp_path/'run', extra=range(6)))
-    assert data._repr_markdown_() and data.picture()._repr_png_()[:4] == b'\x89PNG' and data.duplicates_picture()._repr_png_()[:4] == b'\x89PNG'
+    assert data._repr_markdown_()
+    for picture in (data.picture(), data.duplicates_picture()):
+        assert picture._repr_png_()[:4] == b'\x89PNG'
     with pytest.raises(BadInput, match='0 groups'):
         pack(make(tmp_path/'none')).duplicates_picture()
     assert np.isnan(data.yaw).all() and np.allclose(data.side, 200)
 
-@pytest.mark.parametrize('name,words', [('faces/faces_01.npz', 'damaged'), ('faces/faces.jsonl', 'line'), ('dataset/card.json', 'damaged')])
+@pytest.mark.parametrize('name,words', [('faces/faces_01.npz', 'damaged'), ('faces/faces.jsonl', 'line'),
+                                        ('dataset/card.json', 'damaged')])
 def test_a_file_cut_short_is_named(tmp_path, name, words):
     root = make(tmp_path/'run')
     pack(root)
@@ -145,9 +168,12 @@ def test_filters_and_their_record(tmp_path):
         pack(root)
     assert len(FaceData.load(root)) == len(data)
 
-@pytest.mark.parametrize('kw,words', [(dict(pose='up'),"no pose 'up'"), (dict(gender='x'),"no gender 'x'"), (dict(month='13'),"month '13', only of 01"), (dict(score=3.),'not at 3.0'),
-                                      (dict(settings=PackSettings(size=50)),'not at 50'), (dict(settings=PackSettings(heldout=1.)),'not be 1.0'), (dict(settings='best'),"no preset 'best'"),
-                                      (dict(gender='male'),'No face is left: 60 faces')])
+@pytest.mark.parametrize('kw,words', [
+    (dict(pose='up'), "no pose 'up'"), (dict(gender='x'), "no gender 'x'"),
+    (dict(month='13'), "month '13', only of 01"), (dict(score=3.), 'not at 3.0'),
+    (dict(settings=PackSettings(size=50)), 'not at 50'),
+    (dict(settings=PackSettings(heldout=1.)), 'not be 1.0'), (dict(settings='best'), "no preset 'best'"),
+    (dict(gender='male'), 'No face is left: 60 faces')])
 def test_bad_input(tmp_path, kw, words):
     root = make(tmp_path/'run')
     with pytest.raises(BadInput, match=words):

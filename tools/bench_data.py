@@ -1,4 +1,5 @@
-"The packed set: batches a second against ImageFolder and DataLoader, load time, near duplicates among 55,000, a page of the curator (DATA_N faces, 25,000 by default)."
+"""The packed set: batches a second against ImageFolder and DataLoader, load time, near duplicates among 55,000,
+a page of the curator (DATA_N faces, 25,000 by default)."""
 import os
 import sys
 import tempfile
@@ -23,11 +24,13 @@ def _faces(n, seed=0):
     "Smooth noise with the statistics of a small photo: the figures do not depend on what it shows"
     rng = np.random.default_rng(seed)
     base = rng.integers(0, 255, (512, 9, 9, 3), dtype=np.uint8)
-    return np.stack([cv2.resize(base[i % 512], (64, 64), interpolation=cv2.INTER_CUBIC) for i in range(n)]) + rng.integers(0, 9, (n, 1, 1, 1), dtype=np.uint8)
+    ims = np.stack([cv2.resize(base[i % 512], (64, 64), interpolation=cv2.INTER_CUBIC) for i in range(n)])
+    return ims + rng.integers(0, 9, (n, 1, 1, 1), dtype=np.uint8)
 
 
 def _hashes(n, seed=1):
-    "Perceptual hashes as faces have them, all a little alike: of all pairs a third of a percent lie within 10 bits, as measured on drawn faces"
+    """Perceptual hashes as faces have them, all a little alike: of all pairs a third of a percent lie within 10 bits,
+    as measured on drawn faces"""
     rng = np.random.default_rng(seed)
     def flip(h, p):
         return h ^ (rng.random((len(h), 64)) < p)
@@ -55,8 +58,10 @@ def _folder(ims, root, batch, workers):
     (root/'all').mkdir(parents=True)
     for i, im in enumerate(ims):
         cv2.imwrite(str(root/f'all/{i:05d}.png'), im[..., ::-1])
-    tfm = v2.Compose([v2.ToImage(), v2.RandomHorizontalFlip(), v2.ToDtype(torch.float32, scale=True), v2.Normalize([.5]*3, [.5]*3)])
-    return DataLoader(ImageFolder(root, tfm), batch, shuffle=True, num_workers=workers, drop_last=True, persistent_workers=workers > 0)
+    to_float = v2.ToDtype(torch.float32, scale=True)
+    tfm = v2.Compose([v2.ToImage(), v2.RandomHorizontalFlip(), to_float, v2.Normalize([.5]*3, [.5]*3)])
+    return DataLoader(ImageFolder(root, tfm), batch, shuffle=True, num_workers=workers, drop_last=True,
+                      persistent_workers=workers > 0)
 
 
 def _epoch(loader):
@@ -67,13 +72,15 @@ def _epoch(loader):
 
 def feed(tmp, n, batch, smoke):
     "Loading the packed set, and batches from it beside those of a folder of PNGs, in turns"
-    from pttface.dataset import FaceData, _hash
+    from pttface.curation.card import set_hash
+    from pttface.dataset import FaceData
     from pttface.storage.files import open_root, write_json, write_npz
     root = open_root(tmp/'run', create=True)
     ims, text = _faces(n), np.full(n, 'x')
-    arrays = dict(images=ims, split=np.zeros(n, np.uint8), key=np.arange(n).astype(str), article=text, pose=text, gender=text, month=text)
+    labels = dict.fromkeys(('article', 'pose', 'gender', 'month'), text)
+    arrays = dict(images=ims, split=np.zeros(n, np.uint8), key=np.arange(n).astype(str), **labels)
     write_npz(root/'dataset/faces.npz', **arrays)
-    write_json(root/'dataset/card.json', dict(settings={}, counts={}, hash=_hash(arrays)))
+    write_json(root/'dataset/card.json', dict(settings={}, counts={}, hash=set_hash(arrays)))
     loads, ours, theirs = [], [], []
     for _ in range(1 if smoke else 5):
         t = time.perf_counter()
@@ -84,7 +91,8 @@ def feed(tmp, n, batch, smoke):
         ours.append(_rate(data.batches(batch), 5 if smoke else 200, batch))
         theirs.append(_epoch(loader))
     ratio = np.array(ours)/theirs
-    return [_row('images/s', float(np.median(ours)), '1/s', 'ImageFolder + DataLoader(num_workers=2)', float(np.median(theirs)), float(np.median(ratio)), len(ours), _spread(ratio)),
+    return [_row('images/s', float(np.median(ours)), '1/s', 'ImageFolder + DataLoader(num_workers=2)',
+                 float(np.median(theirs)), float(np.median(ratio)), len(ours), _spread(ratio)),
             _row(f'load {n//1000}k s', float(np.median(loads)), 's', n=len(loads), spread=_spread(loads))]
 
 
@@ -104,26 +112,32 @@ def dedupe(m, ims):
 
 TURN = '''() => new Promise((done, fail) => {
   setTimeout(() => fail('the page did not turn'), 60000);
-  const face = document.querySelector('.pf-face'), old = getComputedStyle(face).backgroundImage, start = performance.now();
+  const face = document.querySelector('.pf-face'), old = getComputedStyle(face).backgroundImage;
+  const start = performance.now();
   document.querySelector('.pf-next').click();
-  (function look() { getComputedStyle(face).backgroundImage != old ? requestAnimationFrame(() => done(performance.now() - start)) : setTimeout(look, 2) })()
+  (function look() {
+    if (getComputedStyle(face).backgroundImage == old) return setTimeout(look, 2);
+    requestAnimationFrame(() => done(performance.now() - start));
+  })()
 })'''
 
 
 def curator(tmp, n, turns):
-    "Turning a page of the curator: in the kernel, decisions on disk included, and from click to picture in JupyterLab where there is a browser"
+    """Turning a page of the curator: in the kernel, decisions on disk included, and from click to picture in JupyterLab
+    where there is a browser"""
     from browser import Browser, lacks
-    from lab import jupyter_lab, needs_lab, write_notebook
+    from lab import jupyter_lab, needs_lab
     from pttface.curation.curator import Curator
-    from test_curator import make
+    from test_curator import make, notebook
     root = make(tmp/'faces', n, _faces(256))
-    c, took, seen = Curator(root, outliers=False, progress=False), [], []
+    c = Curator(root, outliers=False, progress=False)
+    in_kernel, in_browser = [], []
     for _ in range(turns):
         t = time.perf_counter()
         c.next_button.click()
-        took.append(1000*(time.perf_counter() - t))
+        in_kernel.append(1000*(time.perf_counter() - t))
     if not lacks and not needs_lab.args[0]:
-        write_notebook(tmp/'clean.ipynb', f'from pttface.curation.curator import Curator\nCurator({str(root)!r}, outliers=False, progress=False)')
+        notebook(tmp/'clean.ipynb', root)
         with jupyter_lab(tmp, tmp/'home') as lab, Browser() as b:
             b.goto(lab.address('clean.ipynb'))
             b.page.locator('.jp-Notebook .cm-content').first.click()
@@ -132,15 +146,17 @@ def curator(tmp, n, turns):
             b.wait("!!document.querySelector('[data-lm-suppress-shortcuts]')")
             for _ in range(turns):
                 time.sleep(.3)
-                seen.append(b.page.evaluate(TURN))
-    return [_row('curator page, kernel', float(np.median(took)), 'ms', n=len(took), spread=_spread(took)),
-            _row('curator page, JupyterLab', float(np.median(seen)) if seen else None, 'ms', n=len(seen), spread=_spread(seen))]
+                in_browser.append(b.page.evaluate(TURN))
+    rows = {'curator page, kernel': in_kernel, 'curator page, JupyterLab': in_browser}
+    return [_row(what, float(np.median(ms)) if ms else None, 'ms', n=len(ms), spread=_spread(ms))
+            for what, ms in rows.items()]
 
 
 def bench(smoke=False):
     n, batch = (600, 64) if smoke else (int(os.environ.get('DATA_N', 25_000)), 64)
     with tempfile.TemporaryDirectory() as tmp:
-        return feed(Path(tmp), n, batch, smoke) + dedupe(1500 if smoke else 55_000, _faces(n)) + curator(Path(tmp), 600 if smoke else 5000, 3 if smoke else 20)
+        rows = feed(Path(tmp), n, batch, smoke) + dedupe(1500 if smoke else 55_000, _faces(n))
+        return rows + curator(Path(tmp), 600 if smoke else 5000, 3 if smoke else 20)
 
 
 if __name__ == '__main__':
