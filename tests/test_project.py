@@ -1,5 +1,6 @@
 "What stands twice agrees, what is installed is enough, and modules import in one direction."
 import ast
+import importlib
 import inspect
 import json
 import os
@@ -7,9 +8,11 @@ import subprocess
 import sys
 import tomllib
 from configparser import ConfigParser
+from dataclasses import dataclass
 from importlib.metadata import PackageNotFoundError, requires
 from pathlib import Path
 
+import numpy as np
 import pytest
 from packaging.requirements import Requirement
 from packaging.utils import canonicalize_name
@@ -327,3 +330,57 @@ def test_an_unknown_name_is_an_attribute_error():
     with pytest.raises(AttributeError, match='no attribute'):
         getattr(package, 'no_such_stage')  # noqa: B009
     assert list(inspect.signature(package.crawl).parameters)[:3] == ['board', 'since', 'until']
+
+
+# tools/api.py: what a page of the site says about a function
+
+@dataclass(frozen=True)
+class Sieve:
+    "What a sieve lets through"
+    mesh: float = .5          # Width of a hole, mm
+    kinds: tuple = ('sand',)  # What may pass
+
+
+def shake(
+    heap: np.ndarray,              # Grains, (N,) in mm
+    sieve: Sieve = Sieve(),        # The holes  # noqa: B008
+    seconds: float | None = None,  # How long; until nothing falls by default
+) -> np.ndarray:  # Grains that fell through, (M,)
+    "Shake `heap` through a sieve."
+    return heap[heap < sieve.mesh]
+
+
+@pytest.fixture
+def api(monkeypatch):
+    monkeypatch.syspath_prepend(top / 'tools')
+    return importlib.import_module('api')
+
+
+def test_the_site_finds_its_renderer(api):
+    module, name = toml['tool']['nbdev']['renderer'].split('.')
+    assert (top / f'tools/{module}.py').exists() and isinstance(getattr(api, name), type)
+    assert 'PYTHONPATH: tools' in (top / '.github/workflows/docs.yml').read_text()
+
+
+def test_types_and_calls_in_plain_words(api):
+    assert api.type_words(float | None) == 'float or None'
+    types = [api.type_words(o) for o in (np.ndarray, dict[str, list], tuple[np.ndarray, int], 'FaceData')]
+    assert types == ['ndarray', 'dict[str, list]', 'tuple[ndarray, int]', 'FaceData']
+    assert api.call_line('shake', api.params_of(shake)) == 'shake(heap, sieve=Sieve(), seconds=None)'
+    assert api.call_line('Sieve', api.params_of(Sieve)) == "Sieve(mesh=0.5, kinds=('sand',))"
+
+
+def test_an_entry_has_a_table_of_parameters(api):
+    table = api.param_table(api.params_of(shake)).splitlines()
+    assert table[0] == '|  | type | default | what it is |'
+    assert table[2] == '| <code>heap</code> | <code>ndarray</code> |  | Grains, (N,) in mm |'
+    assert table[-1].startswith('| **returns** | <code>ndarray</code> |')
+    entry = api.ApiDoc(shake)._repr_markdown_()
+    assert '### shake' in entry and '*Shake `heap` through a sieve.*' in entry
+
+
+def test_an_entry_of_a_class_in_a_folder_has_its_comments(api):
+    cell_class = type('Mirror', (), {'__module__': '__main__'})
+    url = 'https://github.com/pttface/pttface/blob/main/pttface/storage/drive.py#L40'
+    from pttface.storage.drive import Mirror
+    assert api.exported(cell_class, url) is Mirror

@@ -112,7 +112,7 @@ def exported(
     url: str,  # Where nbdev says its source is; `None` where it does not know
 ):  # The same symbol of the exported module, or `sym`
     "A class that was defined in a cell has no file from which to read its comments: the one in the module has."
-    found = re.search(r'/pttface/([\w/]+)\.py', url or '')
+    found = re.search(r'/blob/[^/]+/pttface/([\w/]+)\.py', url or '')
     if not found or getattr(sym, '__module__', None) != '__main__' or not isinstance(sym, type):
         return sym
     try:

@@ -179,11 +179,12 @@ def first_picture(body):
 
 def first_text(body):
     "The match of a page's first table or longer value among the outputs; `None` without one."
+    shown = []
     for m in re.finditer(r'<div class="cell-output[^>]*>(?!\s*<hr)', body):
         found = re.compile(r'<table.*?</table>|<pre.*?</pre>', re.S).search(body, m.end())
-        if found and found.start() < m.end() + 250 and 90 < height(found[0]) < 620:
-            return found
-    return None
+        if found and found.start() < m.end() + 250 and 130 < height(found[0]) < 620:
+            shown.append(found)
+    return next((m for m in shown if m[0].startswith('<table')), shown[0] if shown else None)
 
 
 def lead(text, name, up):
@@ -195,15 +196,15 @@ def lead(text, name, up):
     seen = [m for m in (found, early) if m and height(body[:m.start()]) < first_screen]
     if not found or seen:
         return text
+    cells = list(re.finditer(r'<div id="(cell-[\w-]+)" class="cell">', body[:found.start()]))
+    link = f'<a href="#{cells[-1][1]}">(below)</a>' if cells else ''
     if found.re.groups:
         shown = f'<img alt="{found[1]}" src="{up}{thumbnail(found[2], name)}">'
         caption = found[1]
     else:
         shown = found[0]
-        before = re.findall(r'<p>(.*?)</p>', body[:found.start()], re.S)
-        caption = html.escape(words(html.unescape(re.sub(r'<[^>]+>', '', before[-1])))) if before else ''
-    cells = re.findall(r'<div id="(cell-[\w-]+)" class="cell">', body[:found.start()])
-    link = f'<a href="#{cells[-1]}">(below)</a>' if cells else ''
+        before = re.search(r'<p>((?:(?!<p>).)*)</p>\s*$', body[:cells[-1].start()] if cells else '', re.S)
+        caption = html.escape(words(html.unescape(re.sub(r'<[^>]+>', '', before[1])))) if before else ''
     figure = f'<figure class="lead">{shown}<figcaption>{caption} {link}</figcaption></figure>'
     return f'{text[:begin]}{figure}{text[begin:]}'
 
