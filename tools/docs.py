@@ -182,9 +182,11 @@ def first_text(body):
     shown = []
     for m in re.finditer(r'<div class="cell-output[^>]*>(?!\s*<hr)', body):
         found = re.compile(r'<table.*?</table>|<pre.*?</pre>', re.S).search(body, m.end())
-        if found and found.start() < m.end() + 250 and 130 < height(found[0]) < 620:
+        if found and found.start() < m.end() + 250:
             shown.append(found)
-    return next((m for m in shown if m[0].startswith('<table')), shown[0] if shown else None)
+    tables = [m for m in shown if m[0].startswith('<table')]
+    values = [m for m in shown if 130 < height(m[0]) < 620]
+    return next(iter(tables or values), None)
 
 
 def lead(text, name, up):
