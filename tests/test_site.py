@@ -167,7 +167,7 @@ def test_every_page_opens_with_what_it_does_and_a_result(built, url, browser):
         browser.goto(url + name)
         assert browser.eval('document.querySelector("main .description").getBoundingClientRect().bottom < 300'), name
         tops = browser.eval('''[...document.querySelectorAll(
-            'main img:not([src*="colab.svg"]), .lead, .cell-output table')]
+            'main img:not([src*="colab.svg"]), .first-result, .cell-output table')]
             .filter(e => !e.closest('.api')).map(e => e.getBoundingClientRect().top)''')
         if tops and min(tops) > 700:
             late.append(f'{name}: first result at {min(tops):.0f} pixels')

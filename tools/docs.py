@@ -207,7 +207,7 @@ def lead(text, name, up):
         shown = found[0]
         before = re.search(r'<p>((?:(?!<p>).)*)</p>\s*$', body[:cells[-1].start()] if cells else '', re.S)
         caption = html.escape(words(html.unescape(re.sub(r'<[^>]+>', '', before[1])))) if before else ''
-    figure = f'<figure class="lead">{shown}<figcaption>{caption} {link}</figcaption></figure>'
+    figure = f'<figure class="first-result">{shown}<figcaption>{caption} {link}</figcaption></figure>'
     return f'{text[:begin]}{figure}{text[begin:]}'
 
 

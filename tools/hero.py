@@ -6,7 +6,7 @@ import numpy as np
 from PIL import Image
 
 from pttface.app.demo import denoising
-from pttface.training.trainer import Run
+from pttface.diffusion import Run
 from pttface.storage.files import read_json
 
 top = Path(__file__).resolve().parent.parent

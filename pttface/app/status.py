@@ -6,7 +6,7 @@ Docs: https://pttface.github.io/pttface/app/status.html.md"""
 
 # %% auto #0
 __all__ = ['Step', 'count_lines', 'record', 'pages_read', 'links_step', 'photos_step', 'faces_step', 'dataset_step',
-           'last_log_row', 'duration', 'is_done_training', 'train_step', 'sample_step', 'run_folders', 'run_steps',
+           'last_log_row', 'duration', 'training_done', 'train_step', 'sample_step', 'run_folders', 'run_steps',
            'eval_step', 'disk_usage', 'size', 'demo_line', 'Status', 'status']
 
 # %% ../../nbs/app/status.ipynb #a4985de0
@@ -158,7 +158,7 @@ def duration(
         return f'{s:.0f} s'
     return f'{s/60:.0f} min' if s < 7200 else f'{s//3600:.0f} h {s%3600/60:.0f} min'
 
-def is_done_training(
+def training_done(
     last:dict,      # Last row of a run's log
     settings:dict,  # The run's recipe
 )->bool: # Has the schedule ended?
@@ -186,7 +186,7 @@ def train_step(
         what = f'{name}: {last["images"]:,} images in {duration(last["seconds"])}, loss {loss:.3g}'
     if card and rec.get('hash', {}).get('data') != card:
         return Step('train', 'behind', f'{what}, on another data set', f'{line} --force', folder)
-    return Step('train', 'done' if is_done_training(last, settings) else 'under way', what, line, folder)
+    return Step('train', 'done' if training_done(last, settings) else 'under way', what, line, folder)
 
 def sample_step(
     root:Path,    # Artefact folder
