@@ -34,7 +34,7 @@ def test_ctrl_c_in_every_stage(tmp_path):
     finished, stopped = [], 0
     for sign, done in moments:
         if list(root.glob(sign)):
-            continue  # The last stop came late: this moment is over, and a new Python cannot be told from its first one
+            continue  # The last stop came late: this moment is over, and a new process looks like it
         p, end = start(root), time.time() + 120
         while p.poll() is None and not list(root.glob(sign)) and time.time() < end:
             time.sleep(.02)

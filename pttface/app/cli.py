@@ -349,7 +349,7 @@ COMMANDS['completion'] = Command(
      ('fish', 'pttface completion fish > ~/.config/fish/completions/pttface.fish')), 'shell')
 
 # %% ../../nbs/app/cli.ipynb #ba62c59a
-_exits = {0:'done', 2:'a fault you can fix, told in one sentence', 130:'stopped by Ctrl-C; the same command goes on',
+_exits = {0:'done', 2:'a fault you can fix, in one sentence', 130:'stopped by Ctrl-C; the same command goes on',
          1:'a bug in pttface, with its traceback'}
 
 def command(
