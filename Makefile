@@ -7,7 +7,7 @@ ROOT ?= runs/demo
 .PHONY: demo test bench docs readme help
 
 help:
-	@echo "make demo              the whole road on a synthetic board, into $(ROOT)"
+	@echo "make demo              the whole pipeline on a synthetic board, into $(ROOT)"
 	@echo "make test              everything CI checks"
 	@echo "make bench WHAT=name   a measured table, and runs/bench/name.json"
 	@echo "make docs              the docs site, into _docs"

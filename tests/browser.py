@@ -5,42 +5,63 @@ from importlib.util import find_spec
 
 import pytest
 
-CHROMIUM = next((p for p in map(shutil.which, ('chromium', 'chromium-browser', 'google-chrome-stable', 'google-chrome')) if p), None)
+NAMES = ('chromium', 'chromium-browser', 'google-chrome-stable', 'google-chrome')
+CHROMIUM = next((p for p in map(shutil.which, NAMES) if p), None)
 
 
 def opens(path):
     "Does this Chromium open a page here at all?"
+    flags = ['--headless', '--no-sandbox', '--disable-gpu', '--disable-dev-shm-usage',
+             '--disable-background-networking', '--dump-dom']
     try:
-        return 'a page' in subprocess.run([path, '--headless', '--no-sandbox', '--disable-gpu', '--disable-dev-shm-usage', '--disable-background-networking', '--dump-dom', 'data:text/html,a page'],
-        capture_output=True, text=True, timeout=90).stdout
+        r = subprocess.run([path, *flags, 'data:text/html,a page'], capture_output=True, text=True, timeout=90)
+        return 'a page' in r.stdout
     except (OSError, subprocess.TimeoutExpired):
         return False
 
 
-lacks = ('no Chromium on this machine: `apt-get install chromium`' if CHROMIUM is None else 'no Playwright: `pip install playwright`' if find_spec('playwright') is None
-         else '' if opens(CHROMIUM) else f'{CHROMIUM} cannot open a page here')
+def lacking():
+    "What a browser test lacks on this machine; empty when it can run."
+    if CHROMIUM is None:
+        return 'no Chromium on this machine: `apt-get install chromium`'
+    if find_spec('playwright') is None:
+        return 'no Playwright: `pip install playwright`'
+    return '' if opens(CHROMIUM) else f'{CHROMIUM} cannot open a page here'
+
+
+lacks = lacking()
 needs_browser = pytest.mark.skipif(bool(lacks), reason=lacks)
-FLAGS = ['--disable-gpu', '--disable-quic', '--disable-dev-shm-usage', '--hide-scrollbars', '--force-color-profile=srgb', '--disable-background-networking',
-         '--disable-component-update', '--disable-sync', '--host-resolver-rules=MAP * ~NOTFOUND , EXCLUDE 127.0.0.1 , EXCLUDE localhost']
+FLAGS = ['--disable-gpu', '--disable-quic', '--disable-dev-shm-usage', '--hide-scrollbars',
+         '--force-color-profile=srgb', '--disable-background-networking', '--disable-component-update',
+         '--disable-sync', '--host-resolver-rules=MAP * ~NOTFOUND , EXCLUDE 127.0.0.1 , EXCLUDE localhost']
 
 
 class Browser:
-    "One page of one Chromium; `page` is Playwright's, `errors` what its console, scripts and network complained of since the last `goto`."
+    "One page of one Chromium; `page` is Playwright's, `errors` what went wrong in it since the last `goto`."
     def __init__(self, width=1280, height=900, patience=60):
         from playwright.sync_api import sync_playwright
-        self.patience, self.errors = patience, []
+        self.patience = patience
+        self.errors = []
         self._playwright = sync_playwright().start()
         try:
-            self._chromium = self._playwright.chromium.launch(executable_path=CHROMIUM, chromium_sandbox=False, args=FLAGS, timeout=patience*1000)
+            self._chromium = self._playwright.chromium.launch(
+                executable_path=CHROMIUM, chromium_sandbox=False, args=FLAGS, timeout=patience*1000)
         except BaseException:
             self._playwright.stop()
             raise
         self.page = self._chromium.new_page(viewport=dict(width=width, height=height))
         self.page.set_default_timeout(patience*1000)
-        self.page.on('console', lambda m: self.errors.append(f'{m.text} {m.location.get("url", "")}') if m.type == 'error' else None)
+        self.page.on('console', self._console)
         self.page.on('pageerror', lambda e: self.errors.append(str(e)))
-        # what the next `goto` cuts off (an icon still on its way) is no fault of the page
-        self.page.on('requestfailed', lambda r: self.errors.append(f'not loaded: {r.url} {r.failure}') if 'ERR_ABORTED' not in str(r.failure) else None)
+        self.page.on('requestfailed', self._failed)
+
+    def _console(self, message):
+        if message.type == 'error':
+            self.errors.append(f'{message.text} {message.location.get("url", "")}')
+
+    def _failed(self, request):
+        if 'ERR_ABORTED' not in str(request.failure):  # what the next `goto` cuts off is no fault of the page
+            self.errors.append(f'not loaded: {request.url} {request.failure}')
 
     def goto(self, url):
         "Open `url` and wait until it has loaded."

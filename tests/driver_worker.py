@@ -1,4 +1,7 @@
-"Runs the driver as Colab would, with a stand-in for `google.colab`: `driver_worker.py CONTENT [SECONDS]`, a slow, moody Drive under CONTENT/drive."
+"""Run the Colab notebook as Colab would, with a stand-in for `google.colab`: `driver_worker.py CONTENT [SECONDS]`.
+
+Drive is a folder under CONTENT/drive whose file operations are slow and sometimes fail.
+"""
 import builtins
 import dataclasses
 import errno
@@ -14,31 +17,32 @@ from pathlib import Path
 content = Path(sys.argv[1]).absolute()
 budget = sys.argv[2] if len(sys.argv) > 2 else '6s'
 mine = content / 'drive/MyDrive'
-moods = random.Random(int(os.environ.get('MOODS', 0)))
-counts = dict(calls=0, moods=0, mounts=0, flushes=0)
+faults = random.Random(int(os.environ.get('FAULT_SEED', 0)))
+counts = dict(calls=0, faults=0, mounts=0, flushes=0)
 
 
-def moody(f, where=0):
-    "A file operation that takes its time under Drive, fails one time in twelve, and knows how many files a folder may hold."
+def unreliable(f, where=0):
+    "A file operation that is slow under Drive, fails one time in twelve, and when a folder holds too many files."
     def wrapped(*a, **kw):
         p = a[where] if len(a) > where and isinstance(a[where], (str, os.PathLike)) else None
         if p is None or not str(p).startswith(str(mine)):
             return f(*a, **kw)
         counts['calls'] += 1
         time.sleep(.002)
-        if moods.random() < 1/12:
-            counts['moods'] += 1
+        if faults.random() < 1/12:
+            counts['faults'] += 1
             raise OSError(errno.EIO, 'Input/output error', str(p))
         folder = Path(p).parent
-        if f is real_open and 'w' in str(a[1:2]) and not Path(p).exists() and folder.is_dir() and len(os.listdir(folder)) >= 1000:
+        new = f is real_open and 'w' in str(a[1:2]) and not Path(p).exists()
+        if new and folder.is_dir() and len(os.listdir(folder)) >= 1000:
             raise OSError(errno.EIO, 'Too many files', str(p))
         return f(*a, **kw)
     return wrapped
 
 
 real_open = builtins.open
-builtins.open = io.open = moody(real_open)
-os.replace = moody(os.replace, 1)
+builtins.open = io.open = unreliable(real_open)
+os.replace = unreliable(os.replace, 1)
 os.fsync, real_fsync = (lambda fd: real_fsync(fd)), os.fsync
 
 
@@ -59,7 +63,8 @@ google, colab = types.ModuleType('google'), types.ModuleType('google.colab')
 colab.drive = types.SimpleNamespace(mount=mount, flush_and_unmount=flush_and_unmount)
 google.__path__, colab.__path__, google.colab = [], [], colab
 for m in (google, colab):
-    m.__spec__ = types.SimpleNamespace(name=m.__name__, submodule_search_locations=[], loader=None, parent=m.__name__.rpartition('.')[0], origin=None)
+    m.__spec__ = types.SimpleNamespace(name=m.__name__, submodule_search_locations=[], loader=None, origin=None,
+                                       parent=m.__name__.rpartition('.')[0])
 sys.modules.update({'google': google, 'google.colab': colab})
 
 from IPython.core.interactiveshell import InteractiveShell  # noqa: E402
@@ -72,10 +77,13 @@ top = Path(__file__).resolve().parent.parent
 for i, cell in enumerate(json.loads((top / 'nbs/colab.ipynb').read_text())['cells']):
     if cell['cell_type'] != 'code':
         continue
-    source = ''.join(cell['source']).replace('/content', str(content)).replace('n_photos=90', 'n_photos=40').replace('remote = mirror.pull(),300', '')
-    source = source.replace(',300', ',.3').replace('gateway=gateway', 'gateway=gateway, rate=15, streams=1')
+    source = ''.join(cell['source'])
+    for text, instead in (('/content', str(content)), ('n_photos=90', 'n_photos=40'), (',300', ',.3'),
+                          ('gateway=gateway', 'gateway=gateway, rate=15, streams=1')):
+        source = source.replace(text, instead)
     if source.startswith('form = '):
-        source = source.replace('form.widget', f"form.road.value = 'drawn heads'; form.fields['budget'].value = '{budget}'")
+        choose = f"form.preset.value = 'drawn heads'; form.fields['budget'].value = '{budget}'"
+        source = source.replace('form.widget', choose)
     r = shell.run_cell(source, silent=True)
     if r.error_before_exec or r.error_in_exec:
         sys.exit(f'cell {i}: {r.error_before_exec or r.error_in_exec!r}')

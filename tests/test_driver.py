@@ -1,4 +1,4 @@
-"The driver, on a Colab that stands in: an empty Drive, a session that dies in the download, one that dies in training, one that ends."
+"The Colab notebook on a stand-in for Colab: one session dies in the download, one in training, one ends."
 import ast
 import json
 import os
@@ -22,64 +22,96 @@ seven = sorted(top.glob('nbs/0?_*.ipynb'))
 
 
 def start(content, **env):
-    return subprocess.Popen([sys.executable, top / 'tests/driver_worker.py', content], cwd=content.parent, text=True, stdout=subprocess.PIPE, stderr=subprocess.STDOUT,
-                            env={**os.environ, 'TQDM_DISABLE': '1', 'OMP_NUM_THREADS': '1', 'PYTHONWARNINGS': 'ignore', **env})
+    "Run the notebook in a process of its own, with `content` as Colab's /content."
+    quiet = {'TQDM_DISABLE': '1', 'OMP_NUM_THREADS': '1', 'PYTHONWARNINGS': 'ignore'}
+    return subprocess.Popen([sys.executable, top / 'tests/driver_worker.py', content], cwd=content.parent, text=True,
+                            stdout=subprocess.PIPE, stderr=subprocess.STDOUT, env={**os.environ, **quiet, **env})
 
 
-def until(p, sign, patience=300):
-    "Wait for `sign`, then end the session as Colab does: without a word, local disk and all."
+def kill_when(p, reached, patience=300):
+    "Wait until `reached()`, then end the session as Colab does: without warning."
     end = time.monotonic() + patience
-    while p.poll() is None and not sign() and time.monotonic() < end:
+    while p.poll() is None and not reached() and time.monotonic() < end:
         time.sleep(.05)
     running = p.poll() is None
     p.kill()
-    said = p.communicate()[0]
-    assert running, f'the session ended by itself: {said[-3000:]}'
+    output = p.communicate()[0]
+    assert running, f'the session ended by itself: {output[-3000:]}'
+
+
+def page_cache(data):
+    "The bytes of the file that holds the board's pages."
+    found = [p for p in data.glob('links/pages.*') if p.suffix in ('.sqlite', '.jsonl')]
+    assert len(found) == 1, found
+    return found[0].read_bytes()
+
+
+def rows_of(data):
+    "The rows of all ledgers."
+    return [row for p in data.glob('photos/ledger_*.jsonl') for row in whole_rows(p)]
+
+
+def steps_of(data):
+    "The rows of the training log."
+    path = data / 'runs/tiny/log.jsonl'
+    return read_jsonl(path) if path.exists() else []
 
 
 def test_run_all_goes_on_from_a_session_that_died(tmp_path):
     data = tmp_path / 'MyDrive/pttface'
     data.parent.mkdir()
-    rows = lambda: [r for p in data.glob('photos/ledger_*.jsonl') for r in lines(p)]
 
-    content = tmp_path / 'first'
-    content.mkdir()
-    until(start(content, MOODS='1'), lambda: len(rows()) >= 8)
-    before = {r['url'] for r in rows()}
-    pages = (data / 'links/pages.jsonl').read_bytes()
+    first = tmp_path / 'first'
+    first.mkdir()
+    kill_when(start(first, FAULT_SEED='1'), lambda: len(rows_of(data)) >= 8)
+    before = {r['url'] for r in rows_of(data)}
+    pages = page_cache(data)
     assert not list(data.glob('runs/*')) and (data / 'links/crawl.json').exists()
-    shutil.rmtree(content)
+    shutil.rmtree(first)
 
-    content = tmp_path / 'second'
-    content.mkdir()
-    until(start(content, MOODS='2'), lambda: any(data.glob('runs/tiny/checkpoint-*.pt')) and (data / 'runs/tiny/checkpoints.json').exists())
-    after = read_jsonl(next(data.glob('runs/tiny')) / 'log.jsonl') if (data / 'runs/tiny/log.jsonl').exists() else []
-    reached = json.loads((data / 'runs/tiny/checkpoints.json').read_text())[-1]['step']
-    assert before <= {r['url'] for r in rows()} and (data / 'links/pages.jsonl').read_bytes() == pages
-    shards = {p: p.stat().st_mtime_ns for p in [*data.glob('photos/*.tar'), *data.glob('faces/*.npz'), *data.glob('dataset/*'), data / 'runs/tiny/recipe.json']}
-    assert shards
-    shutil.rmtree(content)
+    second = tmp_path / 'second'
+    second.mkdir()
+    checkpoints = data / 'runs/tiny/checkpoints.json'
+    kill_when(start(second, FAULT_SEED='2'),
+              lambda: any(data.glob('runs/tiny/checkpoint-*.pt')) and checkpoints.exists())
+    logged = steps_of(data)
+    reached = json.loads(checkpoints.read_text())[-1]['step']
+    assert before <= {r['url'] for r in rows_of(data)} and page_cache(data) == pages
+    finished = [*data.glob('photos/*.tar'), *data.glob('faces/*.npz'), *data.glob('dataset/*')]
+    stamps = {p: p.stat().st_mtime_ns for p in [*finished, data / 'runs/tiny/recipe.json']}
+    assert finished
+    shutil.rmtree(second)
 
-    content = tmp_path / 'third'
-    content.mkdir()
-    p = start(content, MOODS='3')
-    said = p.communicate(timeout=420)[0]
-    assert p.returncode == 0, said[-3000:]
-    counts = json.loads((content / 'counts.json').read_text())
-    assert counts['mounts'] == counts['flushes'] == 1 and counts['moods'] > 0
-    assert {p: p.stat().st_mtime_ns for p in shards} == shards, 'what was finished was made again'
-    log = read_jsonl(data / 'runs/tiny/log.jsonl')
+    third = tmp_path / 'third'
+    third.mkdir()
+    p = start(third, FAULT_SEED='3')
+    output = p.communicate(timeout=420)[0]
+    assert p.returncode == 0, output[-3000:]
+    counts = json.loads((third / 'counts.json').read_text())
+    assert counts['mounts'] == counts['flushes'] == 1 and counts['faults'] > 0
+    assert {p: p.stat().st_mtime_ns for p in stamps} == stamps, 'what was finished was made again'
+    log = steps_of(data)
     steps = [r['step'] for r in log]
-    assert log[:len(after)] == after and steps[-1] >= reached and steps == sorted(set(steps)), 'training did not go on from its checkpoint'
-    assert len({r['url'] for r in rows()}) == len(rows()), 'a link was tried twice'
-    for name in ('photos/download.json', 'faces/faces.json', 'dataset/card.json', 'runs/tiny/samples.npz', 'eval/report.json', 'choices.json'):
+    assert log[:len(logged)] == logged and steps[-1] >= reached, 'training did not go on from its checkpoint'
+    assert steps == sorted(set(steps))
+    rows = rows_of(data)
+    assert len({r['url'] for r in rows}) == len(rows), 'a link was tried twice'
+    for name in ('photos/download.json', 'faces/faces.json', 'dataset/card.json', 'runs/tiny/samples.npz',
+                 'eval/report.json', 'choices.json'):
         assert (data / name).stat().st_size > 0, name
     assert not [p for p in data.rglob('.*') if p.is_file()], 'half a file was left on Drive'
-    local, there = ({p.relative_to(r).as_posix(): p.stat().st_size for p in r.rglob('*') if p.is_file() and not p.name.startswith('.')} for r in (content / 'pttface', data))
-    assert local == there and max(len(list(d.iterdir())) for d in [data, *(o for o in data.rglob('*') if o.is_dir())]) < 1000
+    assert sizes(third / 'pttface') == sizes(data)
+    folders = [data, *(o for o in data.rglob('*') if o.is_dir())]
+    assert max(len(list(o.iterdir())) for o in folders) < 1000
 
 
-def lines(path):
+def sizes(root):
+    "Bytes of each file below `root` that is not hidden."
+    files = [p for p in root.rglob('*') if p.is_file() and not p.name.startswith('.')]
+    return {p.relative_to(root).as_posix(): p.stat().st_size for p in files}
+
+
+def whole_rows(path):
     "The whole rows of a file that is being written"
     return [json.loads(o) for o in path.read_bytes().splitlines(True) if o.endswith(b'\n')]
 
@@ -92,7 +124,8 @@ def source(nb):
 def test_each_stage_opens_in_colab_by_itself(nb):
     cells = source(nb)
     link = f'https://colab.research.google.com/github/pttface/pttface/blob/main/nbs/{nb.name}'
-    assert cells[0][0] == 'markdown' and cells[0][1].rstrip().endswith(f'[![Open in Colab](https://colab.research.google.com/assets/colab-badge.svg)]({link})')
+    badge = 'https://colab.research.google.com/assets/colab-badge.svg'
+    assert cells[0][0] == 'markdown' and cells[0][1].rstrip().endswith(f'[![Open in Colab]({badge})]({link})')
     code = [s for kind, s in cells if kind == 'code']
     assert 'IN_COLAB = ' in code[1] and 'pip' in code[1] and re.search(r'^#\| hide', code[1])
     assert 'if not IN_COLAB' in code[-1] and 'nbdev_export()' in code[-1]
@@ -102,10 +135,20 @@ def test_each_stage_opens_in_colab_by_itself(nb):
     for s in code[:-1]:
         if re.search(r'^#\| *eval: *false', s, re.M):
             continue
-        for node in ast.walk(ast.parse(re.sub(r'^[%!].*$', '', s, flags=re.M))):
-            names = [a.name for a in node.names] if isinstance(node, ast.Import) else [node.module] if isinstance(node, ast.ImportFrom) and not node.level else []
-            for n in {o.split('.')[0] for o in names} - set(sys.stdlib_module_names):
-                assert {canonicalize_name(d) for d in homes.get(n, [n])} & there, f'{nb.name} imports {n}, which neither pttface nor Colab brings'
+        for name in imported(s):
+            distributions = {canonicalize_name(d) for d in homes.get(name, [name])}
+            assert distributions & there, f'{nb.name} imports {name}, which neither pttface nor Colab brings'
+
+
+def imported(cell):
+    "The packages that a cell imports, apart from the standard library."
+    names = set()
+    for node in ast.walk(ast.parse(re.sub(r'^[%!].*$', '', cell, flags=re.M))):
+        if isinstance(node, ast.Import):
+            names |= {a.name for a in node.names}
+        elif isinstance(node, ast.ImportFrom) and not node.level:
+            names.add(node.module)
+    return {o.split('.')[0] for o in names} - set(sys.stdlib_module_names)
 
 
 def test_the_driver_waits_for_nothing_it_cannot_have():
@@ -119,9 +162,12 @@ def test_the_doctor_finds_what_is_wrong(tmp_path, monkeypatch):
     assert check_root(tmp_path / 'a/b').state == 'ok' and list(tmp_path.iterdir()) == []
     assert check_disk(tmp_path, need=1e18).state == 'note' and check_disk(tmp_path, need=1).state == 'ok'
     assert check_drive(tmp_path).found.endswith('B')
-    assert lacking(['pttface>=0', 'torch>=99', 'tornado-that-is-not>=1; python_version < "3"']) == [('torch>=99', lacking(['torch>=99'])[0][1])]
+    needs = ['pttface>=0', 'torch>=99', 'tornado-that-is-not>=1; python_version < "3"']
+    assert lacking(needs) == [('torch>=99', lacking(['torch>=99'])[0][1])]
+
     def refuse(*a, **kw):
         raise OSError(28, 'No space left on device')
+
     monkeypatch.setattr('os.fsync', refuse)
     c = check_root(tmp_path)
     assert c.state == 'fault' and 'No space' in c.found and c.mend

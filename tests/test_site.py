@@ -1,4 +1,4 @@
-"The docs site as a reader meets it: every page in a real browser, every link and picture, search, headings, contrast, phone and dark."
+"The docs site in a real browser: pages, links, pictures, search, headings, contrast, a phone's width, dark."
 import functools
 import http.server
 import re
@@ -40,7 +40,8 @@ class Links(HTMLParser):
 @pytest.fixture(scope='session')
 def built():
     "The site, built anew when a notebook, the sidebar or a style is younger than it."
-    sources = [*top.glob('nbs/**/*.ipynb'), *top.glob('nbs/*.yml'), *top.glob('nbs/*.css'), *top.glob('tools/site/*'), top / 'tools/docs.py']
+    sources = [*top.glob('nbs/**/*.ipynb'), *top.glob('nbs/*.yml'), *top.glob('nbs/*.css'), *top.glob('tools/site/*'),
+               top / 'tools/docs.py', top / 'tools/api.py']
     front = site / 'index.html'
     if not front.exists() or front.stat().st_mtime < max(p.stat().st_mtime for p in sources):
         r = subprocess.run([sys.executable, 'tools/docs.py'], cwd=top, text=True, capture_output=True, timeout=600)
@@ -114,12 +115,14 @@ def test_every_page_loads_without_a_word_on_the_console(built, url, browser):
     for name in built:
         browser.goto(url + name)
         assert browser.errors == [], name
-        assert browser.eval('[...document.images].filter(i => !i.complete || !i.naturalWidth).map(i => i.alt)') == [], name
+        missing = browser.eval('[...document.images].filter(i => !i.complete || !i.naturalWidth).map(i => i.alt)')
+        assert missing == [], name
         assert browser.eval('document.title').strip()
 
 
 @needs_browser
-@pytest.mark.parametrize('query, lands', [('level_eyes', '#level_eyes'), ('extract_faces', 'faces.html#extract_faces'), ('opt-out', 'html')])
+@pytest.mark.parametrize('query, lands', [
+    ('level_eyes', '#level_eyes'), ('extract_faces', 'faces.html#extract_faces'), ('opt-out', 'html')])
 def test_search_finds(url, browser, query, lands):
     browser.size(1280, 900)
     browser.goto(url)
@@ -131,6 +134,60 @@ def test_search_finds(url, browser, query, lands):
     browser.wait(f'location.href.includes({lands!r})')
 
 
+def test_the_sidebar_shows_the_stages_first_and_folders_closed(built):
+    def entries(name):
+        text = (site / name).read_text(encoding='utf-8')
+        bar = text[text.index('id="quarto-sidebar"'):text.index('id="quarto-margin-sidebar"')]
+        links = re.findall(r'<a href="([^"]+)" class="sidebar-item-text', bar)
+        sections = re.findall(r'class="collapse list-unstyled sidebar-section depth1( show)?"', bar)
+        return links, sections
+
+    links, sections = entries('index.html')
+    stages = ['crawl', 'download', 'faces', 'dataset', 'unet', 'diffusion', 'fid']
+    assert links[1:8] == [f'{stage}.html' for stage in stages]
+    assert len(sections) >= 9 and sections == ['']*len(sections)
+    assert entries('storage/files.html')[1].count(' show') == 1
+
+
+def test_imports_are_folded(built):
+    for name in built:
+        text = re.sub(r'<details.*?</details>', '', (site / name).read_text(encoding='utf-8'), flags=re.S)
+        for code in re.findall(r'<code class="sourceCode python">(.*?)</code>', text, re.S):
+            lines = [o for o in re.sub('<[^>]+>', '', code).splitlines() if o.strip()]
+            if len(lines) > 1 and name not in ('index.html', 'colab.html'):
+                assert not all(o.startswith(('import ', 'from ')) for o in lines), f'{name}: {lines}'
+
+
+@needs_browser
+def test_every_page_opens_with_what_it_does_and_a_result(built, url, browser):
+    "In the first screen: the subtitle, and a picture or table on each page that has one among its results."
+    browser.size(1280, 900)
+    late = []
+    for name in built:
+        browser.goto(url + name)
+        assert browser.eval('document.querySelector("main .description").getBoundingClientRect().bottom < 300'), name
+        tops = browser.eval('''[...document.querySelectorAll(
+            'main img:not([src*="colab.svg"]), .first-result, .cell-output table')]
+            .filter(e => !e.closest('.api')).map(e => e.getBoundingClientRect().top)''')
+        if tops and min(tops) > 700:
+            late.append(f'{name}: first result at {min(tops):.0f} pixels')
+    assert late == []
+
+
+@needs_browser
+def test_a_line_of_100_characters_needs_no_scroll_bar(built, url, browser):
+    browser.size(1280, 900)
+    wide = []
+    for name in built:
+        browser.goto(url + name)
+        wide += browser.eval('''[...document.querySelectorAll('main pre')]
+            .filter(e => e.scrollWidth > e.clientWidth + 1)
+            .filter(e => Math.max(...e.textContent.split('\\n').map(
+                line => [...line].reduce((n, c) => n + (c.codePointAt() < 0x2000 ? 1 : 2), 0))) <= 100)
+            .map(e => document.title + ': ' + e.textContent.slice(0, 100))''')
+    assert wide == []
+
+
 @needs_browser
 def test_no_page_is_wider_than_a_phone(built, url, browser):
     browser.size(390, 844)
@@ -139,7 +196,8 @@ def test_no_page_is_wider_than_a_phone(built, url, browser):
         wide = browser.eval('''[...document.querySelectorAll('main *')].filter(e => {
             const r = e.getBoundingClientRect();
             if (r.right <= innerWidth + 1 || !r.width) return false;
-            for (let p = e.parentElement; p; p = p.parentElement) if (['auto', 'scroll', 'hidden'].includes(getComputedStyle(p).overflowX)) return false;
+            for (let p = e.parentElement; p; p = p.parentElement)
+                if (['auto', 'scroll', 'hidden'].includes(getComputedStyle(p).overflowX)) return false;
             return true}).map(e => e.tagName + '.' + e.className).slice(0, 5)''')
         assert wide == [], name
         assert browser.eval('document.documentElement.scrollWidth <= innerWidth'), name
@@ -151,19 +209,32 @@ def test_no_page_is_wider_than_a_phone(built, url, browser):
 CONTRAST = '''() => {
   const rgb = (s) => { const m = s.match(/[\\d.]+/g).map(Number); return [m[0], m[1], m[2], m.length > 3 ? m[3] : 1]; };
   const over = (a, b) => [0, 1, 2].map((i) => a[i] * a[3] + b[i] * (1 - a[3])).concat(1);
-  const light = (c) => [.2126, .7152, .0722].reduce((s, k, i) => { const v = c[i] / 255; return s + k * (v <= .03928 ? v / 12.92 : ((v + .055) / 1.055) ** 2.4); }, 0);
-  const behind = (e) => { const seen = []; for (; e; e = e.parentElement) { const c = rgb(getComputedStyle(e).backgroundColor); seen.push(c); if (c[3] === 1) break; }
-    return seen.reverse().reduce((a, c) => over(c, a), [255, 255, 255, 1]); };
+  const linear = (v) => v <= .03928 ? v / 12.92 : ((v + .055) / 1.055) ** 2.4;
+  const light = (c) => [.2126, .7152, .0722].reduce((s, k, i) => s + k * linear(c[i] / 255), 0);
+  const behind = (e) => {
+    const seen = [];
+    for (; e; e = e.parentElement) {
+      const c = rgb(getComputedStyle(e).backgroundColor);
+      seen.push(c);
+      if (c[3] === 1) break;
+    }
+    return seen.reverse().reduce((a, c) => over(c, a), [255, 255, 255, 1]);
+  };
   const poor = [];
   for (const e of document.querySelectorAll('body *')) {
-    const own = [...e.childNodes].some((n) => n.nodeType === 3 && n.textContent.trim()), r = e.getBoundingClientRect(), s = getComputedStyle(e);
-    if (!own || !r.width || s.visibility === 'hidden') continue;
-    let faint = 1; for (let p = e; p; p = p.parentElement) faint *= +getComputedStyle(p).opacity;
+    const own = [...e.childNodes].some((n) => n.nodeType === 3 && n.textContent.trim());
+    const s = getComputedStyle(e);
+    if (!own || !e.getBoundingClientRect().width || s.visibility === 'hidden') continue;
+    let faint = 1;
+    for (let p = e; p; p = p.parentElement) faint *= +getComputedStyle(p).opacity;
     if (!faint) continue;
-    const b = behind(e), ink = rgb(s.color); ink[3] *= faint;
+    const b = behind(e), ink = rgb(s.color);
+    ink[3] *= faint;
     const [x, y] = [light(over(ink, b)), light(b)].sort((p, q) => q - p), ratio = (x + .05) / (y + .05);
-    const big = parseFloat(s.fontSize) >= 24 || (parseFloat(s.fontSize) >= 18.66 && +s.fontWeight >= 700);
-    if (ratio < (big ? 3 : 4.5) - .01) poor.push(`${e.tagName}.${e.className} "${e.textContent.trim().slice(0, 30)}" ${ratio.toFixed(2)} ${s.color} on ${b.slice(0, 3).map(Math.round)}`);
+    const size = parseFloat(s.fontSize), big = size >= 24 || (size >= 18.66 && +s.fontWeight >= 700);
+    const name = `${e.tagName}.${e.className} "${e.textContent.trim().slice(0, 30)}"`;
+    if (ratio < (big ? 3 : 4.5) - .01)
+      poor.push(`${name} ${ratio.toFixed(2)} ${s.color} on ${b.slice(0, 3).map(Math.round)}`);
   }
   return poor; }'''
 
@@ -199,5 +270,7 @@ def test_pictures_of_the_site(url, browser, width, tmp_path):
     "A screenshot is not empty: the front page has its picture above the fold."
     browser.size(width, 900)
     browser.goto(url)
-    assert browser.eval('(() => {const r = document.querySelector("main img[alt*=heads]").getBoundingClientRect(); return r.top < 900 && r.width > .8*document.querySelector("main").clientWidth - 40})()')
+    assert browser.eval('''(() => {
+        const r = document.querySelector("main img[alt*=heads]").getBoundingClientRect();
+        return r.top < 900 && r.width > .8*document.querySelector("main").clientWidth - 40})()''')
     assert browser.screenshot(tmp_path / 'front.png').stat().st_size > 30_000

@@ -1,4 +1,4 @@
-"One door to every measured figure: `python tools/bench.py NAME` prints a table and writes runs/bench/NAME.json."
+"Measure one thing: `python tools/bench.py NAME` prints a table and writes runs/bench/NAME.json."
 import argparse
 import os
 import platform
@@ -18,7 +18,8 @@ columns = ('what', 'value', 'unit', 'peer', 'peer_value', 'ratio', 'n', 'spread'
 def machine():
     "The machine in a few words."
     gpu = torch.cuda.get_device_name() if torch.cuda.is_available() else 'no GPU'
-    return f'{os.cpu_count()} cores, {gpu}, Python {platform.python_version()}, torch {torch.__version__.partition("+")[0]}'
+    versions = f'Python {platform.python_version()}, torch {torch.__version__.partition("+")[0]}'
+    return f'{os.cpu_count()} cores, {gpu}, {versions}'
 
 
 def main():
@@ -27,10 +28,12 @@ def main():
     names = sorted(p.stem.removeprefix('bench_') for p in here.glob('bench_*.py'))
     p = argparse.ArgumentParser(prog='make bench WHAT=name', description=__doc__)
     p.add_argument('name', choices=names, help='what to measure')
-    p.add_argument('--smoke', action='store_true', help='the smallest run that shows that it works; its figures mean nothing and are not written')
+    p.add_argument('--smoke', action='store_true',
+                   help='the smallest run that shows that it works; its figures mean nothing and are not written')
     p.add_argument('--keep', action='store_true', help='keep the figures for the benchmarks page too')
     args = p.parse_args()
-    rows = [{c: r.get(c) for c in columns} for r in import_module(f'bench_{args.name}').bench(**({'smoke': True} if args.smoke else {}))]
+    bench = import_module(f'bench_{args.name}').bench
+    rows = [{c: r.get(c) for c in columns} for r in (bench(smoke=True) if args.smoke else bench())]
     print(Table(rows))
     if args.smoke:
         return

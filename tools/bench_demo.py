@@ -25,7 +25,8 @@ def held(p):
 class Peak:
     "The most memory that this process and its children held at any one of the moments looked at."
     def __enter__(self):
-        self.bytes,self.stop = 0,threading.Event()
+        self.bytes = 0
+        self.stop = threading.Event()
         self.thread = threading.Thread(target=self.watch, daemon=True)
         self.thread.start()
         return self
@@ -41,16 +42,19 @@ class Peak:
 
 
 def bench(smoke=False):
-    "Rows: seconds a stage, and what it came to. Peers: none, nobody else walks the whole road."
+    "Rows: seconds for each stage, and what the demo found. No peer does all of it."
     shutil.rmtree(root, ignore_errors=True)
     with Peak() as peak:
         table = demo(root, DemoSettings(photos=90, budget='6s', samples=16) if smoke else DemoSettings())
     secs = read_json(root / 'demo.json')['seconds']
     rows = [dict(what=k, value=round(v, 1), unit='s', n=1) for k, v in secs.items()]
-    rows += [dict(what='the whole road', value=round(sum(secs.values()), 1), unit=f's on {os.cpu_count()} cores', n=1)]
+    rows += [dict(what='all stages', value=round(sum(secs.values()), 1), unit=f's on {os.cpu_count()} cores', n=1)]
     rows += [dict(what='peak memory, all processes', value=round(peak.bytes/1e6), unit='MB', n=1)]
     n, start = (12 if smoke else 600), monotonic()
     draw_heads(n, seed=1, progress=False)
     rows += [dict(what=f'{n} photos of 400 × 500 px drawn', value=round(monotonic() - start, 1), unit='s', n=1)]
     wanted = ('photos judged', 'training images', 'FD-')
-    return rows + [dict(what=r['what'], value=r['found'], unit=f'of {r["truth"]}' if r['truth'] else None, n=1) for r in table.rows if r['what'].startswith(wanted)]
+    for r in table.rows:
+        if r['what'].startswith(wanted):
+            rows.append(dict(what=r['what'], value=r['found'], unit=f'of {r["truth"]}' if r['truth'] else None, n=1))
+    return rows

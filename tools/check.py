@@ -1,4 +1,4 @@
-"Everything CI checks, in the order of how soon it tells; ends with `N passed, N failed`."
+"Everything CI checks, quick checks first; the last line is `N passed, N failed, N skipped`."
 import os
 import re
 import subprocess
@@ -9,7 +9,8 @@ from pathlib import Path
 
 top = Path(__file__).resolve().parent.parent
 bin = Path(sys.executable).parent
-env = {**os.environ, 'TQDM_DISABLE': '1', 'OMP_NUM_THREADS': '1', 'PTTFACE_BUDGET': '8s', 'MPLBACKEND': 'agg', 'PYTHONWARNINGS': 'ignore', 'PATH': f'{bin}{os.pathsep}{os.environ["PATH"]}'}
+env = {**os.environ, 'TQDM_DISABLE': '1', 'OMP_NUM_THREADS': '1', 'PTTFACE_BUDGET': '8s', 'MPLBACKEND': 'agg',
+       'PYTHONWARNINGS': 'ignore', 'PATH': f'{bin}{os.pathsep}{os.environ["PATH"]}'}
 models = top.parent / 'shared/models/insightface/scrfd_500m'
 if models.is_dir():
     env.setdefault('PTTFACE_INSIGHTFACE_MODELS', str(models))
@@ -17,39 +18,44 @@ results = []
 
 
 def run(*cmd, timeout=1800):
-    "Run a command at the top of the repository; its exit status and what it said."
+    "Run a command at the top of the repository; its exit status and output."
     try:
-        r = subprocess.run(cmd, cwd=top, env=env, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True, timeout=timeout)
+        r = subprocess.run(cmd, cwd=top, env=env, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True,
+                           timeout=timeout)
     except subprocess.TimeoutExpired as e:
         return 124, f'{e.stdout or ""}\nstopped after {timeout} s'
     return r.returncode, r.stdout
 
 
-def note(name, ok, said='', secs=0., n=1):
-    "Record a check and say how it went; what a failed one said is shown."
-    results.append((n if ok else 0, 0 if ok else 1))
-    print(f'{"ok  " if ok else "FAIL"} {name}{f" ({secs:.0f} s)" if secs >= 1 else ""}' + ('' if ok else '\n' + re.sub('^', '     ', said.strip()[-6000:], flags=re.M)), flush=True)
+def note(name, ok, output='', secs=0., counts=None):
+    "Record a check and print how it went; the output of a failed one is shown. `counts`: passed, failed, skipped."
+    results.append(counts or (int(ok), int(not ok), 0))
+    print(f'{"ok  " if ok else "FAIL"} {name}' + (f' ({secs:.0f} s)' if secs >= 1 else ''), flush=True)
+    if not ok:
+        print(re.sub('^', '     ', output.strip()[-6000:], flags=re.M), flush=True)
 
 
 def check(name, *cmd, **kw):
+    "Run a command as a check; it passes when its exit status is 0."
     start = time.time()
-    rc, said = run(*cmd, **kw)
-    note(name, rc == 0, said, time.time() - start)
-    return said
+    rc, output = run(*cmd, **kw)
+    note(name, rc == 0, output, time.time() - start)
 
 
 def sources():
     "The bytes of every notebook and generated module."
-    return {p.relative_to(top): p.read_bytes() for p in [*top.glob('nbs/**/*.ipynb'), *top.glob('pttface/**/*.py')] if '.ipynb_checkpoints' not in p.parts}
+    paths = [*top.glob('nbs/**/*.ipynb'), *top.glob('pttface/**/*.py')]
+    return {p.relative_to(top): p.read_bytes() for p in paths if '.ipynb_checkpoints' not in p.parts}
 
 
 def generated():
     "The modules are what the notebooks export, and the notebooks are clean."
     before, start = sources(), time.time()
-    said = ''.join(run(str(bin / c))[1] for c in ('nbdev-export', 'nbdev-clean'))
+    output = ''.join(run(str(bin / c))[1] for c in ('nbdev-export', 'nbdev-clean'))
     after = sources()
     changed = sorted(str(p) for p in {*before, *after} if before.get(p) != after.get(p))
-    note('export and clean leave no diff', not changed, f'{said}\nchanged: {", ".join(changed)}', time.time() - start)
+    output += f'\nchanged: {", ".join(changed)}'
+    note('export and clean leave no diff', not changed, output, time.time() - start)
 
 
 def notebooks():
@@ -57,18 +63,23 @@ def notebooks():
     paths = [p.relative_to(top) for p in sorted(top.glob('nbs/**/*.ipynb'))]
     paths = [p for p in paths if not any(part.startswith(('.', '_')) for part in p.parts)]
     with ThreadPoolExecutor(2) as pool:
-        list(pool.map(lambda p: check(f'notebook {p}', str(bin / 'nbdev-test'), str(p), '--n-workers', '0'), paths))
+        jobs = [pool.submit(check, f'notebook {p}', str(bin / 'nbdev-test'), str(p), '--n-workers', '0') for p in paths]
+    for job in jobs:
+        job.result()
 
 
 def tests():
     "The pytest suite; every test counts."
     start = time.time()
-    rc, said = run(sys.executable, '-m', 'pytest', '-q', '-x' if '--exitfirst' in sys.argv else '--tb=short', '--durations=8')
-    count = {k: int(v) for v, k in re.findall(r'(\d+) (passed|failed|error)', said.splitlines()[-1] if said.strip() else '')}
-    bad = count.get('failed', 0) + count.get('error', 0)
-    note(f'pytest, {count.get("passed", 0)} tests', rc == 0, said, time.time() - start, n=count.get('passed', 0))
-    if rc:
-        results[-1] = (count.get('passed', 0), max(bad, 1))
+    how = '-x' if '--exitfirst' in sys.argv else '--tb=short'
+    rc, output = run(sys.executable, '-m', 'pytest', '-q', '-rs', how, '--durations=8')
+    summary = output.splitlines()[-1] if output.strip() else ''
+    count = {k: int(v) for v, k in re.findall(r'(\d+) (passed|failed|error|skipped)', summary)}
+    passed, skipped = count.get('passed', 0), count.get('skipped', 0)
+    failed = count.get('failed', 0) + count.get('error', 0)
+    note(f'pytest, {passed} tests', rc == 0, output, time.time() - start, (passed, max(failed, int(rc != 0)), skipped))
+    for line in re.findall(r'^SKIPPED .*', output, re.M):
+        print(f'     {line}', flush=True)
 
 
 start = time.time()
@@ -81,7 +92,7 @@ check('README is current', sys.executable, 'tools/readme.py', '--check')
 notebooks()
 check('docs site', sys.executable, 'tools/docs.py')
 tests()
-passed, failed = (sum(o) for o in zip(*results))
+passed, failed, skipped = (sum(o) for o in zip(*results))
 print(f'{time.time() - start:.0f} s', flush=True)
-print(f'{passed} passed, {failed} failed', flush=True)
+print(f'{passed} passed, {failed} failed, {skipped} skipped', flush=True)
 sys.exit(bool(failed))

@@ -1,4 +1,4 @@
-"Import one module of the library in this fresh process, and make sure that it does not lean on what only developers install."
+"Import one module of the library in a fresh process in which what only developers install is missing."
 import importlib
 import sys
 

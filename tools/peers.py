@@ -9,8 +9,9 @@ top = Path(__file__).resolve().parent.parent
 
 
 def peer_python(name, *requirements, share=False, make=True):
-    """The Python of `.venv-peers-NAME` with `requirements` installed, made on first use; None where it is missing and `make` is false.
+    """The Python of `.venv-peers-NAME` with `requirements` installed, made on first use.
 
+    None where it is missing and `make` is false.
     `share` lets it see our own packages behind its own, so that both sides run the same torch.
     """
     home = top / f'.venv-peers-{name}'
@@ -22,7 +23,8 @@ def peer_python(name, *requirements, share=False, make=True):
     print(f'installing {", ".join(requirements)} into {home.name}', file=sys.stderr, flush=True)
     venv.create(home, with_pip=True, clear=True)
     if share:
-        site = Path(subprocess.check_output([python, '-c', 'import sysconfig; print(sysconfig.get_path("purelib"))'], text=True).strip())
+        ask = 'import sysconfig; print(sysconfig.get_path("purelib"))'
+        site = Path(subprocess.check_output([python, '-c', ask], text=True).strip())
         (site/'ours.pth').write_text(f'{sysconfig.get_path("purelib")}\n{top}\n')
     subprocess.run([python, '-m', 'pip', 'install', '--quiet', *requirements], check=True)
     done.write_text('\n'.join(requirements))

@@ -14,19 +14,26 @@ def shown(cell):
     return not re.search(r'^#\|\s*(hide|default_exp|eval: false)\s*$', cell.source, re.M)
 
 
+def only_output(cell):
+    "A code cell's stored tables, as a Markdown cell."
+    tables = [o.data['text/markdown'] for o in cell.outputs if 'text/markdown' in o.get('data', {})]
+    return nbformat.v4.new_markdown_cell('\n\n'.join(tables))
+
+
 def readme():
     "The text of README.md."
     nb = nbformat.read(top / 'nbs/index.ipynb', as_version=4)
     nb.cells = [c for c in nb.cells if shown(c)]
-    nb.cells = [c if 'echo: false' not in c.source else nbformat.v4.new_markdown_cell('\n\n'.join(o.data['text/markdown'] for o in c.outputs if 'text/markdown' in o.get('data', {}))) for c in nb.cells]
+    nb.cells = [only_output(c) if 'echo: false' in c.source else c for c in nb.cells]
     for c in nb.cells:
         c.source = re.sub(r'^#\|.*\n', '', c.source, flags=re.M)
     text, res = MarkdownExporter().from_notebook_node(nb)
     if res.get('outputs'):
         raise SystemExit('index.ipynb has pictures among its stored outputs: link them as files instead')
-    text = re.sub(r'(\]\(|src=")(?!https?:|#|/)(?:\./)?([^)"]+)', lambda m: f'{m[1]}nbs/{m[2]}', text)
+    text = re.sub(r'(\]\(|src=")(?!https?:|#|/)(?:\./)?([^)"]+)', r'\1nbs/\2', text)
     text = re.sub(r'(\]\()nbs/\.\./', r'\1', text)
-    return '<!-- Made from nbs/index.ipynb by `make readme`: edit that. -->\n\n' + re.sub(r'\n{3,}', '\n\n', text).strip() + '\n'
+    text = re.sub(r'\n{3,}', '\n\n', text).strip()
+    return f'<!-- Made from nbs/index.ipynb by `make readme`: edit that. -->\n\n{text}\n'
 
 
 if __name__ == '__main__':
