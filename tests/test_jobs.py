@@ -9,7 +9,7 @@ import time
 
 import pytest
 
-from pttface.parallel import run_tasks
+from pttface.parallel import map_processes,run_tasks
 from pttface.storage.files import BadInput
 
 distributed = pytest.importorskip('distributed')
@@ -118,6 +118,70 @@ def test_no_scheduler(monkeypatch):
     monkeypatch.setattr(distributed, 'Client', lambda address, timeout: (_ for _ in ()).throw(OSError('nobody')))
     with pytest.raises(BadInput, match='No scheduler answers at tcp://127.0.0.1:9'):
         list(run_tasks(pow, [(1, 2)], scheduler='tcp://127.0.0.1:9'))
+
+
+def test_results_of_map_processes_come_in_order():
+    items = [(3, .3), (1, .0), (2, .1)]
+    assert list(map_processes(wait_and_square, items, workers=3, chunksize=1)) == [9, 1, 4]
+    assert list(map_processes(wait_and_square, items, workers=1)) == [9, 1, 4]
+    assert list(map_processes(wait_and_square, [], workers=3)) == []
+
+
+def wait_and_square(item):
+    time.sleep(item[1])
+    return item[0]**2
+
+
+def remember():
+    global remembered
+    remembered = 'by init'
+
+
+def thread_counts(_):
+    import cv2
+    import numpy  # noqa: F401
+    from threadpoolctl import threadpool_info
+    return remembered, cv2.getNumThreads(), {o['num_threads'] for o in threadpool_info()}
+
+
+def test_each_process_has_one_thread_and_is_set_up():
+    assert list(map_processes(thread_counts, range(2), workers=2, init=remember)) == [('by init', 1, {1})]*2
+
+
+def sleep_or_fail(seconds):
+    if seconds < 0:
+        raise ValueError('a negative pause')
+    time.sleep(seconds)
+
+
+def test_an_error_ends_the_others_at_once():
+    start = time.monotonic()
+    with pytest.raises(ValueError, match='a negative pause'):
+        list(map_processes(sleep_or_fail, [0, -1, 60, 60], workers=3, chunksize=1))
+    assert time.monotonic() - start < 30
+
+
+MAP = '''
+import time
+from pttface.parallel import map_processes
+if __name__ == '__main__':
+    for _ in map_processes(time.sleep, [0] + [60]*6, workers=2, chunksize=1):
+        print('ready', flush=True)
+'''
+
+
+@pytest.mark.parametrize('sig', [signal.SIGKILL, signal.SIGINT])
+def test_no_process_outlives_its_parent(tmp_path, sig):
+    script = tmp_path/'map.py'
+    script.write_text(MAP)
+    p = subprocess.Popen([sys.executable, script], stdout=subprocess.PIPE, stderr=subprocess.DEVNULL, text=True, start_new_session=True)
+    assert p.stdout.readline() == 'ready\n'
+    p.send_signal(sig)
+    assert p.wait(20) != 0
+    with pytest.raises(ProcessLookupError):
+        for _ in range(250):
+            os.killpg(p.pid, 0)
+            time.sleep(.02)
 
 
 POOL = '''
