@@ -1,4 +1,4 @@
-"""A noisy picture and how noisy it is in; what the noise was (or what the picture was) out, by either of two networks
+"""Build the two networks, the original's `StrongerUNet` and our `UNet`, and count what they cost.
 
 Docs: https://pttface.github.io/pttface/unet.html.md"""
 
@@ -6,7 +6,7 @@ Docs: https://pttface.github.io/pttface/unet.html.md"""
 
 # %% auto #0
 __all__ = ['sinusoid', 'Attention', 'pad_to', 'DoubleConv', 'AttentionBlock', 'StrongerBlock', 'StrongerUNet', 'n_params',
-           'block_costs', 'gmacs', 'net_picture', 'ResBlock', 'UNet']
+           'block_costs', 'gmacs', 'net_picture', 'ResBlock', 'unet_plan', 'UNet']
 
 # %% ../nbs/04_unet.ipynb #0835b5f0
 import copy,math
@@ -14,6 +14,7 @@ import copy,math
 import numpy as np
 import torch
 import torch.nn.functional as F
+from fastcore.basics import patch
 from matplotlib.patches import Rectangle
 from torch import nn
 from torch.utils.flop_counter import FlopCounterMode
@@ -34,7 +35,7 @@ def sinusoid(
 
 # %% ../nbs/04_unet.ipynb #1beaf623
 class Attention(nn.Module):
-    "Self-attention over a sequence of pixels, in the parameter layout of `nn.MultiheadAttention`"
+    "Self-attention over a sequence of pixels, with the parameters of `nn.MultiheadAttention`"
     def __init__(self,
         ch:int,     # Channels
         heads:int,  # Heads; must divide `ch`
@@ -45,12 +46,10 @@ class Attention(nn.Module):
         self.heads = heads
         self.in_proj,self.out_proj = nn.Linear(ch, 3*ch),nn.Linear(ch, ch)
         nn.init.xavier_uniform_(self.in_proj.weight)
-        for o in (self.in_proj, self.out_proj):
-            nn.init.zeros_(o.bias)
+        nn.init.zeros_(self.in_proj.bias)
+        nn.init.zeros_(self.out_proj.bias)
 
-    def forward(self,
-        x:torch.Tensor,  # (N, pixels, channels)
-    )->torch.Tensor: # The same shape
+    def forward(self, x:torch.Tensor): # (N, pixels, channels), in and out
         n,p,c = x.shape
         q,k,v = self.in_proj(x).view(n, p, 3, self.heads, c//self.heads).permute(2,0,3,1,4)
         return self.out_proj(F.scaled_dot_product_attention(q, k, v).transpose(1,2).reshape(n, p, c))
@@ -92,14 +91,11 @@ class AttentionBlock(nn.Module):
         self.norm,self.attend = nn.LayerNorm(ch),Attention(ch, heads)
         self.ff = nn.Sequential(nn.LayerNorm(ch), nn.Linear(ch, ch), nn.GELU(), nn.Linear(ch, ch))
 
-    def forward(self,
-        x:torch.Tensor,  # NCHW
-    )->torch.Tensor: # NCHW
-        n,c,h,w = x.shape
-        x = x.flatten(2).transpose(1,2)
-        x = x + self.attend(self.norm(x))
-        x = x + self.ff(x)
-        return x.transpose(1,2).reshape(n, c, h, w)
+    def forward(self, x:torch.Tensor): # NCHW, in and out
+        seq = x.flatten(2).transpose(1,2)
+        seq = seq + self.attend(self.norm(seq))
+        seq = seq + self.ff(seq)
+        return seq.transpose(1,2).reshape(x.shape)
 
 # %% ../nbs/04_unet.ipynb #dcf3ea28
 class StrongerBlock(nn.Module):
@@ -107,11 +103,12 @@ class StrongerBlock(nn.Module):
     def __init__(self, c_in, c_out, emb, heads, up):
         super().__init__()
         self.resize = nn.Upsample(scale_factor=2, mode='bilinear', align_corners=True) if up else nn.MaxPool2d(2)
-        self.convs = nn.Sequential(DoubleConv(c_in, c_in, residual=True), DoubleConv(c_in, c_out, c_in//2 if up else None))
+        mid = c_in//2 if up else c_out
+        self.convs = nn.Sequential(DoubleConv(c_in, c_in, residual=True), DoubleConv(c_in, c_out, mid))
         self.time = nn.Sequential(nn.SiLU(), nn.Linear(emb, c_out))
         self.attend = AttentionBlock(c_out, heads)
 
-    def forward(self, x, e, skip=None):
+    def forward(self, x, e, skip=None): # Picture NCHW, time embedding, and what the way down had at this size
         x = self.resize(x)
         if skip is not None:
             x = torch.cat([skip, x], 1)
@@ -128,29 +125,32 @@ class StrongerUNet(nn.Module):
         in_ch:int=3,                     # Channels of a picture
     ):
         super().__init__()
-        self.emb,self.in_ch,self.multiple = emb,in_ch,2**(len(widths)-1)
+        self.emb,self.in_ch = emb,in_ch
+        self.multiple = 2**(len(widths)-1)
         self.stem = DoubleConv(in_ch, widths[0])
         self.down = nn.ModuleList(StrongerBlock(a, b, emb, heads, up=False) for a,b in zip(widths, widths[1:]))
         self.mid = nn.Sequential(DoubleConv(widths[-1], mid), DoubleConv(mid, mid), DoubleConv(mid, widths[-1]))
         outs = (*widths[-2:0:-1], widths[0])
-        ins = [a+b for a,b in zip((widths[-1], *outs), widths[-2::-1])]
+        ins = [below + skip for below,skip in zip((widths[-1], *outs), widths[-2::-1])]
         self.up = nn.ModuleList(StrongerBlock(a, b, emb, heads, up=True) for a,b in zip(ins, outs))
         self.head = nn.Conv2d(widths[0], in_ch, 1)
 
-    def forward(self,
-        x:torch.Tensor,  # Noisy pictures, NCHW
-        t:torch.Tensor,  # Diffusion step, (N,), fractions allowed
-    )->torch.Tensor: # The noise ε, NCHW
-        "Predict the noise in `x` at step `t`."
-        h,w = x.shape[-2:]
-        e = sinusoid(t, self.emb).to(x.dtype)
-        skips = [self.stem(pad_to(x, self.multiple))]
-        for block in self.down:
-            skips.append(block(skips[-1], e))
-        x = self.mid(skips.pop())
-        for block in self.up:
-            x = block(x, e, skips.pop())
-        return self.head(x)[...,:h,:w]
+# %% ../nbs/04_unet.ipynb #3f7c75a8
+@patch
+def forward(self:StrongerUNet,
+    x:torch.Tensor,  # Noisy pictures, NCHW
+    t:torch.Tensor,  # Diffusion step, (N,), fractions allowed
+)->torch.Tensor: # The noise ε, NCHW
+    "Predict the noise in `x` at step `t`."
+    h,w = x.shape[-2:]
+    e = sinusoid(t, self.emb).to(x.dtype)
+    skips = [self.stem(pad_to(x, self.multiple))]
+    for block in self.down:
+        skips.append(block(skips[-1], e))
+    x = self.mid(skips.pop())
+    for block in self.up:
+        x = block(x, e, skips.pop())
+    return self.head(x)[...,:h,:w]
 
 # %% ../nbs/04_unet.ipynb #0f9e04fe
 def n_params(
@@ -160,21 +160,42 @@ def n_params(
     return sum(p.numel() for p in net.parameters() if p.requires_grad)
 
 # %% ../nbs/04_unet.ipynb #2aab4959
+def _blocks(net):
+    "The blocks of a network by name, in the order of its parameters"
+    for name,child in net.named_children():
+        if isinstance(child, nn.ModuleList):
+            yield from ((f'{name}.{i}', o) for i,o in enumerate(child))
+        else:
+            yield name,child
+
+# %% ../nbs/04_unet.ipynb #147d3c02
+def _trace(net, size):
+    "The shape of what each block gives for one picture, and its multiply-adds by kind of operation"
+    net,shapes = copy.deepcopy(net).to('meta').eval(),{}
+    def note(name):
+        return lambda block,args,out: shapes.update({name:out.shape[1:]})
+    for name,block in _blocks(net):
+        block.register_forward_hook(note(name))
+    with FlopCounterMode(display=False, depth=2) as count, torch.no_grad():
+        net(torch.zeros(1, net.in_ch, size, size, device='meta'), torch.zeros(1, device='meta'))
+    flops = {k.partition('.')[2]:o for k,o in count.get_flop_counts().items()}
+    return shapes,{k:{str(op):n/2e9 for op,n in o.items()} for k,o in flops.items()}
+
+# %% ../nbs/04_unet.ipynb #43b8bd97
 def block_costs(
     net:nn.Module,  # `StrongerUNet` or `UNet`
     size:int=64,    # Height and width of the picture, px
 )->list[dict]: # block, channels and side of what comes out, GMAC of its convolutions and of its attention, as they run
     "Shape and multiply-adds, in thousands of millions, of each block of `net` for one picture."
-    net,shapes = copy.deepcopy(net).to('meta').eval(),{}
-    for name,child in net.named_children():
-        for k,m in ([(f'{name}.{i}', o) for i,o in enumerate(child)] if isinstance(child, nn.ModuleList) else [(name,child)]):
-            m.register_forward_hook(lambda m,i,o,k=k: shapes.update({k:o.shape[1:]}))
-    with FlopCounterMode(display=False, depth=2) as count, torch.no_grad():
-        net(torch.zeros(1, net.in_ch, size, size, device='meta'), torch.zeros(1, device='meta'))
-    macs = {k.partition('.')[2]:{str(op):f/2e9 for op,f in v.items()} for k,v in count.get_flop_counts().items()}
-    return [dict(block=k, channels=s[0], side=s[1], convolution=(c := macs[k].get('aten.convolution', 0.)), attention=sum(macs[k].values())-c)
-            for k,s in shapes.items() if len(s) == 3 and k in macs]
+    rows,(shapes,macs) = [],_trace(net, size)
+    for name,shape in shapes.items():
+        if len(shape) == 3 and name in macs:
+            convolution = macs[name].get('aten.convolution', 0.)
+            cost = dict(convolution=convolution, attention=sum(macs[name].values()) - convolution)
+            rows.append(dict(block=name, channels=shape[0], side=shape[1]) | cost)
+    return rows
 
+# %% ../nbs/04_unet.ipynb #929b27ef
 def gmacs(
     net:nn.Module,  # `StrongerUNet` or `UNet`
     size:int=64,    # Height and width of the picture, px
@@ -184,11 +205,14 @@ def gmacs(
 
 # %% ../nbs/04_unet.ipynb #030636a6
 def _draw_blocks(ax, rows):
-    x,most,tall = 0,max(r['convolution'] + r['attention'] for r in rows),max(r['side'] for r in rows)
+    "The blocks of a network from left to right"
+    colors = dict(down='C0', mid='C2', up='C1')
+    most,tall = max(r['convolution'] + r['attention'] for r in rows),max(r['side'] for r in rows)
+    x = 0
     for r in rows:
-        w,h,cost = r['channels']*tall/400,r['side'],r['convolution'] + r['attention']
-        color = 'C1' if r['block'].startswith('up') else 'C2' if r['block'].startswith('mid') else 'C0'
-        ax.add_patch(Rectangle((x, -h/2), w, h, facecolor=color, alpha=.2+.8*cost/most, edgecolor='black', lw=.5))
+        w,h = r['channels']*tall/400,r['side']
+        color,alpha = colors.get(r['block'].split('.')[0], 'C0'),.2+.8*(r['convolution'] + r['attention'])/most
+        ax.add_patch(Rectangle((x, -h/2), w, h, facecolor=color, alpha=alpha, edgecolor='black', lw=.5))
         ax.text(x+w/2, tall/2+1, r['channels'], ha='center', va='bottom', rotation=90, fontsize=7)
         x += w+tall/30
     ax.set(xlim=(-2, x), ylim=(-.55*tall, .75*tall), ylabel='height and width, px')
@@ -196,6 +220,20 @@ def _draw_blocks(ax, rows):
     ax.set_yticks([-s/2 for s in sides], sides, fontsize=7)
     ax.set_xticks([])
 
+# %% ../nbs/04_unet.ipynb #e82bff1e
+def _draw_costs(ax, rows):
+    "Multiply-adds by size of the picture, convolution and attention one after another"
+    sides = sorted({r['side'] for r in rows})
+    left = np.zeros(len(sides))
+    for kind,color in (('convolution','C7'),('attention','C3')):
+        cost = np.array([sum(r[kind] for r in rows if r['side'] == s) for s in sides])
+        ax.barh([str(s) for s in sides], cost, left=left, color=color, label=kind)
+        left += cost
+    ax.set_title(f'{left.sum():.1f} GMAC', fontsize=9)
+    ax.set(xlabel='GMAC', ylabel='px')
+    ax.legend(fontsize=7)
+
+# %% ../nbs/04_unet.ipynb #0d4e5bd4
 def net_picture(
     nets:dict[str,nn.Module],  # Networks by name
     size:int=64,               # Height and width of the picture, px
@@ -205,15 +243,8 @@ def net_picture(
     for (ax,bars),(name,net) in zip(fig.subplots(len(nets), 2, squeeze=False, width_ratios=(3,1)), nets.items()):
         rows = block_costs(net, size)
         _draw_blocks(ax, rows)
-        sides,left = sorted({r['side'] for r in rows}),0.
-        for kind,color in (('convolution','C7'),('attention','C3')):
-            cost = np.array([sum(r[kind] for r in rows if r['side'] == s) for s in sides])
-            bars.barh([str(s) for s in sides], cost, left=left, color=color, label=kind)
-            left = left + cost
+        _draw_costs(bars, rows)
         ax.set_title(f'{name}: {n_params(net)/1e6:.1f} M parameters; above each block, its channels', fontsize=9)
-        bars.set_title(f'{sum(left):.1f} GMAC', fontsize=9)
-        bars.set(xlabel='GMAC', ylabel='px')
-        bars.legend(fontsize=7)
     return fig
 
 # %% ../nbs/04_unet.ipynb #5134bfb7
@@ -227,7 +258,7 @@ def _zero(layer):
 
 # %% ../nbs/04_unet.ipynb #06f59dda
 class ResBlock(nn.Module):
-    "Norm, SiLU, convolution, twice; steered by the noise embedding, attended if `heads`; begins as the identity"
+    "Norm, SiLU, convolution, twice, modulated by the noise embedding; attention if `heads`; begins as the identity"
     def __init__(self,
         c_in:int,          # Channels in
         c_out:int,         # Channels out
@@ -237,24 +268,70 @@ class ResBlock(nn.Module):
         heads:int=0,       # Attention heads; 0 for none
     ):
         super().__init__()
-        self.resize = {None:nn.Identity, 'down':lambda: nn.AvgPool2d(2), 'up':lambda: nn.Upsample(scale_factor=2)}[resize]()
+        resizers = {None:nn.Identity, 'down':lambda: nn.AvgPool2d(2), 'up':lambda: nn.Upsample(scale_factor=2)}
+        self.resize = resizers[resize]()
         self.norm1,self.conv1 = _norm(c_in),nn.Conv2d(c_in, c_out, 3, padding=1)
         self.steer = nn.Linear(emb, 2*c_out)
-        self.norm2,self.drop,self.conv2 = _norm(c_out),nn.Dropout(dropout),_zero(nn.Conv2d(c_out, c_out, 3, padding=1))
+        self.norm2,self.drop = _norm(c_out),nn.Dropout(dropout)
+        self.conv2 = _zero(nn.Conv2d(c_out, c_out, 3, padding=1))
         self.skip = nn.Identity() if c_in == c_out else nn.Conv2d(c_in, c_out, 1)
         self.norm3,self.attend = (_norm(c_out),Attention(c_out, heads)) if heads else (None,None)
         if heads:
             _zero(self.attend.out_proj)
 
-    def forward(self, x, e):
-        a,b = self.steer(e)[:,:,None,None].chunk(2, 1)
-        h = self.conv1(self.resize(F.silu(self.norm1(x))))
-        h = self.conv2(self.drop(F.silu(torch.addcmul(b, self.norm2(h), 1+a))))
-        x = (self.skip(self.resize(x)) + h)*2**-.5
-        if not self.attend:
-            return x
-        h = self.attend(self.norm3(x).flatten(2).transpose(1,2))
-        return (x + h.transpose(1,2).reshape(x.shape))*2**-.5
+# %% ../nbs/04_unet.ipynb #d8d1ce88
+@patch
+def forward(self:ResBlock, x, e): # Picture NCHW, noise embedding
+    scale,shift = self.steer(e)[:,:,None,None].chunk(2, 1)
+    h = self.conv1(self.resize(F.silu(self.norm1(x))))
+    h = self.conv2(self.drop(F.silu(torch.addcmul(shift, self.norm2(h), 1+scale))))
+    x = (self.skip(self.resize(x)) + h)*2**-.5
+    if not self.attend:
+        return x
+    h = self.attend(self.norm3(x).flatten(2).transpose(1,2))
+    return (x + h.transpose(1,2).reshape(x.shape))*2**-.5
+
+# %% ../nbs/04_unet.ipynb #12bb8b6c
+def _down(ch, mults, blocks):
+    "Blocks of the way down: channels in and out, level, resize"
+    c = ch
+    for level,mult in enumerate(mults):
+        if level:
+            yield c,c,level,'down'
+        for _ in range(blocks):
+            yield c,ch*mult,level,None
+            c = ch*mult
+
+# %% ../nbs/04_unet.ipynb #eadb6011
+def _up(ch, mults, blocks, lean, skips):
+    "Blocks of the way up: channels in and out, level, resize"
+    c,skips = skips[-1],list(skips)
+    for level,mult in reversed(list(enumerate(mults))):
+        for _ in range(blocks+1):
+            yield c+skips.pop(),ch*mult,level,None
+            c = ch*mult
+        if level:
+            narrow = ch*mults[level-1] if lean else c
+            yield c,narrow,level-1,'up'
+            c = narrow
+
+# %% ../nbs/04_unet.ipynb #a50c97da
+def unet_plan(
+    ch:int=128,             # Channels at full size
+    mults:tuple=(1,2,2,2),  # Channels at each size, as multiples of `ch`
+    blocks:int=2,           # Residual blocks a size
+    attn:tuple=(16,8),      # Sizes in pixels at which to attend
+    size:int=64,            # Height and width of the picture, px
+    lean:bool=False,        # Narrow before doubling on the way up, instead of after?
+)->list[dict]: # A row a block: part (down, mid or up), c_in, c_out, side, resize, attend
+    "List the blocks of a `UNet` from first to last."
+    def row(part, c_in, c_out, level, resize, attend=None): # `None`: attend where `attn` says
+        attend = size>>level in attn and not resize if attend is None else attend
+        return dict(part=part, c_in=c_in, c_out=c_out, side=size>>level, resize=resize, attend=attend)
+    down = [row('down', *o) for o in _down(ch, mults, blocks)]
+    skips = [ch, *(r['c_out'] for r in down)]
+    mid = [row('mid', skips[-1], skips[-1], len(mults)-1, None, attend) for attend in (True,False)]
+    return down + mid + [row('up', *o) for o in _up(ch, mults, blocks, lean, skips)]
 
 # %% ../nbs/04_unet.ipynb #a7949c45
 class UNet(nn.Module):
@@ -272,48 +349,48 @@ class UNet(nn.Module):
         lean:bool=False,          # Narrow before doubling on the way up, instead of after? Saves a fifth
     ):
         super().__init__()
-        self.ch,self.in_ch,self.multiple,emb = ch,in_ch,2**(len(mults)-1),2*ch
+        self.ch,self.in_ch = ch,in_ch
+        self.multiple,emb = 2**(len(mults)-1),2*ch
         self.embed = nn.Sequential(nn.Linear(ch, emb), nn.SiLU(), nn.Linear(emb, emb), nn.SiLU())
         self.aug = nn.Linear(aug_dim, ch, bias=False) if aug_dim else None
-        def block(i, o, level, resize=None, attend=None):
-            attend = size>>level in attn and not resize if attend is None else attend
-            return ResBlock(i, o, emb, dropout, resize, heads=max(1, o//head_ch) if attend else 0)
-        widths,last = [ch*m for m in mults],len(mults)-1
         self.stem = nn.Conv2d(in_ch, ch, 3, padding=1)
-        self.down,c,skips = nn.ModuleList(),ch,[ch]
-        for level,w in enumerate(widths):
-            for i in range(blocks + (level > 0)):
-                down = level > 0 and i == 0
-                self.down.append(block(c, c if down else w, level, 'down' if down else None))
-                c = c if down else w
-                skips.append(c)
-        self.mid = nn.ModuleList([block(c, c, last, attend=True), block(c, c, last, attend=False)])
-        self.up = nn.ModuleList()
-        for level,w in reversed(list(enumerate(widths))):
-            for _ in range(blocks+1):
-                self.up.append(block(c+skips.pop(), w, level))
-                c = w
-            if level:
-                self.up.append(block(c, widths[level-1] if lean else c, level-1, 'up'))
-                c = self.up[-1].steer.out_features//2
+        def block(r):
+            heads = max(1, r['c_out']//head_ch) if r['attend'] else 0
+            return ResBlock(r['c_in'], r['c_out'], emb, dropout, r['resize'], heads)
+        plan = unet_plan(ch, mults, blocks, attn, size, lean)
+        for part in ('down','mid','up'):
+            setattr(self, part, nn.ModuleList(block(r) for r in plan if r['part'] == part))
+        c = plan[-1]['c_out']
         self.norm,self.head = _norm(c),_zero(nn.Conv2d(c, in_ch, 3, padding=1))
 
-    def forward(self,
-        x:torch.Tensor,         # Scaled noisy pictures, NCHW
-        noise:torch.Tensor,     # Noise condition c_noise = ln(σ)/4, (N,)
-        aug:torch.Tensor=None,  # What augmentation did to each picture, (N, aug_dim); `None` for nothing
-    )->torch.Tensor: # NCHW
-        h,w = x.shape[-2:]
-        e = sinusoid(16*noise, self.ch, period=64.).to(x.dtype)
-        if self.aug is not None and aug is not None:
-            e = e + self.aug(aug)
-        e = self.embed(e)
-        x = self.stem(pad_to(x, self.multiple))
-        skips = [x]
-        for block in self.down:
-            skips.append(x := block(x, e))
-        for block in self.mid:
-            x = block(x, e)
-        for block in self.up:
-            x = block(x if isinstance(block.resize, nn.Upsample) else torch.cat([x, skips.pop()], 1), e)
-        return self.head(F.silu(self.norm(x)))[...,:h,:w]
+# %% ../nbs/04_unet.ipynb #76f2e719
+@patch
+def noise_embedding(self:UNet,
+    noise:torch.Tensor,  # Noise condition, (N,)
+    aug:torch.Tensor,    # What augmentation did to each picture, (N, aug_dim), or `None`
+    dtype:torch.dtype,   # Of the features
+)->torch.Tensor: # (N, 2·ch)
+    "What every block is modulated by."
+    e = sinusoid(16*noise, self.ch, period=64.).to(dtype)
+    if self.aug is not None and aug is not None:
+        e = e + self.aug(aug)
+    return self.embed(e)
+
+# %% ../nbs/04_unet.ipynb #8af636a0
+@patch
+def forward(self:UNet,
+    x:torch.Tensor,         # Scaled noisy pictures, NCHW
+    noise:torch.Tensor,     # Noise condition c_noise = ln(σ)/4, (N,)
+    aug:torch.Tensor=None,  # What augmentation did to each picture, (N, aug_dim); `None` for nothing
+)->torch.Tensor: # NCHW
+    "The raw F of eq. 7 for the pictures `x`."
+    h,w = x.shape[-2:]
+    e = self.noise_embedding(noise, aug, x.dtype)
+    skips = [x := self.stem(pad_to(x, self.multiple))]
+    for block in self.down:
+        skips.append(x := block(x, e))
+    for block in self.mid:
+        x = block(x, e)
+    for block in self.up:
+        x = block(x if isinstance(block.resize, nn.Upsample) else torch.cat([x, skips.pop()], 1), e)
+    return self.head(F.silu(self.norm(x)))[...,:h,:w]
