@@ -384,6 +384,7 @@ def test_imgur_ignores_the_extension_and_others_know_nothing(board):
 
 DRAW = '''
 import sys
+from pttface.synthetic.board import make_board
 make_board(n_photos=120, n_articles=20, seed=2, size=(80, 64), workers=2, cache=sys.argv[1]).render(progress=False)
 '''
 
