@@ -8,13 +8,11 @@ Docs: https://pttface.github.io/pttface/synthetic/board.html.md"""
 __all__ = ['kinds', 'mimes', 'shares_of', 'Board', 'midnight', 'make_board', 'headline', 'serve']
 
 # %% ../../nbs/synthetic/board.ipynb #0917e336
-import os,random,re
+import random,re
 from collections import Counter
-from concurrent.futures import ProcessPoolExecutor
-from contextlib import contextmanager
+from contextlib import closing,contextmanager
 from datetime import datetime
 from functools import lru_cache
-from multiprocessing import get_all_start_methods,get_context
 from pathlib import Path
 from urllib.parse import quote,unquote
 
@@ -22,11 +20,11 @@ import numpy as np
 from fastcore.basics import patch
 from tqdm.auto import tqdm
 
-from ..parallel import uninterrupted
+from ..parallel import map_processes
 from .server import Reply,serving
 from .pages import (Article,anchor,article_html,deleted_titles,index_html,not_files,not_found,over18_page,over18_script,page_html,
                            quirks,taipei,tags,talk,topics,user,write_links)
-from .photos import Photo,PhotoStore,address,draw_photo,drawing_code,exts,fates,forms,hosts,n_names,pick,pool_process,removed_png,token,untoken
+from .photos import Photo,PhotoStore,address,draw_photo,drawing_code,exts,fates,forms,hosts,n_names,pick,removed_png,token,untoken
 from ..storage.files import BadInput,content_hash
 
 # %% ../../nbs/synthetic/board.ipynb #29bff7c2
@@ -269,15 +267,10 @@ def render(self:Board,
     todo = [(key, self.photo(k)) for k in drawn if (key := self.photo_key(k)) not in self.store]
     if not todo:
         return 0
-    method = 'forkserver' if 'forkserver' in get_all_start_methods() else 'spawn'
-    pool = ProcessPoolExecutor(self.workers or os.cpu_count(), get_context(method), pool_process)
-    try:
-        with uninterrupted():
-            results = pool.map(draw_photo, [p for _,p in todo], chunksize=2)
-        for (key,_),done in zip(todo, tqdm(results, total=len(todo), desc='drawing photos', disable=None if progress else True)):
-            self.store[key] = done
-    finally:
-        pool.shutdown(wait=True, cancel_futures=True)
+    bar = dict(total=len(todo), desc='drawing photos', disable=None if progress else True)
+    with closing(map_processes(draw_photo, [p for _,p in todo], self.workers)) as files:
+        for (key,_),file in zip(todo, tqdm(files, **bar)):
+            self.store[key] = file
     return len(todo)
 
 # %% ../../nbs/synthetic/board.ipynb #7764bd01

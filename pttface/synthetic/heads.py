@@ -1,4 +1,4 @@
-"""A seed goes in; a drawn photo comes out, and the truth about the head in it: pose, eyes, landmarks, box, blur
+"""Draw heads, and say where their eyes are, how they are turned and how sharp the photo is.
 
 Docs: https://pttface.github.io/pttface/synthetic/heads.html.md"""
 
@@ -6,56 +6,62 @@ Docs: https://pttface.github.io/pttface/synthetic/heads.html.md"""
 
 # %% auto #0
 __all__ = ['skins', 'hairs', 'irises', 'lipsticks', 'eye_y', 'mouth_y', 'necklines', 'random_look', 'skin_parts', 'hair_parts',
-           'extra_parts', 'body_parts', 'Sitter', 'on_skin', 'seat', 'smile', 'Paint', 'paint_skin', 'paint_lips',
-           'paint_eyes', 'paint_brows', 'strip_of_noise', 'shade', 'develop', 'Head', 'pose_of', 'draw_group',
+           'extra_parts', 'body_parts', 'Sitter', 'on_skin', 'smile', 'seat', 'Paint', 'paint_skin', 'paint_lips',
+           'paint_eyes', 'paint_brows', 'strip_of_noise', 'shade', 'develop', 'Head', 'random_pose', 'draw_group',
            'draw_head', 'draw_heads', 'draw_scene']
 
 # %% ../../nbs/synthetic/heads.ipynb #d0a379a5
-import os
-from concurrent.futures import ProcessPoolExecutor
 from dataclasses import dataclass,field
-from multiprocessing import get_all_start_methods,get_context
 
 import cv2
 import numpy as np
-from threadpoolctl import ThreadpoolController
+from fastcore.basics import patch
 from tqdm.auto import tqdm
 
+from ..parallel import map_processes
 from .sdf import Camera,Hits,Solid,quadric,shadows,surface,turn,unit
 from ..storage.files import BadInput
 from .lighting import Glow,Light,backdrop,draw_scene,finish,hsv,lin,random_light,step,unfilm
 from ..vision.images import encode_jpeg
 
+# %% ../../nbs/synthetic/heads.ipynb #b001e898
 _all_ = ['draw_scene']
 
-# %% ../../nbs/synthetic/heads.ipynb #e92bef68
+# %% ../../nbs/synthetic/heads.ipynb #da267650
 skins = np.array([[248,214,194],[243,202,174],[230,182,148],[205,149,113],[162,108,79],[116,74,53]], float)
-hairs = dict(black=(28,23,24), espresso=(48,33,27), brown=(84,54,38), chestnut=(122,74,46), caramel=(164,112,70), auburn=(132,56,38),
-             blonde=(208,168,116), ash=(150,138,128), rose=(196,122,124), ink=(34,40,66))
+hairs = dict(black=(28,23,24), espresso=(48,33,27), brown=(84,54,38), chestnut=(122,74,46), caramel=(164,112,70),
+             auburn=(132,56,38), blonde=(208,168,116), ash=(150,138,128), rose=(196,122,124), ink=(34,40,66))
 irises = [(70,44,28),(48,30,22),(104,68,36),(88,104,74),(78,108,138)]
 lipsticks = [(206,110,104),(196,84,88),(186,52,62),(216,128,116),(170,74,76)]
 
+# %% ../../nbs/synthetic/heads.ipynb #e92bef68
 def random_look(
     rng:np.random.Generator,  # Source of chance
 )->dict: # Plain numbers, words and lists
     "A face that nobody has."
-    def u(a, b):
+    def u(a, b): # Least and most
         return round(float(rng.uniform(a, b)), 4)
-    def pick(os, p):
+    def pick(os, p): # Things, and how often each
         return list(os)[int(rng.choice(len(os), p=np.array(p)/sum(p)))]
     tone = min(rng.beta(1.3, 2.2)*5, 4.999)
     i = int(tone)
-    L = dict(skin=(skins[i]*(i+1-tone) + skins[i+1]*(tone-i)).round(1).tolist(), face_w=u(.9,1.1), jaw_w=u(.82,1.16), chin=u(-.05,.06), cheek=u(.8,1.2),
-        hair=list(hairs[pick(hairs, [6,5,4,3,2,1.2,1,.6,.5,.5])]), style=pick(['short','bob','long','bun','tail','crop'], [1.6,4,6,2,1.6,2.4]),
-        fringe=pick(['none','full','part','curtain'], [3,2.5,2.5,2]), rag=u(.008,.022), side=pick([-1,1], [1,1]), length=u(.75,1.25), volume=u(.02,.12),
-        wave=pick([0.,u(.02,.05),u(.05,.1)], [3,2,1]), eye=u(.92,1.14), open=u(.8,1.15), gap=u(.285,.325), slant=u(-.06,.14), iris=list(pick(irises, [6,6,2,.8,.8])),
-        lash=u(.5,1.2), shadow=u(0,.8), brow_h=u(.17,.22), brow_t=u(.6,1.3), brow_a=u(.2,1.), nose_l=u(.9,1.1), nose_w=u(.8,1.2),
-        mouth_w=u(.19,.245), lips=u(.7,1.3), smile=u(-.1,.5), teeth=pick([0,1], [2,1]), lip=list(pick(lipsticks, [4,3,1.5,3,2])), gloss=u(.2,1), blush=u(.1,.6),
-        freckles=pick([0.,u(.3,1)], [5,1]), stubble=0., glasses=pick([0,1], [9,1]), hat=pick([0,1], [12,1]), earrings=pick([0,1], [2,1]),
-        cloth=(255*hsv(u(0,1), u(.08,.7), u(.25,.95))).round().tolist(), neck=pick(['round','v','high','wide'], [3,2,2,2]), shoulders=u(.92,1.08))
+    L = dict(skin=(skins[i]*(i+1-tone) + skins[i+1]*(tone-i)).round(1).tolist(),
+        face_w=u(.9,1.1), jaw_w=u(.82,1.16), chin=u(-.05,.06), cheek=u(.8,1.2),
+        hair=list(hairs[pick(hairs, [6,5,4,3,2,1.2,1,.6,.5,.5])]),
+        style=pick(['short','bob','long','bun','tail','crop'], [1.6,4,6,2,1.6,2.4]),
+        fringe=pick(['none','full','part','curtain'], [3,2.5,2.5,2]), rag=u(.008,.022), side=pick([-1,1], [1,1]),
+        length=u(.75,1.25), volume=u(.02,.12), wave=pick([0.,u(.02,.05),u(.05,.1)], [3,2,1]),
+        eye=u(.92,1.14), open=u(.8,1.15), gap=u(.285,.325), slant=u(-.06,.14), iris=list(pick(irises, [6,6,2,.8,.8])),
+        lash=u(.5,1.2), shadow=u(0,.8), brow_h=u(.17,.22), brow_t=u(.6,1.3), brow_a=u(.2,1.),
+        nose_l=u(.9,1.1), nose_w=u(.8,1.2), mouth_w=u(.19,.245), lips=u(.7,1.3), smile=u(-.1,.5), teeth=pick([0,1], [2,1]),
+        lip=list(pick(lipsticks, [4,3,1.5,3,2])), gloss=u(.2,1), blush=u(.1,.6), freckles=pick([0.,u(.3,1)], [5,1]),
+        stubble=0., glasses=pick([0,1], [9,1]), hat=pick([0,1], [12,1]), earrings=pick([0,1], [2,1]),
+        cloth=(255*hsv(u(0,1), u(.08,.7), u(.25,.95))).round().tolist(), neck=pick(['round','v','high','wide'], [3,2,2,2]),
+        shoulders=u(.92,1.08))
     if L['style'] == 'crop':
-        L |= dict(jaw_w=u(1.05,1.25), brow_t=u(1.2,1.7), brow_a=u(.1,.5), brow_h=u(.15,.18), lips=u(.6,.85), lip=(skins[i]*[.84,.66,.62]).tolist(), lash=.2,
-        shadow=0., blush=.1, stubble=pick([0.,u(.3,.9)], [2,1]), shoulders=u(1.08,1.2), earrings=0, volume=u(.02,.07), neck=pick(['round','v','high'], [4,1,2]))
+        L |= dict(jaw_w=u(1.05,1.25), brow_t=u(1.2,1.7), brow_a=u(.1,.5), brow_h=u(.15,.18), lips=u(.6,.85),
+        lip=(skins[i]*[.84,.66,.62]).tolist(), lash=.2, shadow=0., blush=.1, stubble=pick([0.,u(.3,.9)], [2,1]),
+        shoulders=u(1.08,1.2), earrings=0, volume=u(.02,.07), neck=pick(['round','v','high'], [4,1,2]))
     return L
 
 # %% ../../nbs/synthetic/heads.ipynb #930d6107
@@ -89,54 +95,76 @@ def skin_parts(
         ('-', .03, quadric((.8*w,-.11,-.03), (.03,.11,.06), (-20,0,-8), pair=True))]]
 
 # %% ../../nbs/synthetic/heads.ipynb #e304b00b
+def _locks(L):
+    "What a style adds to the cap"
+    v,n,side,style,w = .04 + L['volume'],L['length'],L['side'],L['style'],L['face_w']
+    if style in ('bob','long'):
+        end = -.72-.2*n if style == 'bob' else -1.55*n
+        l = .1-end/2
+        return [('+',.25, quadric((.58*w,end+l,-.12), (.2+v,l+.3,.42), pair=True)),
+                ('+',.25, quadric((0,end+l,-.6), (.62,l+.3,.34))), ('-',.1, quadric((0,end-4,.4), (4,4,4)))]
+    if style == 'short':
+        return [('+',.2, quadric((.56*w,-.05,-.2), (.2+v,.42,.42), pair=True))]
+    nape = ('-',.06, quadric((0,-1.08,-.6), (1.2,.7,.8)))
+    if style == 'bun':
+        return [('+',.1, quadric((0,1.1+v,-.42), (.34,.3,.34))), nape]
+    if style == 'tail':
+        return [('+',.1, quadric((side*.1,.5,-1.12), (.2,.2,.24))),
+                ('+',.15, quadric((side*.55,-.3,-1.12), (.26,.95,.24), (0,0,side*-16))), nape]
+    return []
+
+# %% ../../nbs/synthetic/heads.ipynb #931cce3d
+def _holes(L):
+    "Where the cap is open"
+    side,fringe = L['side'],L['fringe']
+    if L['style'] == 'crop':
+        return [(.06, quadric((0,-.98,-.5), (1.2,.75,.8))), (.1, quadric((0,-.5,.95), (.78,1.03,.93)))]
+    if fringe == 'curtain':
+        return [(.1, quadric((.19,-.40,.98), (.40,.98,.86), (0,0,-16), pair=True))]
+    if fringe == 'part':
+        return [(.1, quadric((side*.13,-.40,.98), (.56,.93,.86), (0,0,side*-20)))]
+    if fringe == 'full':
+        return [(.05, quadric((0,-.45,.98), (.6,.62,.86))), (.05, quadric((0,-.04,1.), (.56,.2,.8)))]
+    return [(.14, quadric((0,-.38,.98), (.585,.93,.86)))]
+
 def hair_parts(
     L:dict,  # Look
 )->list: # Rows for `Solid`
     "Hair in six styles and four fringes."
-    v,n,side,st,w,fr = .04 + L['volume'],L['length'],L['side'],L['style'],L['face_w'],L['fringe']
-    out = [('+', .1, quadric((0,.26,-.18-.06*(fr != 'full')), (.74*w+v,.80+v,.87+v)))]
-    if st in ('bob','long'):
-        end = -.72-.2*n if st == 'bob' else -1.55*n
-        l = .1-end/2
-        out += [('+',.25, quadric((.58*w,end+l,-.12), (.2+v,l+.3,.42), pair=True)), ('+',.25, quadric((0,end+l,-.6), (.62,l+.3,.34))), ('-',.1, quadric((0,end-4,.4), (4,4,4)))]
-    if st == 'short':
-        out += [('+',.2, quadric((.56*w,-.05,-.2), (.2+v,.42,.42), pair=True))]
-    if st == 'bun':
-        out += [('+',.1, quadric((0,1.1+v,-.42), (.34,.3,.34)))]
-    if st == 'tail':
-        out += [('+',.1, quadric((side*.1,.5,-1.12), (.2,.2,.24))), ('+',.15, quadric((side*.55,-.3,-1.12), (.26,.95,.24), (0,0,side*-16)))]
-    if st in ('bun','tail'):
-        out += [('-',.06, quadric((0,-1.08,-.6), (1.2,.7,.8)))]
-    if st == 'crop':
-        holes = [(.06, quadric((0,-.98,-.5), (1.2,.75,.8))), (.1, quadric((0,-.5,.95), (.78,1.03,.93)))]
-    elif fr == 'curtain':
-        holes = [(.1, quadric((.19,-.40,.98), (.40,.98,.86), (0,0,-16), pair=True))]
-    elif fr == 'part':
-        holes = [(.1, quadric((side*.13,-.40,.98), (.56,.93,.86), (0,0,side*-20)))]
-    elif fr == 'full':
-        holes = [(.05, quadric((0,-.45,.98), (.6,.62,.86))), (.05, quadric((0,-.04,1.), (.56,.2,.8)))]
-    else:
-        holes = [(.14, quadric((0,-.38,.98), (.585,.93,.86)))]
-    return [('hair',*o) for o in out + [('-',*o) for o in holes]]
+    v,w = .04 + L['volume'],L['face_w']
+    cap = ('+', .1, quadric((0,.26,-.18-.06*(L['fringe'] != 'full')), (.74*w+v,.80+v,.87+v)))
+    return [('hair',*o) for o in [cap, *_locks(L), *(('-',*o) for o in _holes(L))]]
 
+# %% ../../nbs/synthetic/heads.ipynb #73cb2beb
 def extra_parts(
     L:dict,  # Look
 )->list: # Rows for `Solid`
     "Spectacles, a hat, earrings."
     w,g,v,out = L['face_w'],L['gap'],.06 + L['volume'],[]
     if L['glasses']:
-        out += [('frame','+',.01, quadric((g+.01,-.08,.80), (.25,.215,.06), (12,0,0), pair=True)), ('frame','-',.01, quadric((g+.01,-.08,.80), (.225,.19,.3), (12,0,0), pair=True)),
-        ('frame','+',.01, quadric((0,-.04,.83), (.1,.016,.016))), ('frame','+',.01, quadric((.63*w,-.04,.36), (.016,.02,.46), (-14,0,0), pair=True))]
+        out += [('frame','+',.01, quadric((g+.01,-.08,.80), (.25,.215,.06), (12,0,0), pair=True)),
+                ('frame','-',.01, quadric((g+.01,-.08,.80), (.225,.19,.3), (12,0,0), pair=True)),
+                ('frame','+',.01, quadric((0,-.04,.83), (.1,.016,.016))),
+                ('frame','+',.01, quadric((.63*w,-.04,.36), (.016,.02,.46), (-14,0,0), pair=True))]
     if L['hat']:
-        out += [('hat','+',.1, quadric((0,.5,-.2), (.77*w+v,.70+v,.90+v))), ('hat','-',.04, quadric((0,-3.62,-.3), (4,4,4), (0,-6,0))),
-        ('hat','+',.06, quadric((0,.44,-.18), (.80*w+v,.10,.93+v), (0,-6,0)))]
+        out += [('hat','+',.1, quadric((0,.5,-.2), (.77*w+v,.70+v,.90+v))),
+                ('hat','-',.04, quadric((0,-3.62,-.3), (4,4,4), (0,-6,0))),
+                ('hat','+',.06, quadric((0,.44,-.18), (.80*w+v,.10,.93+v), (0,-6,0)))]
     if L['earrings']:
         out += [('gold','+',.01, quadric((.785*w,-.36,-.05), (.045,.045,.045), pair=True))]
     return out
 
 # %% ../../nbs/synthetic/heads.ipynb #c2a45110
-necklines = dict(round=((0,.35,.1),(.5,.82,.72)), v=((0,.12,.42),(.5,1.05,.62)), wide=((0,.4,.05),(.98,.76,.75)), high=((0,.97,0),(.8,.62,.8)))
+necklines = dict(round=((0,.35,.1),(.5,.82,.72)), v=((0,.12,.42),(.5,1.05,.62)),
+                 wide=((0,.4,.05),(.98,.76,.75)), high=((0,.97,0),(.8,.62,.8)))
 
+def _torso(s):
+    "Shoulders, arms, chest and what is below, each as centre, half-axes and roll, for shoulders of width `s`"
+    return [((0,-.48,-.04), (1.3*s,.25,.34), 0), ((.5*s,-.3,-.1), (.62*s,.2,.26), 20), ((-.5*s,-.3,-.1), (.62*s,.2,.26), -20),
+            ((1.3*s,-1.4,-.05), (.27,1.1,.32), -5), ((-1.3*s,-1.4,-.05), (.27,1.1,.32), 5),
+            ((0,-1.25,.04), (.98*s,1.,.5), 0), ((0,-5.5,0), (1.2*s,4.7,.65), 0)]
+
+# %% ../../nbs/synthetic/heads.ipynb #42a2d4bf
 def body_parts(
     L:dict,         # Look
     R:np.ndarray,   # The head's turn, (3,3)
@@ -151,9 +179,7 @@ def body_parts(
     axis = at((0,0,0)) - top
     mid,x = top + axis/2,np.cross(axis, [0,0,1])
     N = np.stack([x/np.linalg.norm(x), axis/np.linalg.norm(axis), np.cross(x, axis)/np.linalg.norm(np.cross(x, axis))], 1)
-    torso = [((0,-.48,-.04), (1.3*s,.25,.34), 0), ((.5*s,-.3,-.1), (.62*s,.2,.26), 20), ((-.5*s,-.3,-.1), (.62*s,.2,.26), -20), ((1.3*s,-1.4,-.05), (.27,1.1,.32), -5),
-             ((-1.3*s,-1.4,-.05), (.27,1.1,.32), 5), ((0,-1.25,.04), (.98*s,1.,.5), 0), ((0,-5.5,0), (1.2*s,4.7,.65), 0)]
-    out = []
+    torso,out = _torso(s),[]
     for g,more,show in (('skin',0,(0,1,2,5)),('cloth',.04,range(7))):  # arms inside sleeves are never seen
         out += [(g,'+',.18, quadric(mid, (.31*s+more,.8,.31+more), N))]
         out += [(g,'+',.3, quadric(at(c), np.add(r, more), H @ turn(0,0,a))) for c,r,a in (torso[i] for i in show)]
@@ -184,6 +210,10 @@ def on_skin(
             break
     return p
 
+# %% ../../nbs/synthetic/heads.ipynb #e983dcc4
+def smile(L):
+    return max(L['smile'], .35) if L['teeth'] else L['smile']
+
 def seat(
     L:dict,         # Look
     yaw:float,      # Degrees
@@ -194,9 +224,10 @@ def seat(
     centre:tuple,   # Centre of the face box, (x,y) in parts of the picture
 )->Sitter: # Ready to be drawn
     "Turn a head and place it so that its face box is where the picture wants it."
-    R,e,face = turn(yaw, pitch, roll),np.array([0,eye_y,.6]),Solid(skin_parts(L))
-    solid = Solid(sorted(skin_parts(L) + body_parts(L, R, e, turn(yaw*.4, 0, roll*.25)) + hair_parts(L) + extra_parts(L), key=lambda o: o[0]))
-    g,m,my = L['gap'],L['mouth_w'],mouth_y + .25*L['mouth_w']*smile(L)
+    R,e = turn(yaw, pitch, roll),np.array([0,eye_y,.6])
+    face,body = skin_parts(L),body_parts(L, R, e, turn(yaw*.4, 0, roll*.25))
+    solid = Solid(sorted(face + body + hair_parts(L) + extra_parts(L), key=lambda o: o[0]))
+    g,m,my,face = L['gap'],L['mouth_w'],mouth_y + .25*L['mouth_w']*smile(L),Solid(face)
     marks = on_skin(face, np.array([-g,g,0,-m,m]), np.array([eye_y,eye_y,eye_y-.34*L['nose_l'],my,my]))
     x,y = np.meshgrid(np.linspace(-.72, .72, 13)*L['face_w'], np.linspace(-1.03+L['chin'], .5, 13))
     front = on_skin(face, x.ravel(), y.ravel())
@@ -207,9 +238,6 @@ def seat(
     cam.c = np.array(centre)*size[::-1] - cam.f*(lo+hi)/2
     return Sitter(L, solid, cam, cam.project(marks), np.concatenate([lo,hi])*cam.f + np.tile(cam.c, 2))
 
-def smile(L):
-    return max(L['smile'], .35) if L['teeth'] else L['smile']
-
 # %% ../../nbs/synthetic/heads.ipynb #85540ec4
 class Paint:
     "Colours of points of a face, (3,N), that layers are blended into"
@@ -218,71 +246,100 @@ class Paint:
         self.a,self.skin = np.abs(self.x),lin(L['skin'])
         self.col = np.repeat(self.skin[:,None], p.shape[1], 1)
 
-    def over(self, m, c):
-        "Blend colour `c`, (3,) or (3,N), over what is there, where `m` is 1"
+    def over(self, m, c): # Where `m` is 1; a colour, (3,) or (3,N)
+        "Blend colour `c` over what is there."
         self.col += m*(np.asarray(c, np.float32).reshape(3, -1) - self.col)
 
     def edge(self, d):
         return step(-self.px, self.px, d)
 
-    def paint(self, f, where):
-        "Let `f` paint the points `where`; its answer there, 0 elsewhere"
-        out,j = np.zeros(len(where), np.float32),np.flatnonzero(where)
-        if len(j):
-            F = Paint(self.L, np.stack([self.x.take(j), self.y.take(j), self.z.take(j)]), self.px)
-            F.col = self.col.take(j, 1)
-            got = f(F)
-            for c,o in zip(self.col, F.col):
-                c[j] = o
-            if got is not None:
-                out[j] = got
-        return out
+    def tint(self, *k):
+        return self.skin*np.float32(k)
+
+# %% ../../nbs/synthetic/heads.ipynb #1ec4825e
+@patch
+def paint(self:Paint,
+    f,                 # A painter, called with a `Paint` of those points
+    where:np.ndarray,  # Which points, (N,)
+)->np.ndarray: # What `f` gives, 0 elsewhere, (N,)
+    "Let `f` paint the points `where`."
+    out,j = np.zeros(len(where), np.float32),np.flatnonzero(where)
+    if len(j):
+        F = Paint(self.L, np.stack([self.x.take(j), self.y.take(j), self.z.take(j)]), self.px)
+        F.col = self.col.take(j, 1)
+        got = f(F)
+        for c,o in zip(self.col, F.col):
+            c[j] = o
+        if got is not None:
+            out[j] = got
+    return out
+
+# %% ../../nbs/synthetic/heads.ipynb #156a516b
+def _freckles(P):
+    "Seventy spots, the same for the same look"
+    L,x,y = P.L,P.x,P.y
+    k = (P.z > .2) & (np.abs(y+.32) < .18) & (P.a < .55)
+    rng,m = np.random.default_rng(int(L['freckles']*1e4)),np.zeros_like(x)
+    at = rng.uniform([-.5,-.48,.004], [.5,-.16,.012], (70,3)).astype(np.float32)
+    for i,j,r in at if k.any() else ():
+        m[k] = np.maximum(m[k], step(r+P.px*.5, r*.4, np.hypot(x[k]-i, y[k]-j)))
+    return m
 
 def paint_skin(
     P:Paint,  # Of a face
 ):
     "Blush, nostrils, freckles, stubble."
-    L,a,x,y,z,tint = P.L,P.a,P.x,P.y,P.z,lambda *k: P.skin*np.float32(k)
+    L,a,x,y,z = P.L,P.a,P.x,P.y,P.z
     front,ny = z > .2,eye_y - .34*L['nose_l']
-    P.over(front*L['blush']*.45*np.exp(-((a-.4)/.17)**2 - ((y+.33)/.13)**2), tint(1.05,.62,.6))
-    P.over(front*.25*np.exp(-(a/.12)**2 - ((y-ny)/.1)**2), tint(1.02,.7,.66))
-    P.over((z > .6)*.8*step(.03, .012, np.hypot((a-.05*L['nose_w'])/1.3, y-ny+.075)), tint(.12,.1,.1))
+    P.over(front*L['blush']*.45*np.exp(-((a-.4)/.17)**2 - ((y+.33)/.13)**2), P.tint(1.05,.62,.6))
+    P.over(front*.25*np.exp(-(a/.12)**2 - ((y-ny)/.1)**2), P.tint(1.02,.7,.66))
+    P.over((z > .6)*.8*step(.03, .012, np.hypot((a-.05*L['nose_w'])/1.3, y-ny+.075)), P.tint(.12,.1,.1))
     if L['stubble']:
-        m = step(-.42, -.56, y + .25*np.abs(a-.25))*step(.03, .12, np.hypot(a/1.6, y-mouth_y+.01)-.08)*(z > 0)*step(-1.15, -1.0, y)
+        jaw = step(-.42, -.56, y + .25*np.abs(a-.25))*step(.03, .12, np.hypot(a/1.6, y-mouth_y+.01)-.08)
+        m = jaw*(z > 0)*step(-1.15, -1.0, y)
         P.over(m*L['stubble']*(.3+.25*np.sin(x*230+3*np.sin(y*170))*np.sin(y*260)), lin(L['hair'])*.7 + .01)
     if L['freckles']:
-        k = front & (np.abs(y+.32) < .18) & (a < .55)
-        at = np.random.default_rng(int(L['freckles']*1e4)).uniform([-.5,-.48,.004], [.5,-.16,.012], (70,3)).astype(np.float32)
-        m = np.zeros_like(x)
-        for i,j,r in at if k.any() else ():
-            m[k] = np.maximum(m[k], step(r+P.px*.5, r*.4, np.hypot(x[k]-i, y[k]-j)))
-        P.over(m*.35*L['freckles'], tint(.5,.32,.25))
+        P.over(_freckles(P)*.35*L['freckles'], P.tint(.5,.32,.25))
 
 # %% ../../nbs/synthetic/heads.ipynb #1a6c0973
+def _mouth_line(L, u): # `u` is 1 in the corner of the mouth
+    "Height of the line between the lips"
+    return mouth_y + .3*L['mouth_w']*smile(L)*u*u - .006*np.exp(-(u/.2)**2)
+
 def paint_lips(
     P:Paint,  # Of a face
 )->np.ndarray: # How glossy each point is, (N,)
     "Lips, and the line or the teeth between them."
     L,px,y,u,front = P.L,P.px,P.y,P.a/P.L['mouth_w'],P.z > .4
-    line = mouth_y + .3*L['mouth_w']*smile(L)*u*u - .006*np.exp(-(u/.2)**2)
-    r,c = np.sqrt(np.clip(1-u*u, 0, 1)),lin(L['lip'])
+    line,r,c = _mouth_line(L, u),np.sqrt(np.clip(1-u*u, 0, 1)),lin(L['lip'])
     top = line + .075*L['lips']*r*(.75 + .35*np.exp(-((u-.27)/.2)**2) - .12*np.exp(-(u/.12)**2))
     lip = front*(u < 1.02)*P.edge(top-y+.004)*P.edge(y-line+.098*L['lips']*r**.9+.004)
     P.over(lip*.85, c[:,None]*(.8 + .2*step(0, .08, line-y)))
     if L['teeth']:
-        o = .042*np.clip(1-(u/.9)**2, 0, 1)
-        P.over(front*P.edge(o-np.abs(y-line))*(u < .86), np.where(y > line-.022, lin((240,232,224))[:,None]*(.55+.45*step(.9, .4, u)), lin((110,40,44))[:,None]))
+        o,white = .042*np.clip(1-(u/.9)**2, 0, 1),lin((240,232,224))[:,None]*(.55+.45*step(.9, .4, u))
+        P.over(front*P.edge(o-np.abs(y-line))*(u < .86), np.where(y > line-.022, white, lin((110,40,44))[:,None]))
         P.over(front*.45*np.exp(-((np.abs(y-line)-o)/(.006+px*.5))**2)*step(1.05, .9, u), c*.3)
     else:
         P.over(front*.85*np.exp(-((y-line)/(.008+px*.5))**2)*step(1.08, .95, u), c*.18)
     return lip*L['gloss']
 
 # %% ../../nbs/synthetic/heads.ipynb #821cb5cc
+def _iris(P, dy, under): # Height above the eye's line; how far from the upper lid's shadow
+    "Colour of the iris and its pupil, how much of it is there, and the two reflections"
+    L,r = P.L,.09*P.L['eye']
+    w,ix,iy = P.px/r,P.x/r-np.sign(P.x)*L['gap']/r,(dy-.008)/r
+    q,th = np.hypot(ix, iy),np.arctan2(iy, ix)
+    rays = .75 + 1.1*step(.3, -.8, iy) + .25*np.sin(th*23+2*np.sin(th*7))
+    color = lin(L['iris'])[:,None]*rays*(1-.8*step(.78, 1., q))*step(.40-w, .46+w, q)*(.35+.65*under)
+    glints = step(.22+w, .15-w, np.hypot(ix+.33, iy-.36)),.35*step(.13+w, .05, np.hypot(ix-.35, iy+.4))
+    return color,step(1+w, 1-w, q),glints
+
+# %% ../../nbs/synthetic/heads.ipynb #414e47c9
 def paint_eyes(
     P:Paint,  # Of a face
 )->np.ndarray: # Where eye is open, (N,)
     "Lids, lashes, irises, pupils."
-    L,px,e,s,front,lid = P.L,P.px,P.L['eye'],np.sign(P.x),P.z > .2,P.skin*np.float32([.62,.42,.4])
+    L,px,e,front,lid = P.L,P.px,P.L['eye'],P.z > .2,P.skin*np.float32([.62,.42,.4])
     dx,dy = P.a-L['gap'],P.y-eye_y
     u,y,h = dx/(.168*e),dy-L['slant']*dx,.092*e*L['open']
     c = np.clip(u, -1, 1)
@@ -292,17 +349,16 @@ def paint_eyes(
     P.over(front*.55*np.exp(-((y-top-.035*e)/(.007+px*.4))**2)*step(1.1, .8, np.abs(u)), lid*.7)
     P.over(front*.3*np.exp(-((y-bot+.008)/(.012+px*.3))**2)*step(1.05, .8, np.abs(u)), lid)
     P.over(eye, lin((242,236,232))[:,None]*(.45+.5*under)*(.7+.3*step(1, .3, np.abs(u))))
-    r = .09*e
-    w,ix,iy = px/r,P.x/r-s*L['gap']/r,(dy-.008)/r
-    q,th = np.hypot(ix, iy),np.arctan2(iy, ix)
-    iris = lin(L['iris'])[:,None]*(.75 + 1.1*step(.3, -.8, iy) + .25*np.sin(th*23+2*np.sin(th*7)))*(1-.8*step(.78, 1., q))*step(.40-w, .46+w, q)*(.35+.65*under)
-    P.over(eye*step(1+w, 1-w, q), iris)
-    P.over(eye*step(.22+w, .15-w, np.hypot(ix+.33, iy-.36)), (1,1,1))
-    P.over(eye*.35*step(.13+w, .05, np.hypot(ix-.35, iy+.4)), (1,1,1))
+    iris,there,glints = _iris(P, dy, under)
+    P.over(eye*there, iris)
+    for glint in glints:
+        P.over(eye*glint, (1,1,1))
     t = (.012 + .012*L['lash']*(1+c))*e
-    P.over(front*.95*step(t+px, t*.4-px*.5, np.abs(y-top-t*.4-np.where(u > 1, .35*(dx-.168*e), 0)))*step(1.22, 1.02, u)*step(-1.08, -.9, u), (.012,.009,.009))
+    lash = np.abs(y-top-t*.4-np.where(u > 1, .35*(dx-.168*e), 0))
+    P.over(front*.95*step(t+px, t*.4-px*.5, lash)*step(1.22, 1.02, u)*step(-1.08, -.9, u), (.012,.009,.009))
     return eye
 
+# %% ../../nbs/synthetic/heads.ipynb #782d944f
 def paint_brows(
     P:Paint,  # Of a face
 ):
@@ -312,7 +368,8 @@ def paint_brows(
     y = P.y - eye_y - L['brow_h'] - .05*L['brow_a']*np.sin(np.clip(b, 0, 1.2)*2.4) + .035*b*b
     t = .034*L['brow_t']*(1-.65*np.clip(b, 0, 1)**2)*step(-.03, .12, b)
     n = np.sin(a*170 + y*120 + 2*np.sin(a*43))
-    P.over((P.z > .2)*step(t*1.15+px, t*.35-px, np.abs(y)+.004*n)*step(1.05, .8, b)*(b > -.05)*(.72+.12*n), np.minimum(lin(L['hair']), .14)*.55+.006)
+    m = (P.z > .2)*step(t*1.15+px, t*.35-px, np.abs(y)+.004*n)*step(1.05, .8, b)*(b > -.05)*(.72+.12*n)
+    P.over(m, np.minimum(lin(L['hair']), .14)*.55+.006)
 
 # %% ../../nbs/synthetic/heads.ipynb #08745b5c
 def strip_of_noise(
@@ -320,9 +377,49 @@ def strip_of_noise(
     n:int=4096,               # Samples round the head
 )->np.ndarray: # (n,) in [-1,1], periodic
     "Noise at three scales on a circle."
-    x = np.arange(n)/n
-    return sum(a*np.interp(x*m, np.arange(m+1), np.r_[(v := rng.uniform(-1, 1, m)), v[0]]) for m,a in ((40,.35),(160,.35),(700,.3))).astype(np.float32)
+    x,out = np.arange(n)/n,0
+    for a,m in ((.35,40),(.35,160),(.3,700)):
+        v = rng.uniform(-1, 1, m)
+        out = out + a*np.interp(x*m, np.arange(m+1), np.r_[v, v[0]])
+    return out.astype(np.float32)
 
+def _strands(L, p, near_hair, strip): # Look; points, (3,n); which are near hair; noise
+    "The noise at each point near hair, 0 elsewhere"
+    (x,y,z),strand = p,np.zeros_like(p[0])
+    j = np.flatnonzero(near_hair)
+    phi = np.arctan2(x[j]-.1*L['side'], z[j]+.25) + L['wave']*np.sin(y[j]*9+np.abs(x[j])*3)
+    strand[j] = strip[(phi*(len(strip)/(2*np.pi))).astype(np.int32) % len(strip)]
+    return strand
+
+# %% ../../nbs/synthetic/heads.ipynb #a06615f9
+def _skin(L, p, grain, glow, px):
+    "Painted skin"
+    P = Paint(L, p, px)
+    P.col *= 1+.02*grain
+    a,y,front = np.abs(p[0]),p[1],(p[2] > 0) & (p[1] > -1.2)
+    lips = front & (a < .3) & (np.abs(y-mouth_y) < .25)
+    eyes = front & (a < .65) & (y > eye_y-.25) & (y < eye_y+.45)
+    P.paint(paint_skin, front)
+    gloss,eye = P.paint(paint_lips, lips),P.paint(paint_eyes, eyes)
+    P.paint(paint_brows, eyes)
+    return glow.skin(P.col, gloss, eye)
+
+def _coat(g, L, p, n, round_head, strand, grain, glow, px):
+    "The colour of points that are all of one material"
+    if g == 'hair':
+        along = unit(np.cross(n, round_head, axis=0))
+        return glow.shiny(lin(L['hair'])[:,None]*(1+.45*strand), along, .12*strand)
+    if g == 'gold':
+        return glow.matt(lin((222,170,84))[:,None]) + glow.key*(1.2*glow.ndh**40)
+    if g == 'frame':
+        return glow.matt(lin((150,104,72))[:,None]) + glow.key*(.5*glow.ndh**50)
+    if g == 'hat':
+        return glow.matt(lin(L['cloth'][::-1])[:,None]*(1+.08*grain+.18*np.sin(np.arctan2(p[0], p[2]+.2)*70)))
+    if g == 'cloth':
+        return glow.matt(lin(L['cloth'])[:,None]*(1+.05*grain+.06*np.sin(p[0]*140)*np.sin(p[1]*140)))
+    return _skin(L, p, grain, glow, px)
+
+# %% ../../nbs/synthetic/heads.ipynb #ead51306
 def shade(
     s:Sitter,             # Who
     light:Light,          # In what light
@@ -333,16 +430,13 @@ def shade(
     k:slice,              # Which of the hits
 )->np.ndarray: # (3,n) linear light
     "The colours of some of the points that pixels see."
-    L,p,n,d,(x,y,z) = s.look,hits.p[:,k],hits.n[:,k],hits.d[:,k],hits.p[:,k]
-    round_head = unit(np.stack([z+.25, np.zeros_like(x), -x]))
-    D,strand = np.stack([o[k] for o in hits.D.values()]),np.zeros_like(x)
-    j,i = np.flatnonzero(hits.D['hair'][k] < .05),list(hits.D).index('hair')
-    phi = np.arctan2(x[j]-.1*L['side'], z[j]+.25) + L['wave']*np.sin(y[j]*9+np.abs(x[j])*3)
-    strand[j] = strip[(phi*(len(strip)/(2*np.pi))).astype(np.int32) % len(strip)]
-    D[i] += L['rag']*strand - .004
+    L,p,n,d = s.look,hits.p[:,k],hits.n[:,k],hits.d[:,k]
+    round_head = unit(np.stack([p[2]+.25, np.zeros_like(p[0]), -p[0]]))
+    strand,D = _strands(L, p, hits.D['hair'][k] < .05, strip),np.stack([o[k] for o in hits.D.values()])
+    D[list(hits.D).index('hair')] += L['rag']*strand - .004
     near = np.exp((D.min(0)-D)/np.float32(.003))
     near /= near.sum(0)
-    out = np.zeros_like(p)
+    out,px = np.zeros_like(p),np.float32(s.cam.away/s.cam.f)
     for g,w in zip(hits.D, near):
         j = np.flatnonzero(w > .02)
         if not len(j):
@@ -350,30 +444,10 @@ def shade(
         m,pj,dj,round_j,lit_j = (o.take(j, 1) for o in (n, p, d, round_head, lit[:,k]))
         if g == 'hair':
             m = unit(m + round_j*(.35*strand[j]))
-        c = w[j]*_coat(g, L, pj, m, round_j, strand[j], grain[k][j], Glow(light, s.cam.R, m, dj, *lit_j), np.float32(s.cam.away/s.cam.f))
-        for o,v in zip(out, c):
+        glow = Glow(light, s.cam.R, m, dj, *lit_j)
+        for o,v in zip(out, w[j]*_coat(g, L, pj, m, round_j, strand[j], grain[k][j], glow, px)):
             o[j] += v
     return out/np.maximum((near*(near > .02)).sum(0), .5)
-
-def _coat(g, L, p, n, round_head, strand, grain, glow, px):
-    "The colour of points that are all of one material"
-    if g == 'hair':
-        return glow.shiny(lin(L['hair'])[:,None]*(1+.45*strand), unit(np.cross(n, round_head, axis=0)), .12*strand)
-    if g == 'gold':
-        return glow.matt(lin((222,170,84))[:,None]) + glow.key*(1.2*glow.ndh**40)
-    if g == 'frame':
-        return glow.matt(lin((150,104,72))[:,None]) + glow.key*(.5*glow.ndh**50)
-    if g == 'hat':
-        return glow.matt(lin(L['cloth'][::-1])[:,None]*(1+.08*grain+.18*np.sin(np.arctan2(p[0], p[2]+.2)*70)))
-    if g == 'cloth':
-        return glow.matt(lin(L['cloth'])[:,None]*(1+.05*grain+.06*np.sin(p[0]*140)*np.sin(p[1]*140)))
-    P = Paint(L, p, px)
-    P.col *= 1+.02*grain
-    a,y,front = np.abs(p[0]),p[1],(p[2] > 0) & (p[1] > -1.2)
-    lips,eyes = front & (a < .3) & (np.abs(y-mouth_y) < .25),front & (a < .65) & (y > eye_y-.25) & (y < eye_y+.45)
-    done = [P.paint(*o) for o in ((paint_skin,front), (paint_lips,lips), (paint_eyes,eyes), (paint_brows,eyes))]
-    gloss,eye = done[1],done[2]
-    return glow.skin(P.col, gloss, eye)
 
 # %% ../../nbs/synthetic/heads.ipynb #20470a61
 def develop(
@@ -385,17 +459,21 @@ def develop(
     (H,W),hits = s.cam.size,surface(s.solid, s.cam, thin=.02 if s.look['glasses'] else .06)
     lit = shadows(s.solid, s.cam, hits, light.dirs()[0] @ s.cam.R)
     strip,grain = strip_of_noise(rng),rng.standard_normal(len(hits.idx), dtype=np.float32)
-    C,A,Z = np.zeros((H*W,3), np.float32),np.zeros(H*W, np.float32),np.zeros(H*W, np.float32)
+    C,(A,Z) = np.zeros((H*W,3), np.float32),np.zeros((2,H*W), np.float32)
     for i in range(0, len(hits.idx), 8192):
         k = slice(i, i+8192)
         C[hits.idx[k]] = shade(s, light, hits, lit, strip, grain, k).T
     A[hits.idx],Z[hits.idx] = hits.cover,hits.t
-    C,A,Z = C.reshape(H,W,3),A.reshape(H,W),Z.reshape(H,W)
+    C,A = C.reshape(H,W,3),A.reshape(H,W)
+    _soften(C, A, Z.reshape(H,W))
+    return C,A
+
+def _soften(C, A, Z): # Colours, changed in place; coverage; distances
+    "Blur where the distance jumps inside the head"
     jump = cv2.morphologyEx(Z, cv2.MORPH_GRADIENT, np.ones((3,3), np.uint8))*(cv2.erode(A, np.ones((3,3))) == 1)
     m = cv2.GaussianBlur(step(.1, .3, jump).astype(np.float32), (0,0), .6)[...,None]
     j,flat,soft = np.flatnonzero(m),C.reshape(-1,3),cv2.GaussianBlur(C, (0,0), .7).reshape(-1,3)
     flat[j] += m.reshape(-1,1)[j]*(soft[j] - flat[j])
-    return C,A
 
 # %% ../../nbs/synthetic/heads.ipynb #6f1a7600
 @dataclass
@@ -416,14 +494,15 @@ class Head:
         return encode_jpeg(self.im)
 
 # %% ../../nbs/synthetic/heads.ipynb #461ac165
-def pose_of(
+def random_pose(
     seed:int,    # Draws what is not given
     **given,     # `yaw`, `pitch`, `roll`, `scale`, `centre`; `None` counts as not given
 )->dict: # All five
     "How a head is held and framed."
     rng = np.random.default_rng([seed,2])
     yaw = rng.uniform(-18, 18) if rng.uniform() < .4 else rng.choice([-1,1])*rng.uniform(20, 50)
-    pose = dict(yaw=yaw, pitch=np.clip(rng.normal(0, 5), -12, 12), roll=np.clip(rng.normal(0, 7), -15, 15), scale=rng.uniform(.36, .58))
+    pitch,roll = np.clip(rng.normal(0, 5), -12, 12),np.clip(rng.normal(0, 7), -15, 15)
+    pose = dict(yaw=yaw, pitch=pitch, roll=roll, scale=rng.uniform(.36, .58))
     pose['centre'] = .5+rng.uniform(-.07, .07),.46+rng.uniform(-.03, .05)
     pose |= {k:v for k,v in given.items() if v is not None}
     if not (abs(pose['yaw']) <= 90 and abs(pose['pitch']) <= 60):
@@ -433,6 +512,21 @@ def pose_of(
     return {k:tuple(map(float, v)) if k == 'centre' else float(v) for k,v in pose.items()}
 
 # %% ../../nbs/synthetic/heads.ipynb #313200a0
+def _check(size, blur, background):
+    "Raise `BadInput` for what cannot be drawn"
+    if min(size) < 16:
+        raise BadInput(f'A photo of {size[0]} × {size[1]} px is too small: 16 px at least')
+    if blur < 0:
+        raise BadInput(f'blur is {blur:g} px: it must be 0 or more')
+    if isinstance(background, np.ndarray) and background.shape[:2] != tuple(size):
+        raise BadInput(f'The background is {background.shape[:2]}, the photo {tuple(size)}')
+
+def _behind(background, rng, size):
+    "The background as linear light"
+    given = isinstance(background, np.ndarray)
+    return unfilm(background.astype(np.float32)/255 if given else backdrop(rng, tuple(size), background))
+
+# %% ../../nbs/synthetic/heads.ipynb #d1233c6c
 def draw_group(
     heads:list,              # A dict for each, the nearest to us last: `seed`, and if wanted `yaw,pitch,roll,scale,centre,look`
     seed:int=0,              # Draws light, background and grain
@@ -442,27 +536,24 @@ def draw_group(
     light:Light=None,        # What falls on them
 )->tuple[np.ndarray,list[Head]]: # The photo, and each head's truth (all with that photo)
     "Draw several heads in one photo; raises `BadInput` for what cannot be drawn."
-    if min(size) < 16:
-        raise BadInput(f'A photo of {size[0]} × {size[1]} px is too small: 16 px at least')
-    if blur < 0:
-        raise BadInput(f'blur is {blur:g} px: it must be 0 or more')
-    if isinstance(background, np.ndarray) and background.shape[:2] != tuple(size):
-        raise BadInput(f'The background is {background.shape[:2]}, the photo {tuple(size)}')
+    _check(size, blur, background)
     rng,out = np.random.default_rng([seed,3]),[]
     drawn = random_light(rng)
-    im = unfilm(background.astype(np.float32)/255 if isinstance(background, np.ndarray) else backdrop(rng, tuple(size), background))
+    im = _behind(background, rng, size)
     for i,h in enumerate(heads):
         own = h.get('seed', seed+i)
-        pose = pose_of(own, **{k:h.get(k) for k in ('yaw','pitch','roll','scale','centre')})
+        pose = random_pose(own, **{k:h.get(k) for k in ('yaw','pitch','roll','scale','centre')})
         s = seat(h.get('look') or random_look(np.random.default_rng([own,1])), **pose, size=tuple(size))
         C,A = develop(s, light or drawn, np.random.default_rng([own,4]))
         im += cv2.merge([A]*3)*(C-im)
-        out.append(Head(None, *(pose[k] for k in ('yaw','pitch','roll')), s.kps[:2].copy(), s.kps, s.bbox, float(blur), own, s.look))
+        turned = [pose[k] for k in ('yaw','pitch','roll')]
+        out.append(Head(None, *turned, s.kps[:2].copy(), s.kps, s.bbox, float(blur), own, s.look))
     im = finish(im, rng, blur)
     for o in out:
         o.im = im
     return im,out
 
+# %% ../../nbs/synthetic/heads.ipynb #96fd1ed9
 def draw_head(
     seed:int,                # Draws whatever is not given
     size:tuple=(500,400),    # (H,W) of the photo, px
@@ -477,13 +568,10 @@ def draw_head(
     light:Light=None,        # What falls on the head
 )->Head: # The photo and its truth
     "Draw one head; raises `BadInput` for what cannot be drawn."
-    return draw_group([dict(seed=seed, yaw=yaw, pitch=pitch, roll=roll, scale=scale, centre=centre, look=look)], seed, size, blur, background, light)[1][0]
+    head = dict(seed=seed, yaw=yaw, pitch=pitch, roll=roll, scale=scale, centre=centre, look=look)
+    return draw_group([head], seed, size, blur, background, light)[1][0]
 
 # %% ../../nbs/synthetic/heads.ipynb #5b84c6d1
-def _one_thread():
-    cv2.setNumThreads(1)
-    ThreadpoolController().limit(limits=1)
-
 def _draw(kw):
     return draw_head(**kw)
 
@@ -493,13 +581,9 @@ def draw_heads(
     workers:int=None,     # Processes; one a core by default, 0 or 1 for this one alone
     progress:bool=True,   # Show a bar?
 )->list[Head]: # In order, whatever the number of processes
-    "Draw many heads in a pool of processes."
-    kws = [dict(seed=seed+i) | (o or {}) for i,o in enumerate([None]*heads if isinstance(heads, int) else heads)]
-    workers,bar = min(len(kws), os.cpu_count() if workers is None else workers),dict(total=len(kws), desc='drawing heads', disable=None if progress else True)
-    if workers < 2:
-        with ThreadpoolController().limit(limits=1):
-            return [_draw(o) for o in tqdm(kws, **bar)]
-    from pttface.synthetic.heads import _draw as draw,_one_thread as quiet
-    ctx = get_context('forkserver' if 'forkserver' in get_all_start_methods() else 'spawn')
-    with ProcessPoolExecutor(workers, ctx, quiet) as pool:
-        return list(tqdm(pool.map(draw, kws, chunksize=2), **bar))
+    "Draw many heads in several processes."
+    from pttface.synthetic.heads import _draw as draw
+    heads = [None]*heads if isinstance(heads, int) else heads
+    kws = [dict(seed=seed+i) | (o or {}) for i,o in enumerate(heads)]
+    drawn = map_processes(draw, kws, workers)
+    return list(tqdm(drawn, total=len(kws), desc='drawing heads', disable=None if progress else True))

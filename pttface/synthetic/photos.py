@@ -6,14 +6,12 @@ Docs: https://pttface.github.io/pttface/synthetic/photos.html.md"""
 
 # %% auto #0
 __all__ = ['fates', 'hosts', 'exts', 'forms', 'n_names', 'Fate', 'pick', 'token', 'untoken', 'Photo', 'address', 'encode',
-           'draw_photo', 'PhotoStore', 'drawing_code', 'pool_process', 'removed_png']
+           'draw_photo', 'PhotoStore', 'drawing_code', 'removed_png']
 
 # %% ../../nbs/synthetic/photos.ipynb #c09f1ea1
-import inspect,io,json,os,random,signal,sqlite3,sys,threading
+import inspect,io,json,os,random,sqlite3,sys,threading
 from dataclasses import dataclass
 from functools import lru_cache
-from multiprocessing import parent_process
-from multiprocessing.connection import wait
 from pathlib import Path
 
 import cv2
@@ -204,15 +202,8 @@ class PhotoStore:
 def drawing_code()->str: # Hash
     "A hash of the code that draws; what older code drew is not mistaken for it."
     used = {getattr(o, '__module__', None) for o in vars(heads).values()} | {heads.__name__}
-    code = [inspect.getsource(sys.modules[m]) for m in sorted(filter(None, used)) if m.startswith('pttface.') and m != 'pttface.storage.files']
+    code = [inspect.getsource(sys.modules[m]) for m in sorted(filter(None, used)) if m.startswith('pttface.synthetic.')]
     return content_hash(*code, inspect.getsource(draw_photo), inspect.getsource(encode))
-
-def pool_process():
-    "Set up a process that draws: one thread, deaf to Ctrl-C (the parent's affair), and gone when its parent is."
-    signal.signal(signal.SIGINT, signal.SIG_IGN)
-    heads._one_thread()
-    if parent := parent_process():
-        threading.Thread(target=lambda: (wait([parent.sentinel]), os._exit(1)), daemon=True).start()
 
 # %% ../../nbs/synthetic/photos.ipynb #a03b8a68
 @lru_cache(1)
