@@ -45,10 +45,13 @@ class Board:
     "A board of drawn heads: pages, photos and the truth about them; made by `make_board`"
     name,per_page = 'Beauty',20
     def __init__(self, times, kind, start, photo_kind, seed, size, workers, cache):
-        self.times,self.kind,self.start,self.photo_kind = times,kind,start,photo_kind
-        self.seed,self.size,self.workers = seed,size,workers
+        self.times,self.kind = times,kind
+        self.start,self.photo_kind = start,photo_kind
+        self.seed,self.size = seed,size
+        self.workers = workers
         self.store,self.rows = PhotoStore(cache),np.arange(len(times))
-        self.article,self.photo,self._page = lru_cache(20_000)(self._article),lru_cache(200_000)(self._photo),lru_cache(4000)(lambda *a: self._make_page(*a))
+        self.article,self.photo = lru_cache(20_000)(self._article),lru_cache(200_000)(self._photo)
+        self._page = lru_cache(4000)(lambda *a: self._make_page(*a))
         self.usual = np.flatnonzero(photo_kind == 'head')
         old = np.flatnonzero(kind == 'announcement')[-3:]
         self.pinned = [int(i) for i in [*old, *np.flatnonzero(kind == 'post')[len(times)//2:][:1]]]
@@ -127,7 +130,8 @@ def headline(
 @patch
 def listed(self:Board, i:int)->tuple[Article,random.Random]:
     "Article number `i`, 0 the oldest, as the index shows it, and the source of chance for the rest"
-    r,t,kind = random.Random(f'{self.seed}/{i}'),int(self.times[i]),str(self.kind[i])
+    r,t = random.Random(f'{self.seed}/{i}'),int(self.times[i])
+    kind = str(self.kind[i])
     a = Article(i, f'{"G" if r.random() < .004 else "M"}.{t}.A.{r.randrange(4096):03X}', datetime.fromtimestamp(t, taipei), kind, '', user(r))
     if kind == 'deleted':
         a.title,a.author = r.choice(deleted_titles).format(a.author),'-'
@@ -205,7 +209,8 @@ def expect(self:Board,
 )->dict: # articles, urls (each distinct URL with its fate) and counts
     "What must be found and become of it, for the days `since` to `until`."
     lo,hi = (np.searchsorted(self.times, midnight(d) + h) if d else e for d,h,e in ((since, 0, 0), (until, 86400, len(self))))
-    first,urls,articles = {},{},[self._row(self.article(i)) for i in range(lo, hi)]
+    first,urls = {},{}
+    articles = [self._row(self.article(i)) for i in range(lo, hi)]
     for l in (l for a in articles if a['kind'] == 'post' for l in a['links'] if l['photo'] is not None and (pushes or l['origin'] != 'push')):
         u = l['url']
         if u not in urls:

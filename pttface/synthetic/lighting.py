@@ -80,7 +80,8 @@ class Glow:
     "How the light falls on some points: what every material's shading is made of"
     def __init__(self, light, R, n, d, lit, sky):
         k,f,r = (light.dirs() @ R).astype(np.float32)[:,:,None]
-        self.half,self.n,self.lit,tint = unit(k-d),n,lit,light.tint()[:,None]
+        self.half,self.n = unit(k-d),n
+        self.lit,tint = lit,light.tint()[:,None]
         up = .5 + .5*(R[1].astype(np.float32) @ n)
         self.key,self.ndl = np.float32(light.key)*tint,dot(n, k)
         self.around = (np.float32([[.38],[.4],[.44]])*(light.sky*up) + np.float32([[.24],[.19],[.17]])*(1-up) + light.fill/tint*np.clip(dot(n, f)*.6+.4, 0, 1))*sky
@@ -110,7 +111,8 @@ def backdrop(
     kind:str=None,            # One of `backdrops`; any by default
 )->np.ndarray: # (H,W,3) float32 in [0,1], as seen
     "A soft background."
-    (H,W),h,u = size,rng.uniform(),rng.uniform
+    (H,W),h = size,rng.uniform()
+    u = rng.uniform
     kind = kind or backdrops[int(rng.integers(5))]
     if kind not in backdrops:
         raise BadInput(f'background {kind!r} is none of {", ".join(backdrops)}')
@@ -183,7 +185,8 @@ def draw_scene(
 )->np.ndarray: # (H,W,3) uint8 RGB
     "Draw a photo with nobody in it: fruit on a table."
     rng,light = np.random.default_rng([seed,5]),random_light(np.random.default_rng([seed,6]))
-    im,cols,parts,u = unfilm(backdrop(rng, tuple(size), ('room','stripes')[seed%2])),[hsv(rng.choice([.06,.09,.12,.57]), rng.uniform(.15,.45), rng.uniform(.45,.85))],[('0','+',.1, quadric((0,-30.9,-2), (40,30,40)))],rng.uniform
+    im,cols = unfilm(backdrop(rng, tuple(size), ('room','stripes')[seed%2])),[hsv(rng.choice([.06,.09,.12,.57]), rng.uniform(.15,.45), rng.uniform(.45,.85))]
+    parts,u = [('0','+',.1, quadric((0,-30.9,-2), (40,30,40)))],rng.uniform
     for i in range(int(rng.integers(6, 11))):
         (h,a,v),r = fruits[int(rng.integers(len(fruits)))]
         r = np.array(r)*u(.95, 1.45)

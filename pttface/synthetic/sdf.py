@@ -45,7 +45,8 @@ def monomials(
 )->np.ndarray: # (13,N) float32
     "1, y, z, x², y², z², yz, then x, xy, xz, then |x|, |x|y, |x|z."
     m = np.empty((13,p.shape[1]), np.float32)
-    m[0],m[1:3],m[7] = 1,p[1:],p[0]
+    m[0],m[1:3] = 1,p[1:]
+    m[7] = p[0]
     np.multiply(p, p, out=m[3:6])
     np.multiply(p[1], p[2], out=m[6])
     np.multiply(p[1:], p[0], out=m[8:10])
@@ -181,7 +182,9 @@ def march(
     eps:float=.3,     # Near enough, in pixels
 )->tuple: # Distances (N,); nearest miss in pixels (N,); numbers of the rays still under way, and their distances
     "Walk rays to a surface."
-    live,best,tb,s0,t0 = np.arange(len(t)),np.full(len(t), 1e9, np.float32),t.copy(),None,None
+    live,best = np.arange(len(t)),np.full(len(t), 1e9, np.float32)
+    tb,s0 = t.copy(),None
+    t0 = None
     for i in range(40):
         s = f(o + t*d)
         miss = np.abs(s)/(px*t)
@@ -189,7 +192,9 @@ def march(
         best[live[k]],tb[live[k]] = miss[k],t[k]
         slope = ((s0-s)/np.where(np.abs(t-t0) < 1e-6, 1, t-t0)).clip(.45, 1.07) if i else np.float32(.93)
         go = np.flatnonzero((miss > eps) & (t < far))
-        s0,t0,t,far,live,d = s[go],t[go],(t + s/slope)[go],far[go],live[go],d.take(go, 1)
+        s0,t0 = s[go],t[go]
+        t,far = (t + s/slope)[go],far[go]
+        live,d = live[go],d.take(go, 1)
         if len(live) <= few:
             break
     return tb,best,live,t
@@ -212,7 +217,8 @@ def cones(
         out[live[done]] = t[done]
         t += np.maximum(s-rim, 0)*.95
         go = ~done & (t < cam.span[1])
-        live,t,d = live[go],t[go],d.compress(go, 1)
+        live,t = live[go],t[go]
+        d = d.compress(go, 1)
         if not len(live):
             break
     out[live] = t
@@ -270,8 +276,11 @@ def _trace(solid, cam, begin, end, idx, some):
     "March the pixels `idx`, in batches, from `begin` to `end` (H,W). Of those that meet anything: pixel, ray, length, miss in px, normal, distances; and the pixels that miss by over 4 px"
     W,px = cam.size[1],np.float32(1/cam.f)
     idx,tiles = _tiles(idx, W)
-    t,far,(o,d) = begin.ravel()[idx],end.ravel()[idx],cam.rays(idx%W, idx//W)
-    miss,nears,slow,on,names = np.empty_like(t),[],[idx[:0]],[t[:0]],list(solid.groups)
+    t,far = begin.ravel()[idx],end.ravel()[idx]
+    (o,d) = cam.rays(idx%W, idx//W)
+    miss,nears = np.empty_like(t),[]
+    slow,on = [idx[:0]],[t[:0]]
+    names = list(solid.groups)
     for k in tiles:
         nears.append(solid.near((o + t[k]*d[:,k])[:,::some], 24*cam.away*px))
         t[k],miss[k],j,tj = march(nears[-1], o, d[:,k], t[k], px, far[k], 1500)
@@ -317,7 +326,8 @@ def surface(
     fast = thin*cam.f/cam.away >= 3 and min(H, W) > 8
     block = block or (9 if fast else 5)
     begin = np.repeat(np.repeat(cones(solid, cam, block), block, 0), block, 1)[:H,:W]
-    todo,end,done = np.isfinite(begin),np.full(cam.size, cam.span[1], np.float32),[]
+    todo,end = np.isfinite(begin),np.full(cam.size, cam.span[1], np.float32)
+    done = []
     if fast:
         mid = np.zeros_like(todo)
         mid[1::3,1::3] = todo[1::3,1::3]
@@ -357,7 +367,8 @@ def shadows(
 )->np.ndarray: # (2,N) in [0,1]: how much the lamp sees, how much the sky sees
     "Soft shadows and ambient occlusion."
     step = step or int(np.clip(.03*cam.f/cam.away, 3, 5))
-    (H,W),key,rough = cam.size,key.astype(np.float32)[:,None],Solid([o for o in solid.parts if o[2] > small])
+    (H,W),key = cam.size,key.astype(np.float32)[:,None]
+    rough = Solid([o for o in solid.parts if o[2] > small])
     y,x = hits.idx//W,hits.idx%W
     some = np.flatnonzero((y % step == 0) & (x % step == 0))
     p,n = hits.p.take(some, 1),hits.n.take(some, 1)
