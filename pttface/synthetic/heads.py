@@ -402,6 +402,7 @@ def strip_of_noise(
         out = out + a*np.interp(x*m, np.arange(m+1), np.r_[v, v[0]])
     return out.astype(np.float32)
 
+# %% ../../nbs/synthetic/heads.ipynb #0afcda92
 def _strands(L, p, near_hair, strip): # Look; points, (3,n); which are near hair; noise
     "The noise at each point near hair, 0 elsewhere"
     (x,y,z),strand = p,np.zeros_like(p[0])
