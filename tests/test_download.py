@@ -1,4 +1,4 @@
-"What a notebook would illustrate badly: every fault a host can have, a download that is killed, and what running again does."
+"What a notebook would illustrate badly: every fault a host can have, a killed download, and running again."
 import io,json,multiprocessing,os,random,shutil,signal,subprocess,sys,threading,time
 from collections import Counter
 from pathlib import Path
@@ -20,22 +20,30 @@ scene = cv2.resize(data.coffee(), (256,256))
 def jpeg(im, seed):
     r = np.random.default_rng(seed)
     buf = io.BytesIO()
-    Image.fromarray(np.clip(im.astype(int) + r.integers(-6, 7, im.shape), 0, 255).astype(np.uint8)).save(buf, 'JPEG', quality=90)
+    noisy = np.clip(im.astype(int) + r.integers(-6, 7, im.shape), 0, 255).astype(np.uint8)
+    Image.fromarray(noisy).save(buf, 'JPEG', quality=90)
     return buf.getvalue()
 
 def name(i):
     return f'https://i.imgur.com/pic{i:04d}.jpg'
+
 def kind(i):
-    return 'none' if i % 5 == 3 else 'blurred' if i % 7 == 5 else 'gone' if i % 11 == 7 else 'face'
+    for k,is_kind in dict(none=i % 5 == 3, blurred=i % 7 == 5, gone=i % 11 == 7).items():
+        if is_kind:
+            return k
+    return 'face'
+
+def photo_file(i):
+    k = kind(i)
+    if k == 'none':
+        return jpeg(scene, i)
+    if k == 'blurred':
+        return cv2.imencode('.jpg', cv2.GaussianBlur(portrait, (0,0), 2.5+i/100))[1].tobytes()
+    twin = i % 13 == 12 and kind(i-10) == 'face'
+    return jpeg(portrait, i - 10 if twin else i)
+
 def made(n):
-    files = {}
-    for i in range(n):
-        k = kind(i)
-        if k == 'gone':
-            continue
-        same = i - 10 if i % 13 == 12 and kind(i-10) == 'face' and k == 'face' else i
-        files[f'/i.imgur.com/pic{i:04d}.jpg'] = jpeg(portrait, same) if k == 'face' else jpeg(scene, i) if k == 'none' else cv2.imencode('.jpg', cv2.GaussianBlur(portrait, (0,0), 2.5+i/100))[1].tobytes()
-    return files
+    return {f'/i.imgur.com/pic{i:04d}.jpg':photo_file(i) for i in range(n) if kind(i) != 'gone'}
 
 @pytest.fixture(scope='module')
 def files():
@@ -49,9 +57,11 @@ def listed(root, urls, months=2):
     open_root(root, create=True)
     per = -(-len(urls)//months)
     for m in range(months):
-        rows = [dict(date=f'{m+1:02d}{d+1:02d}', title='[正妹] 元旦', url=f'https://www.ptt.cc/bbs/Beauty/M.{1704040318+m*2_600_000+d}.A.E87.html', images=part)
-                for d,part in enumerate(np.array_split(urls[m*per:(m+1)*per], 4))]
-        write_jsonl(root/f'links/monthly_jsonl/image_links_{m+1:02d}.jsonl', [r | dict(images=list(map(str, r['images']))) for r in rows])
+        rows = []
+        for d,part in enumerate(np.array_split(urls[m*per:(m+1)*per], 4)):
+            article = f'https://www.ptt.cc/bbs/Beauty/M.{1704040318+m*2_600_000+d}.A.E87.html'
+            rows.append(dict(date=f'{m+1:02d}{d+1:02d}', title='[正妹] 元旦', url=article, images=[*map(str, part)]))
+        write_jsonl(root/f'links/monthly_jsonl/image_links_{m+1:02d}.jsonl', rows)
     return root
 
 def state(root):
@@ -65,16 +75,18 @@ def test_one_row_a_link_and_sums(files, tmp_path):
         photos = get(listed(tmp_path, urls), server)
         assert max(Counter(server.requests).values()) == 1
         was = state(tmp_path)
-        RETRYABLE = get(tmp_path, server)
+        repeated = get(tmp_path, server)
         assert len(server.requests) == 60
-    assert state(tmp_path) == was and RETRYABLE.rows == photos.rows
+    assert state(tmp_path) == was and repeated.rows == photos.rows
     assert [r['url'] for r in photos.rows] == urls[:60]
-    assert sum(photos.record['counts'][k] for k in ('kept','rejected','duplicate','failed')) == photos.record['counts']['links'] == 60
+    counts = photos.record['counts']
+    assert sum(counts[k] for k in ('kept','rejected','duplicate','failed')) == counts['links'] == 60
+    becomes = dict(none=('rejected','no_face'), blurred=('rejected','blurred'), gone=('failed','404'), face=('kept',''))
     for i,r in enumerate(photos.rows):
         if r['status'] == 'duplicate':
             assert r['of'] == photos.rows[i-10]['key']
         else:
-            assert (r['status'],r['reason']) == dict(none=('rejected','no_face'), blurred=('rejected','blurred'), gone=('failed','404'), face=('kept',''))[kind(i)]
+            assert (r['status'],r['reason']) == becomes[kind(i)]
     assert any(r['status'] == 'duplicate' for r in photos.rows)
     kept = [(k,p) for f in sorted((tmp_path/'photos').glob('*.tar')) for k,p in read_tar(f)]
     assert [k for k,_ in kept] == [r['key'] for r in photos.kept]
@@ -113,13 +125,15 @@ def test_what_is_missing_is_made_anew(files, tmp_path):
 def test_opting_out_later(files, tmp_path):
     with serving(answer(files)) as server:
         photos = get(listed(tmp_path, [name(i) for i in range(60)]), server)
-        article,url,sha = photos.rows[0]['article'],photos.kept[20]['url'],photos.kept[30]['sha256']
+        article,url = photos.rows[0]['article'],photos.kept[20]['url']
+        sha = photos.kept[30]['sha256']
         (tmp_path/'optout.txt').write_text(f'{article}\n{url}\n{sha}\n')
         server.clear()
         after = get(tmp_path, server)
         asked = len(server.requests)
     out = [r for r in after.rows if r['reason'] == 'opt_out']
-    assert {r['url'] for r in out} == {r['url'] for r in photos.rows if r['article'] == article or r['url'] == url or r.get('sha256') == sha}
+    meant = lambda r: r['article'] == article or r['url'] == url or r.get('sha256') == sha
+    assert {r['url'] for r in out} == {r['url'] for r in photos.rows if meant(r)}
     assert not {r['key'] for r in out} & {k for f in (tmp_path/'photos').glob('*.tar') for k,_ in read_tar(f)}
     assert asked <= 2
 
@@ -134,30 +148,37 @@ def test_failed_links_are_tried_when_it_makes_sense(files, tmp_path):
         third = get(tmp_path, server, retry_failed=True)
         assert third.rows[1]['status'] == 'kept'
 
-want = {'403':'failed 403', '404':'failed 404', '429':'failed 429', '429_wait':'failed 429', '500':'failed 500', '502':'failed 502', '503':'failed 503', 'loop':'failed redirects',
-    'to_loopback':'refused private_address', 'to_private_name':'refused private_address', 'to_file':'refused scheme', 'refused':'refused private_address', 'ipv6':'refused private_address',
-    'placeholder':'failed removed', 'html':'failed not_image', 'over18':'failed not_image', 'empty':'failed empty', 'truncated':'failed truncated', 'bomb':'failed too_many_pixels',
-    'zipped':'failed not_image', 'gzip_lie':'failed bad_encoding', 'delay':'kept ', 'drip':'failed too_slow', 'slow_headers':'failed too_slow', 'reset':'failed reset',
-    'hang_up':'failed reset', 'length_over':'failed truncated', 'length_under':'failed truncated', 'huge':'failed too_large', 'endless':'failed too_large', 'gibberish':'failed reset'}
+want = {
+    '403':'failed 403', '404':'failed 404', '429':'failed 429', '429_wait':'failed 429', '500':'failed 500',
+    '502':'failed 502', '503':'failed 503', 'loop':'failed redirects', 'to_loopback':'refused private_address',
+    'to_private_name':'refused private_address', 'to_file':'refused scheme', 'refused':'refused private_address',
+    'ipv6':'refused private_address', 'placeholder':'failed removed', 'html':'failed not_image',
+    'over18':'failed not_image', 'empty':'failed empty', 'truncated':'failed truncated',
+    'bomb':'failed too_many_pixels', 'zipped':'failed not_image', 'gzip_lie':'failed bad_encoding', 'delay':'kept ',
+    'drip':'failed too_slow', 'slow_headers':'failed too_slow', 'reset':'failed reset', 'hang_up':'failed reset',
+    'length_over':'failed truncated', 'length_under':'failed truncated', 'huge':'failed too_large',
+    'endless':'failed too_large', 'gibberish':'failed reset',
+}
 
 def test_every_fault_leaves_its_row(files, tmp_path, monkeypatch):
     assert set(want) == set(faults)
     quick(monkeypatch, backoff=.01, retries=1, total=1.5, timeout=1.)
     names = {k:f'https://i.imgur.com/{k}.jpg' for k in want}
-    pool = {f'/i.imgur.com/{k}.jpg':files['/i.imgur.com/pic0000.jpg'] for k in want} | {'/i.imgur.com/removed.png':b'\x89PNG'}
-    with serving(answer(pool), faults={f'*/{k}.jpg':Fault(k, seconds=.04, size=40_000_000) for k in want}) as server:
+    pool = {f'/i.imgur.com/{k}.jpg':files['/i.imgur.com/pic0000.jpg'] for k in want}
+    pool['/i.imgur.com/removed.png'] = b'\x89PNG'
+    struck = {f'*/{k}.jpg':Fault(k, seconds=.04, size=40_000_000) for k in want}
+    with serving(answer(pool), faults=struck) as server:
         start = time.monotonic()
         photos = get(listed(tmp_path, list(names.values()), 1), server, streams=8)
         assert time.monotonic() - start < 30
         assert not getattr(server, 'trapped', None)
-    got = {k:f'{r["status"]} {r["reason"]}' for k,r in zip(names, photos.rows)}
-    assert got == want
+    assert {k:f'{r["status"]} {r["reason"]}' for k,r in zip(names, photos.rows)} == want
 
 def test_bad_input(files, tmp_path):
     listed(tmp_path, [name(0)])
     with pytest.raises(BadInput, match="no month '13'"):
         download(tmp_path, months='13')
-    with pytest.raises(BadInput, match="no settings called 'best'"):
+    with pytest.raises(BadInput, match="no preset 'best' for the download"):
         download(tmp_path, settings='best')
     with pytest.raises(BadInput, match='workers=0'):
         download(tmp_path, workers=0)
@@ -170,8 +191,8 @@ def test_bad_input(files, tmp_path):
             get(tmp_path, server, settings=DownloadSettings(sharpness=80.))
 
 def quick(monkeypatch, **kw):
-    "Clients that lose their patience soon"
-    import pttface.download as module
+    "Clients that give up soon"
+    import pttface.net.scheduler as module
     client = module.Client
     monkeypatch.setattr(module, 'Client', lambda *a,**k: client(*a, **k | kw))
 
@@ -188,34 +209,39 @@ def test_a_dead_host_costs_little(files, tmp_path, monkeypatch):
 
 def test_what_was_written_with_http_may_be_asked_so(files, tmp_path):
     with serving(answer(files)) as server:
-        there = server.url.replace('http://', 'https://')
-        urls = [f'{there}/i.imgur.com/pic{i:04d}.jpg' for i in range(6)]
+        secure = server.url.replace('http://', 'https://')
+        urls = [f'{secure}/i.imgur.com/pic{i:04d}.jpg' for i in range(6)]
         listed(tmp_path, urls, 1)
         lists = tmp_path/'links/monthly_jsonl/image_links_01.jsonl'
-        write_jsonl(lists, [r | dict(links=[dict(url=u, raw=u.replace('https', 'http') if u != urls[5] else u) for u in r['images']]) for r in read_jsonl(lists)])
+        raw = {u:u.replace('https', 'http') for u in urls[:5]}
+        links = lambda r: [dict(url=u, raw=raw.get(u, u)) for u in r['images']]
+        write_jsonl(lists, [r | dict(links=links(r)) for r in read_jsonl(lists)])
         photos = download(tmp_path, allow_private=True, rate=0, progress=False)
         assert len(server.requests) == 5
-    assert [(r['status'],r.get('over')) for r in photos.rows] == [('kept','http')]*3 + [('rejected','http'),('kept','http'),('failed',None)]
+    over = [('kept','http')]*3 + [('rejected','http'),('kept','http'),('failed',None)]
+    assert [(r['status'],r.get('over')) for r in photos.rows] == over
     assert photos.rows[5]['reason'] == 'tls'
 
 def test_thresholds_later_equal_thresholds_at_first(files, tmp_path):
     loose,urls = dict(score=.5, sharpness=2.),[name(i) for i in range(8, 32)]
+    roots = dict(a={}, b=dict(keep_rejected=True), c=loose, d=loose | dict(keep_rejected=True))
     with serving(answer(files)) as server:
-        for k,kw in dict(a={}, b=dict(keep_rejected=True), c=loose, d=loose | dict(keep_rejected=True)).items():
+        for k,kw in roots.items():
             get(listed(tmp_path/k, urls), server, settings=DownloadSettings(shard=4, **kw))
         was = state(tmp_path/'b')
         server.clear()
-        kept = regate(tmp_path/'b', **loose)
-        assert state(tmp_path/'b') == state(tmp_path/'d') and kept.record['done'] and not server.requests
+        judged = regate(tmp_path/'b', **loose)
+        assert state(tmp_path/'b') == state(tmp_path/'d') and judged.record['done'] and not server.requests
         regate(tmp_path/'b')
         assert state(tmp_path/'b') == was
         missed = regate(tmp_path/'a', **loose)
-        want = {r['url'] for r in missed.rows if r['reason'] == 'not_stored'}
-        assert want and not missed.record['done'] and len(missed.rows) == 24
+        absent = {r['url'] for r in missed.rows if r['reason'] == 'not_stored'}
+        assert absent and not missed.record['done'] and len(missed.rows) == 24
         get(tmp_path/'a', server, settings=DownloadSettings(shard=4, **loose))
-        assert {'/' + u.split('//')[1] for u in want} == set(server.requests)
+        assert {'/' + u.split('//')[1] for u in absent} == set(server.requests)
         assert state(tmp_path/'a') == state(tmp_path/'c')
-    assert any(f.startswith('rejected_') for f in was) and not any(f.startswith('rejected_') for f in state(tmp_path/'a'))
+    assert any(f.startswith('rejected_') for f in was)
+    assert not any(f.startswith('rejected_') for f in state(tmp_path/'a'))
 
 class Cut(BaseException):
     "The power fails"
@@ -242,7 +268,8 @@ def test_power_cuts_while_tars_are_made(files, tmp_path, monkeypatch, keep):
     for o,f in ((Ledger,'append'), (Ledger,'compact'), (Path,'unlink')):
         monkeypatch.setattr(o, f, cutting(getattr(o, f)))
     for n in range(1, 200):
-        root,left[0],steps[0] = tmp_path/f'cut{n}',n,0
+        root = tmp_path/f'cut{n}'
+        left[0],steps[0] = n,0
         shutil.copytree(tmp_path/'start', root)
         try:
             regate(root, **strict)
@@ -269,7 +296,8 @@ def test_lists_that_have_grown(files, tmp_path):
         get(listed(tmp_path/'grown', urls[5:], 1), server)
         get(listed(tmp_path/'less', urls[5:], 1), server)
         assert state(tmp_path/'grown') == state(tmp_path/'less')
-        (tmp_path/'grown/links/monthly_jsonl/image_links_01.jsonl').rename(tmp_path/'grown/links/monthly_jsonl/image_links_02.jsonl')
+        lists = tmp_path/'grown/links/monthly_jsonl'
+        (lists/'image_links_01.jsonl').rename(lists/'image_links_02.jsonl')
         with pytest.raises(BadInput, match='has the months 01, which the crawl has not'):
             get(tmp_path/'grown', server)
         assert get(tmp_path/'grown', server, force=True).kept and not list((tmp_path/'grown/photos').glob('*_01*'))
@@ -280,7 +308,7 @@ def test_a_spool_that_lost_its_end(files, tmp_path):
     with serving(answer(files)) as server:
         get(listed(tmp_path/'whole', urls, 1), server)
         with pytest.MonkeyPatch.context() as mp:
-            mp.setattr('pttface.download.settle', lambda *a: (_ for _ in ()).throw(Cut()))
+            mp.setattr('pttface.storage.shards.write_shards', lambda *a: (_ for _ in ()).throw(Cut()))
             with pytest.raises(Cut):
                 get(listed(tmp_path/'hurt', urls, 1), server)
         spool, = (tmp_path/'hurt/photos').glob('spool*')
@@ -301,7 +329,8 @@ def test_ctrl_c(files, tmp_path, monkeypatch):
         start = time.monotonic()
         with pytest.raises(KeyboardInterrupt):
             get(tmp_path/'cut', server)
-        assert time.monotonic() - start < 20 and not [t for t in threading.enumerate() if t.name.startswith(('ThreadPool','gate'))]
+        assert time.monotonic() - start < 20
+        assert not [t for t in threading.enumerate() if t.name.startswith(('ThreadPool','gate'))]
         server.faults = None
         get(tmp_path/'cut', server)
         get(listed(tmp_path/'whole', urls, 1), server)
@@ -314,7 +343,8 @@ def test_no_torch_here():
 def test_a_cluster_that_loses_a_worker(files, tmp_path):
     "Two processes, one killed in the middle: the same bytes, and the host's rate and connections shared out."
     distributed = pytest.importorskip('distributed')
-    urls,now,most = [name(i) for i in range(60)],[0],[0]
+    urls = [name(i) for i in range(60)]
+    now,most = [0],[0]
     plain,lock = answer(files),threading.Lock()
     def slow(path, headers):
         with lock:
@@ -326,8 +356,8 @@ def test_a_cluster_that_loses_a_worker(files, tmp_path):
         return plain(path, headers)
     with serving(plain) as server:
         get(listed(tmp_path/'whole', urls), server)
-    with serving(slow) as server, distributed.LocalCluster(n_workers=2, threads_per_worker=4, dashboard_address=None, host='127.0.0.1',
-            local_directory=str(tmp_path/'dask'), silence_logs=50) as cluster:
+    how = dict(n_workers=2, threads_per_worker=4, dashboard_address=None, host='127.0.0.1', silence_logs=50)
+    with serving(slow) as server, distributed.LocalCluster(local_directory=str(tmp_path/'dask'), **how) as cluster:
         victim = next(iter(cluster.workers.values())).pid
         def kill():
             while len(server.requests) < 20:
@@ -353,9 +383,9 @@ def test_killed_twenty_times(files, tmp_path):
         kills = 0
         for _ in range(60):
             p = context.Process(target=_get, args=(tmp_path/'killed', server.url))
-            seen,wait,end = len(server.requests),r.randint(0, 2),time.monotonic() + 20
+            enough,end = len(server.requests) + r.randint(0, 2),time.monotonic() + 20
             p.start()
-            while p.is_alive() and (kills >= 20 or len(server.requests) <= seen + wait) and time.monotonic() < end:
+            while p.is_alive() and (kills >= 20 or len(server.requests) <= enough) and time.monotonic() < end:
                 time.sleep(.001)
             if kills < 20 and r.random() < .3:
                 time.sleep(r.random()*.1)

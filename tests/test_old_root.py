@@ -11,11 +11,9 @@ from pttface import crawl, download, evaluate, extract_faces, pack, sample, trai
 from pttface.app.cli import sample_run
 from pttface.app.status import status
 from pttface.dataset import FaceData
-from pttface.diffusion import Recipe
+from pttface.diffusion import RECIPES, Recipe, Run
 from pttface.storage.files import BadInput, read_json, read_jsonl, read_npz
 from pttface.synthetic.server import Reply, serving
-from pttface.training.config import RECIPES
-from pttface.training.trainer import Run
 
 ARCHIVE = Path(__file__).parent / 'root_0_1_0.tar.xz'
 MARCH = dict(since='2024-03-01', until='2024-03-31', rate=0, progress=False)

@@ -52,7 +52,7 @@ def serve():
 
 
 def ours(url, n, gates, folder):
-    "One download of ours; seconds on the clock at its end, CPU seconds, and memory in MB at each tenth of the way"
+    "One download of ours: prints the clock at its end, CPU seconds, and memory in MB, its peak and every 0.2 s."
     import pttface.download
     from pttface.download import download
     from pttface.storage.files import open_root, write_jsonl
@@ -61,7 +61,8 @@ def ours(url, n, gates, folder):
         pttface.download.measure = lambda im, detect: dict(width=im.shape[1], height=im.shape[0], **quick)
     root = open_root(Path(folder) / 'root', create=True)
     write_jsonl(root / 'links/monthly_jsonl/image_links_01.jsonl',
-                [dict(url='https://www.ptt.cc/bbs/Beauty/M.1704040318.A.E87.html', title='', images=[name.format(i) for i in range(n)])])
+                [dict(url='https://www.ptt.cc/bbs/Beauty/M.1704040318.A.E87.html', title='',
+                      images=[name.format(i) for i in range(n)])])
     held, stop = [], threading.Event()
 
     def watch():
@@ -73,7 +74,8 @@ def ours(url, n, gates, folder):
     stop.set()
     assert len(got.kept) == n, got
     used = resource.getrusage(resource.RUSAGE_SELF)
-    peak = next(int(o.split()[1]) / 1024 for o in Path('/proc/self/status').read_text().splitlines() if o.startswith('VmHWM'))
+    status = Path('/proc/self/status').read_text().splitlines()
+    peak = next(int(o.split()[1]) / 1024 for o in status if o.startswith('VmHWM'))
     print(json.dumps(dict(end=end, cpu=used.ru_utime + used.ru_stime, peak=peak, held=held)))
 
 
@@ -83,8 +85,9 @@ from img2dataset import download
 url, n, folder, cores = sys.argv[1], int(sys.argv[2]), sys.argv[3], int(sys.argv[4])
 with open(folder + '/list.txt', 'w') as f: f.writelines(f'{url}/i.imgur.com/pic{i:05d}.jpg\\n' for i in range(n))
 if __name__ == '__main__':
-    download(folder + '/list.txt', output_folder=folder + '/out', output_format='webdataset', resize_mode='no', skip_reencode=True, extract_exif=False,
-             processes_count=cores, thread_count=16, number_sample_per_shard=-(-n // (2 * cores)))
+    download(folder + '/list.txt', output_folder=folder + '/out', output_format='webdataset', resize_mode='no',
+             skip_reencode=True, extract_exif=False, processes_count=cores, thread_count=16,
+             number_sample_per_shard=-(-n // (2 * cores)))
     end = time.monotonic()
     both = [resource.getrusage(o) for o in (resource.RUSAGE_SELF, resource.RUSAGE_CHILDREN)]
     import glob
@@ -95,11 +98,13 @@ if __name__ == '__main__':
 
 
 def once(url, n, cores, gates=False, peer=None):
-    "One download by us or by a peer's Python, in a process of its own: (images a second and core, images a CPU second, report)"
+    "One download, ours or a peer's, in its own process: images a second and core, images a CPU second, report"
     with tempfile.TemporaryDirectory() as tmp:
         script = Path(tmp) / 'theirs.py'
         script.write_text(theirs)
-        call = [peer, script, url, str(n), tmp, str(cores)] if peer else [sys.executable, here, 'ours', url, str(n), str(int(gates)), tmp]
+        call = [sys.executable, here, 'ours', url, n, int(gates), tmp]
+        if peer:
+            call = [peer, script, url, n, tmp, cores]
         env = os.environ | dict(NO_ALBUMENTATIONS_UPDATE='1', PYTHONWARNINGS='ignore', OMP_NUM_THREADS='1')
         out = subprocess.run(list(map(str, call)), env=env, capture_output=True, text=True)
         if out.returncode:
@@ -120,23 +125,20 @@ def cost(f, pool):
 
 def gate_rows(n, repeats):
     "What each part of the gate costs."
-    import imagehash
-
     from pttface.vision.detectors import load_detector
-    from pttface.vision.images import sharpness
-    from pttface.vision.images import decode
+    from pttface.vision.images import decode, perceptual_hash, sharpness
     cv2.setNumThreads(1)
     pool = list(photos(n))
     ims, detect = [decode(o)[0] for o in pool], load_detector('mtcnn')
-    parts = dict(decode=(decode, pool), face=(detect, ims), sharpness=(sharpness, ims),
-                 phash=(lambda im: imagehash.phash(Image.fromarray(cv2.resize(im, (128, 128), interpolation=cv2.INTER_AREA))), ims))
+    parts = dict(decode=(decode, pool), face=(detect, ims), sharpness=(sharpness, ims), phash=(perceptual_hash, ims))
     took = {k: [] for k in parts}
     for f, over in parts.values():
         f(over[0])
     for _ in range(repeats):
         for k, (f, over) in parts.items():
             took[k].append(cost(f, over))
-    return [dict(what=f'gate ms: {k}', value=statistics.median(v), unit='ms CPU/photo', n=repeats, spread=spread(v)) for k, v in took.items()]
+    return [dict(what=f'gate ms: {k}', value=statistics.median(v), unit='ms CPU/photo', n=repeats, spread=spread(v))
+            for k, v in took.items()]
 
 
 def memory_rows(url, n, cores):
@@ -153,9 +155,11 @@ def bench(smoke=False):
     n, repeats = (24, 1) if smoke else (int(os.environ.get('IMAGES', 600)), int(os.environ.get('REPEATS', 5)))
     many, cores = 24 if smoke else int(os.environ.get('PHOTOS', 10_000)), os.cpu_count() or 1
     peer = peer_python('download', 'img2dataset>=1.47', make=not smoke)
-    server = subprocess.Popen([sys.executable, str(here), 'serve'], stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True)
+    server = subprocess.Popen([sys.executable, str(here), 'serve'], stdin=subprocess.PIPE, stdout=subprocess.PIPE,
+                              text=True)
     try:
-        url, off, on, by = server.stdout.readline().strip(), [], [], []
+        url, off = server.stdout.readline().strip(), []
+        on, by = [], []
         for _ in range(repeats):
             off.append(once(url, n, cores))
             if peer:
@@ -165,10 +169,11 @@ def bench(smoke=False):
         for i, unit in enumerate(('images/s/core', 'images/CPU s')):
             v, w = [o[i] for o in off], [o[i] for o in by]
             median, other = statistics.median(v), statistics.median(w) if w else None
-            rows.append(dict(what=f'{unit}, gates off', value=median, unit=unit, peer='img2dataset, not resized', peer_value=other,
-                             ratio=median / other if w else None, n=repeats, spread=spread(v)))
+            rows.append(dict(what=f'{unit}, gates off', value=median, unit=unit, peer='img2dataset, not resized',
+                             peer_value=other, ratio=median / other if w else None, n=repeats, spread=spread(v)))
         v = [o[0] for o in on]
-        rows.append(dict(what='images/s/core, gates on', value=statistics.median(v), unit='images/s/core', n=repeats, spread=spread(v)))
+        rows.append(dict(what='images/s/core, gates on', value=statistics.median(v), unit='images/s/core', n=repeats,
+                         spread=spread(v)))
         rows += gate_rows(4 if smoke else 20, repeats) + memory_rows(url, many, cores)
     finally:
         server.stdin.close()

@@ -1,4 +1,4 @@
-"""Rows, arrays and photos in; files that survive a crash, a full disk and a second run out
+"""Write rows, arrays and photos so that they survive a crash, a full disk and a second run.
 
 Docs: https://pttface.github.io/pttface/storage/files.html.md"""
 
@@ -22,7 +22,7 @@ log = logging.getLogger(__name__)
 
 # %% ../../nbs/storage/files.ipynb #6d617e92
 class BadInput(ValueError):
-    "A fault the caller can mend; its message is one sentence with the values in it"
+    "An error that the caller can correct; its message is one sentence with the values in it"
 
 # %% ../../nbs/storage/files.ipynb #aee48b39
 MARKER = 'pttface.json'
@@ -31,16 +31,18 @@ def open_root(
     root:str|os.PathLike,  # Folder that holds (or will hold) every artefact
     create:bool=False,     # Make it, if it is missing or empty?
 )->Path: # The folder, made if need be
-    "Check that `root` is one of our folders; raises `BadInput` when it is not."
+    "Check that `root` is a root; raises `BadInput` when it is not."
     root = Path(root)
     if root.exists() and not root.is_dir():
         raise BadInput(f'{root} is a file, not a folder: give a folder for the artefacts')
     if (root/MARKER).exists():
         return root
     if not create:
-        raise BadInput(f'{root} is not a pttface folder (no {MARKER} in it): run `pttface crawl` first, or check the path')
+        raise BadInput(f'{root} is not a pttface folder (no {MARKER} in it): run `pttface crawl` first, '
+                       'or check the path')
     if root.is_dir() and (held := [o.name for o in root.iterdir() if not o.name.startswith('.')]):
-        raise BadInput(f'{root} holds {len(held)} other things ({held[0]}, …) and no {MARKER}: give a new or empty folder')
+        raise BadInput(f'{root} holds {len(held)} other things ({held[0]}, …) and no {MARKER}: '
+                       'give a new or empty folder')
     root.mkdir(parents=True, exist_ok=True)
     write_json(root/MARKER, dict(what='pttface artefacts', layout=1))
     return root
@@ -50,7 +52,7 @@ def open_root(
 def atomic_path(
     path:str|os.PathLike,  # Where the finished file will be
 ): # Yields the temporary path to write to
-    "Write to a temporary name beside `path`; it takes its place only if the block ends well."
+    "Write to a temporary name beside `path`; it replaces `path` only if the block ends without an error."
     path = Path(path)
     path.parent.mkdir(parents=True, exist_ok=True)
     fd,tmp = tempfile.mkstemp(prefix=f'.{path.name}.', suffix='.tmp', dir=path.parent)
@@ -112,20 +114,29 @@ def write_jsonl(
     with atomic_path(path) as p, open(p, 'w', encoding='utf-8') as f:
         f.writelines(dumps(r) + '\n' for r in rows)
 
+# %% ../../nbs/storage/files.ipynb #9ab58b94
+def _jsonl_lines(path):
+    "Yields `(number, bytes, row)` for each line; the row of a damaged line is the exception"
+    with open(path, 'rb') as f:
+        for i,line in enumerate(f, 1):
+            try:
+                yield i,line,json.loads(line)
+            except ValueError as e:
+                yield i,line,e
+
 def read_jsonl(
     path:str|os.PathLike,      # File to read
     skip_damaged:bool=False,   # Leave out damaged lines, with a warning, in place of raising?
 )->list[dict]: # Its rows
     "The rows of a JSONL file; raises `BadInput` with the line's number when one is damaged."
     rows = []
-    with open(path, encoding='utf-8', errors='replace' if skip_damaged else 'strict') as f:
-        for i,line in enumerate(f, 1):
-            try:
-                rows.append(json.loads(line))
-            except json.JSONDecodeError as e:
-                if not skip_damaged:
-                    raise BadInput(f'{path} line {i} is damaged ({e}): delete the file and run the stage again') from e
-                log.warning('%s: line %d is damaged and left out', path, i)
+    for i,_,row in _jsonl_lines(path):
+        if not isinstance(row, ValueError):
+            rows.append(row)
+        elif skip_damaged:
+            log.warning('%s: line %d is damaged and left out', path, i)
+        else:
+            raise BadInput(f'{path} line {i} is damaged ({row}): delete the file and run the stage again') from row
     return rows
 
 # %% ../../nbs/storage/files.ipynb #9065df4b
@@ -157,25 +168,21 @@ class Ledger:
         key:str='key',         # Which field of a row is its key
         sync:bool=False,       # `fsync` every row? (a crash of the *process* loses nothing either way)
     ):
-        self.path,self.key,self.sync = Path(path),key,sync
-        self.rows,self._f,self._lock = {},None,threading.Lock()
+        self.path,self.key = Path(path),key
+        self.sync,self._lock = sync,threading.Lock()
+        self.rows,self._f = {},None
         if self.path.exists():
             self._load()
 
     def _load(self):
         good = 0
-        with open(self.path, 'rb') as f:
-            for i,line in enumerate(f, 1):
-                try:
-                    row = json.loads(line) if line.endswith(b'\n') else None
-                except ValueError:
-                    row = None
-                if not isinstance(row, dict) or self.key not in row:
-                    log.warning('%s: line %d is damaged and left out (%d bytes)', self.path.name, i, len(line))
-                    if not line.endswith(b'\n'):
-                        break
-                else:
-                    self.rows[row[self.key]] = row
+        for i,line,row in _jsonl_lines(self.path):
+            torn = not line.endswith(b'\n')
+            if not torn and isinstance(row, dict) and self.key in row:
+                self.rows[row[self.key]] = row
+            else:
+                log.warning('%s: line %d is damaged and left out (%d bytes)', self.path.name, i, len(line))
+            if not torn:
                 good += len(line)
         if good < self.path.stat().st_size:
             os.truncate(self.path, good)
@@ -275,12 +282,13 @@ def same_settings(
         return False
     now = json.loads(dumps(settings))
     old = {**json.loads(dumps(before or {})), **read_json(path).get('settings', {})}
-    diff = [f'{k}={old.get(k)!r} (now {now.get(k)!r})' for k in sorted({*now,*old}) if now.get(k) != old.get(k)]
-    if not diff:
+    differ = [k for k in sorted({*now,*old}) if now.get(k) != old.get(k)]
+    if not differ:
         return True
     if force:
         return False
-    raise BadInput(f'{path.parent} was made with {", ".join(diff)}: use those, another folder, or --force to make it again')
+    values = ', '.join(f'{k}={old.get(k)!r} (now {now.get(k)!r})' for k in differ)
+    raise BadInput(f'{path.parent} was made with {values}: use those, another folder, or --force to make it again')
 
 # %% ../../nbs/storage/files.ipynb #c95d18a3
 def find_preset(
@@ -316,7 +324,10 @@ def content_hash(
     for p in parts:
         if isinstance(p, np.ndarray):
             h.update(f'{p.dtype}{p.shape}'.encode())
-            h.update(np.ascontiguousarray(p).view(np.uint8) if p.dtype.kind not in 'OU' else '\0'.join(map(str, p.ravel())).encode())
+            if p.dtype.kind in 'OU':
+                h.update('\0'.join(map(str, p.ravel())).encode())
+            else:
+                h.update(np.ascontiguousarray(p).view(np.uint8))
         else:
             h.update(p if isinstance(p, bytes) else dumps(p).encode())
         h.update(b'\0')
