@@ -1,4 +1,4 @@
-"The board says what is there, its photos are what they claim to be, and its server misbehaves exactly as asked: seen from raw sockets."
+"The board says what is there, its photos are what they claim to be, and its server has exactly the faults asked for."
 import hashlib
 import html
 import io
@@ -51,7 +51,9 @@ def parts(got):
 
 @pytest.fixture(scope='module')
 def server():
-    with serving(lambda path, headers: PHOTO, faults={f'/{k}': Fault(k, seconds=.3 if k == 'delay' else .002 if k in ('drip', 'slow_headers') else 2.) for k in faults}) as s:
+    seconds = dict(delay=.3, drip=.002, slow_headers=.002)
+    planned = {f'/{k}': Fault(k, seconds=seconds.get(k, 2.)) for k in faults}
+    with serving(lambda path, headers: PHOTO, faults=planned) as s:
         yield s
 
 
@@ -78,7 +80,8 @@ def test_retry_after(server):
     assert (status, head['retry-after']) == (429, '2')
 
 
-@pytest.mark.parametrize('kind,where', [('loop', '/loop'), ('to_file', 'file:///etc/passwd'), ('placeholder', '/i.imgur.com/removed.png')])
+@pytest.mark.parametrize('kind,where', [
+    ('loop', '/loop'), ('to_file', 'file:///etc/passwd'), ('placeholder', '/i.imgur.com/removed.png')])
 def test_redirects(server, kind, where):
     status, head, _ = parts(raw(f'{server.url}/{kind}')[0])
     assert (status, head['location']) == (302, where)
@@ -108,7 +111,8 @@ def test_ipv6_only(server):
         raw(f'http://127.0.0.1:{where.port}/ipv6')
 
 
-@pytest.mark.parametrize('kind,has', [('html', b'<!DOCTYPE html>'), ('over18', b'over18-notice'), ('zipped', b'PK\x03\x04')])
+@pytest.mark.parametrize('kind,has', [
+    ('html', b'<!DOCTYPE html>'), ('over18', b'over18-notice'), ('zipped', b'PK\x03\x04')])
 def test_other_bodies(server, kind, has):
     status, head, body = parts(raw(f'{server.url}/{kind}')[0])
     assert status == 200 and body.startswith(has) or has in body
@@ -204,7 +208,8 @@ def test_chance_does_not_depend_on_order_or_threads():
 
     def struck(order):
         with serving(lambda p, h: PHOTO, faults=some_faults(.4, seed=3, kinds=('404', '503'))) as server:
-            threads = [threading.Thread(target=lambda part=part: [requests.get(server.url + p) for p in part]) for part in (order[::2], order[1::2])]
+            ask = lambda paths: [requests.get(server.url + p) for p in paths]
+            threads = [threading.Thread(target=ask, args=(part,)) for part in (order[::2], order[1::2])]
             for t in threads:
                 t.start()
             for t in threads:
@@ -237,7 +242,8 @@ def test_one_connection_carries_many_requests(board):
 
 
 def test_it_stops_at_once_and_leaves_nothing_behind():
-    with serving(lambda p, h: PHOTO, faults={'/drip': Fault('drip', seconds=9), '/delay': Fault('delay', seconds=60)}) as server:
+    planned = {'/drip': Fault('drip', seconds=9), '/delay': Fault('delay', seconds=60)}
+    with serving(lambda p, h: PHOTO, faults=planned) as server:
         port = urlsplit(server.url).port
         socks = [socket.create_connection(('127.0.0.1', port)) for _ in range(3)]
         for s, path in zip(socks, ('/drip', '/delay', '')):
@@ -313,12 +319,13 @@ def test_truth_and_pages_agree(board):
         listing = html.unescape(board.answer(f'/bbs/Beauty/index{a.i//20 + 1}.html').body.decode())
         assert (a.path in listing) == (a.kind != 'deleted')
         seen |= {a.kind, a.quirk} | {l['style'] for l in a.links} | {l['origin'] for l in a.links}
-    assert seen >= {'post', 'announcement', 'deleted', 'gone', 'long', 'forwarded', 'cf_email', 'joined', 'fullwidth', 'mobile', 'push', 'addition'}
+    assert seen >= {'post', 'announcement', 'deleted', 'gone', 'long', 'forwarded', 'cf_email', 'joined', 'fullwidth',
+                    'mobile', 'push', 'addition'}
 
 
 def test_ids_ascend_and_pages_end(board):
     assert (board.times[1:] > board.times[:-1]).all()
-    assert board.answer(f'/bbs/Beauty/index{board.pages + 1}.html').status == board.answer('/bbs/Beauty/index0.html').status == 404
+    assert [board.answer(f'/bbs/Beauty/index{n}.html').status for n in (0, board.pages + 1)] == [404, 404]
     last, newest = (board.answer(f'/bbs/Beauty/index{n}.html').body.decode() for n in (board.pages, ''))
     assert 'r-list-sep' not in last and newest.count('r-ent') == last.count('r-ent') + len(board.pinned)
 
@@ -329,16 +336,21 @@ def test_the_first_in_range_is_kept(board):
     assert again
     for u in again:
         assert list(whole['urls']).index(whole['urls'][u]['of']) < list(whole['urls']).index(u)
-    days = {l['url']: a['time'][:10] for a in whole['articles'][::-1] if a['kind'] == 'post' for l in a['links'] if l['origin'] != 'push'}
+    posts = [a for a in whole['articles'][::-1] if a['kind'] == 'post']
+    days = {l['url']: a['time'][:10] for a in posts for l in a['links'] if l['origin'] != 'push'}
     first_that_day = {(days[u], whole['urls'][u]['content']): u for u in reversed(whole['urls']) if u in days}
-    u = next(u for u in whole['urls'] if u in again & days.keys() and days[u] > days[whole['urls'][u]['of']] and first_that_day[days[u], whole['urls'][u]['content']] == u)
+    urls = whole['urls']
+    later = [u for u in urls if u in again & days.keys() and days[u] > days[urls[u]['of']]]
+    u = next(u for u in later if first_that_day[days[u], urls[u]['content']] == u)
     alone = board.expect(days[u], days[u])['urls'][u]
-    assert (whole['urls'][u]['want'], alone['want'], alone['content']) == ('duplicate', 'kept', whole['urls'][u]['content'])
+    assert (urls[u]['want'], alone['want'], alone['content']) == ('duplicate', 'kept', urls[u]['content'])
     assert all(f['want'] in ('kept', 'rejected', 'duplicate', 'failed') for f in whole['urls'].values())
 
 
 def test_ranges_add_up(board):
-    months = [board.expect(f'2024-{m:02}-01', f'2024-{m:02}-{d}')['counts']['articles'] for m, d in zip(range(1, 13), (31, 29, 31, 30, 31, 30, 31, 31, 30, 31, 30, 31))]
+    last_days = (31, 29, 31, 30, 31, 30, 31, 31, 30, 31, 30, 31)
+    spans = [(f'2024-{m:02}-01', f'2024-{m:02}-{d}') for m, d in enumerate(last_days, 1)]
+    months = [board.expect(*span)['counts']['articles'] for span in spans]
     assert sum(months) == board.expect('2024-01-01', '2024-12-31')['counts']['articles']
 
 
@@ -365,7 +377,8 @@ def test_what_each_photo_answers(board):
         elif p.kind in ('duplicate', 'repeat', 'near_dup') and len(digest) < 24:
             of = board.photo(p.of)
             (_, mine), (_, its) = bytes_of(board, p.url), bytes_of(board, of.url)
-            assert (mine == its, p.url == of.url) == {'duplicate': (True, False), 'repeat': (True, True), 'near_dup': (False, False)}[p.kind]
+            expected = dict(duplicate=(True, False), repeat=(True, True), near_dup=(False, False))
+            assert (mine == its, p.url == of.url) == expected[p.kind]
             if p.kind == 'near_dup':
                 assert hashlib.sha256(mine).hexdigest() not in digest.values()
             digest[k] = hashlib.sha256(mine).hexdigest()
@@ -379,11 +392,13 @@ def test_imgur_ignores_the_extension_and_others_know_nothing(board):
     stem = p.url.rsplit('.', 1)[0]
     assert bytes_of(board, stem + '.webp') == bytes_of(board, p.url)
     assert bytes_of(board, stem.replace('i.imgur.com', 'i.meee.com.tw') + '.jpg')[0] == 404
-    assert bytes_of(board, 'https://i.imgur.com/zzzzzzz.jpg')[0] == bytes_of(board, 'https://example.com/a')[0] == board.answer('/../../etc/passwd').status == 404
+    assert bytes_of(board, 'https://i.imgur.com/zzzzzzz.jpg')[0] == bytes_of(board, 'https://example.com/a')[0] == 404
+    assert board.answer('/../../etc/passwd').status == 404
 
 
 DRAW = '''
 import sys
+from pttface.synthetic.board import make_board
 make_board(n_photos=120, n_articles=20, seed=2, size=(80, 64), workers=2, cache=sys.argv[1]).render(progress=False)
 '''
 
@@ -415,7 +430,8 @@ def test_drawing_beside_a_server_does_not_hang(tmp_path):
     board = make_board(n_photos=20, n_articles=20, seed=4, size=(80, 64), workers=2, cache=tmp_path)
     with serve(board) as s:
         stop = threading.Event()
-        askers = [threading.Thread(target=lambda: [requests.get(f'{s.url}/robots.txt') for _ in iter(stop.is_set, True)]) for _ in range(3)]
+        ask = lambda: [requests.get(f'{s.url}/robots.txt') for _ in iter(stop.is_set, True)]
+        askers = [threading.Thread(target=ask) for _ in range(3)]
         for t in askers:
             t.start()
         done = []

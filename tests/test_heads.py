@@ -26,7 +26,11 @@ def test_same_bytes_in_any_pool(alone):
         assert [sha(h.im) for h in draw_heads(kws, workers=workers, progress=False)] == [sha(h.im) for h in alone]
 
 def test_same_bytes_in_a_fresh_process(alone):
-    code = "import hashlib; from pttface.synthetic.heads import draw_head; print(hashlib.sha256(draw_head(3, size=(160,128)).im.tobytes()).hexdigest())"
+    code = '''
+import hashlib
+from pttface.synthetic.heads import draw_head
+print(hashlib.sha256(draw_head(3, size=(160,128)).im.tobytes()).hexdigest())
+'''
     done = subprocess.run([sys.executable, '-c', code], capture_output=True, text=True, timeout=60, check=True)
     assert done.stdout.strip() == sha(alone[0].im)
 
@@ -69,11 +73,13 @@ def test_a_head_outside_the_picture_leaves_the_background():
     assert abs(float(h.im.mean())-120) < 3
 
 def test_group_shares_one_photo():
-    im,hs = draw_group([dict(seed=1, scale=.3, centre=(.7,.5)), dict(seed=2, scale=.3, centre=(.3,.5))], seed=5, size=(160,128))
+    pair = [dict(seed=1, scale=.3, centre=(.7,.5)), dict(seed=2, scale=.3, centre=(.3,.5))]
+    im,hs = draw_group(pair, seed=5, size=(160,128))
     assert all(h.im is im for h in hs) and hs[0].bbox[0] > hs[1].bbox[0]
 
-@pytest.mark.parametrize('kw,words', [(dict(blur=-1), 'blur is -1 px'), (dict(size=(8,8)), '8 × 8 px'), (dict(scale=0), 'picture heights'),
-                                      (dict(yaw=170), '±90°'), (dict(background='mars'), "'mars'")])
+@pytest.mark.parametrize('kw,words', [
+    (dict(blur=-1), 'blur is -1 px'), (dict(size=(8,8)), '8 × 8 px'), (dict(scale=0), 'picture heights'),
+    (dict(yaw=170), '±90°'), (dict(background='mars'), "'mars'")])
 def test_bad_input(kw, words):
     with pytest.raises(BadInput, match=words.replace('(', r'\(')):
         draw_head(0, **kw)

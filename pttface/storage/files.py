@@ -274,12 +274,14 @@ def same_settings(
     path:str|os.PathLike,  # JSON record that holds a `settings` entry
     settings,              # Dataclass or dict of the settings wanted now
     force:bool=False,      # Take the new settings, and make the stage's artefacts again?
+    before:dict=None,      # Settings that older releases lacked, with the values that were in force then
 )->bool: # True when what is there was made with `settings`; False when there is nothing to go on from
     "Compare `settings` with those that made `path`; raises `BadInput` naming each that differs."
     path = Path(path)
     if not path.exists():
         return False
-    now,old = json.loads(dumps(settings)),read_json(path).get('settings', {})
+    now = json.loads(dumps(settings))
+    old = {**json.loads(dumps(before or {})), **read_json(path).get('settings', {})}
     differ = [k for k in sorted({*now,*old}) if now.get(k) != old.get(k)]
     if not differ:
         return True

@@ -1,4 +1,4 @@
-"""A seed in; a PTT board of drawn heads out, served on loopback, with the truth about every article, link and photo
+"""Make a PTT board of drawn heads from a seed, serve it on this machine, and say what a crawl must find on it.
 
 Docs: https://pttface.github.io/pttface/synthetic/board.html.md"""
 
@@ -8,13 +8,11 @@ Docs: https://pttface.github.io/pttface/synthetic/board.html.md"""
 __all__ = ['kinds', 'mimes', 'shares_of', 'Board', 'midnight', 'make_board', 'headline', 'serve']
 
 # %% ../../nbs/synthetic/board.ipynb #0917e336
-import os,random,re
+import random,re
 from collections import Counter
-from concurrent.futures import ProcessPoolExecutor
-from contextlib import contextmanager
+from contextlib import closing,contextmanager
 from datetime import datetime
 from functools import lru_cache
-from multiprocessing import get_all_start_methods,get_context
 from pathlib import Path
 from urllib.parse import quote,unquote
 
@@ -22,11 +20,12 @@ import numpy as np
 from fastcore.basics import patch
 from tqdm.auto import tqdm
 
-from ..parallel import uninterrupted
+from ..parallel import map_processes
 from .server import Reply,serving
-from .pages import (Article,anchor,article_html,deleted_titles,index_html,not_files,not_found,over18_page,over18_script,page_html,
-                           quirks,taipei,tags,talk,topics,user,write_links)
-from .photos import Photo,PhotoStore,address,draw_photo,drawing_code,exts,fates,forms,hosts,n_names,pick,pool_process,removed_png,token,untoken
+from .pages import (Article, anchor, article_html, deleted_titles, index_html, not_files, not_found,
+    over18_page, over18_script, page_html, quirks, taipei, tags, talk, topics, user, write_links)
+from .photos import (Photo, PhotoStore, address, draw_photo, drawing_code, exts, fates, forms, hosts,
+    n_names, pick, removed_png, token, untoken)
 from ..storage.files import BadInput,content_hash
 
 # %% ../../nbs/synthetic/board.ipynb #29bff7c2
@@ -47,10 +46,13 @@ class Board:
     "A board of drawn heads: pages, photos and the truth about them; made by `make_board`"
     name,per_page = 'Beauty',20
     def __init__(self, times, kind, start, photo_kind, seed, size, workers, cache):
-        self.times,self.kind,self.start,self.photo_kind = times,kind,start,photo_kind
-        self.seed,self.size,self.workers = seed,size,workers
+        self.times,self.kind = times,kind
+        self.start,self.photo_kind = start,photo_kind
+        self.seed,self.size = seed,size
+        self.workers = workers
         self.store,self.rows = PhotoStore(cache),np.arange(len(times))
-        self.article,self.photo,self._page = lru_cache(20_000)(self._article),lru_cache(200_000)(self._photo),lru_cache(4000)(lambda *a: self._make_page(*a))
+        self.article,self.photo = lru_cache(20_000)(self._article),lru_cache(200_000)(self._photo)
+        self._page = lru_cache(4000)(lambda *a: self._make_page(*a))
         self.usual = np.flatnonzero(photo_kind == 'head')
         old = np.flatnonzero(kind == 'announcement')[-3:]
         self.pinned = [int(i) for i in [*old, *np.flatnonzero(kind == 'post')[len(times)//2:][:1]]]
@@ -64,7 +66,8 @@ class Board:
     def __len__(self):
         return len(self.times)
     def __repr__(self):
-        return f'Board({len(self):,} articles on {self.pages:,} pages, {self.n_photos:,} photos, {self.day(0)} to {self.day(-1)})'
+        size = f'{len(self):,} articles on {self.pages:,} pages, {self.n_photos:,} photos'
+        return f'Board({size}, {self.day(0)} to {self.day(-1)})'
     def show(self, rows):
         "Let only the articles `rows` (numbers, ascending) be listed: new ones appear, deleted ones go, pages move"
         self.rows = np.asarray(rows)
@@ -83,8 +86,23 @@ def midnight(
         raise BadInput(f'{day!r} is no day: days are written YYYY-MM-DD') from e
 
 # %% ../../nbs/synthetic/board.ipynb #3aa7a830
+def _checked_span(n_photos, n_articles, since, until, size):
+    "When the board begins, Unix time, and how many seconds it lasts; `BadInput` on what no board can have"
+    start = midnight(since)
+    span = midnight(until) + 86400 - start
+    if span <= 0:
+        raise BadInput(f'since={since} is after until={until}')
+    if not 0 < n_articles <= span//2:
+        raise BadInput(f'{n_articles:,} articles do not fit between {since} and {until}: 1 to {span//2:,} do')
+    if n_photos < 0:
+        raise BadInput(f'n_photos={n_photos} is negative')
+    if min(size) < 64:
+        raise BadInput(f'size={size}: a photo has at least 64 × 64 pixels')
+    return start,span
+
+# %% ../../nbs/synthetic/board.ipynb #e5062502
 def make_board(
-    n_photos:int=600,         # Photo links on the board; drawn when somebody asks for one
+    n_photos:int=600,         # Photo links on the board; each is drawn when it is asked for
     seed:int=0,               # Another seed, another board
     since:str='2023-12-25',   # First day, Asia/Taipei
     until:str='2025-01-05',   # Last day
@@ -95,16 +113,7 @@ def make_board(
 )->Board: # Ready at once: pages and photos come into being as they are asked for
     "Plan a board; raises `BadInput` on dates, counts and sizes that no board can have."
     n_articles = max(20, n_photos//4) if n_articles is None else n_articles
-    t0,t1 = midnight(since),midnight(until)
-    span = t1 + 86400 - t0
-    if span <= 0:
-        raise BadInput(f'since={since} is after until={until}')
-    if not 0 < n_articles <= span//2:
-        raise BadInput(f'{n_articles:,} articles do not fit between {since} and {until}: 1 to {span//2:,} do')
-    if n_photos < 0:
-        raise BadInput(f'n_photos={n_photos} is negative')
-    if min(size) < 64:
-        raise BadInput(f'size={size}: a photo has at least 64 × 64 pixels')
+    t0,span = _checked_span(n_photos, n_articles, since, until, size)
     rng = np.random.default_rng([seed, 1])
     times = t0 + np.sort(rng.choice(span//2, n_articles, replace=False))*2 + rng.integers(0, 2, n_articles)
     kind = shares_of(n_articles, kinds, rng)
@@ -123,14 +132,20 @@ def headline(
 )->str: # Title
     "A title as people write them."
     if kind == 'announcement':
-        return r.choice(['[公告]','Fw: [公告]','Fw:[公告]']) + r.choice([' 板規修訂',' 置底檢舉區',' 本月水桶名單',' 徵文活動'])
-    return f'{r.choice(["","","","","Re: ","Fw: "])}[{pick(r, tags)}] {r.choice(topics)}{r.choice([""," 2"," (圖多)"," 補圖","..."])}'
+        mark = r.choice(['[公告]','Fw: [公告]','Fw:[公告]'])
+        return mark + r.choice([' 板規修訂',' 置底檢舉區',' 本月水桶名單',' 徵文活動'])
+    before,tag = r.choice(['','','','','Re: ','Fw: ']),pick(r, tags)
+    topic = r.choice(topics)
+    return f'{before}[{tag}] {topic}{r.choice([""," 2"," (圖多)"," 補圖","..."])}'
 
+# %% ../../nbs/synthetic/board.ipynb #b1ac2ced
 @patch
 def listed(self:Board, i:int)->tuple[Article,random.Random]:
     "Article number `i`, 0 the oldest, as the index shows it, and the source of chance for the rest"
-    r,t,kind = random.Random(f'{self.seed}/{i}'),int(self.times[i]),str(self.kind[i])
-    a = Article(i, f'{"G" if r.random() < .004 else "M"}.{t}.A.{r.randrange(4096):03X}', datetime.fromtimestamp(t, taipei), kind, '', user(r))
+    r,t = random.Random(f'{self.seed}/{i}'),int(self.times[i])
+    kind = str(self.kind[i])
+    name = f'{"G" if r.random() < .004 else "M"}.{t}.A.{r.randrange(4096):03X}'
+    a = Article(i, name, datetime.fromtimestamp(t, taipei), kind, '', user(r))
     if kind == 'deleted':
         a.title,a.author = r.choice(deleted_titles).format(a.author),'-'
         return a,r
@@ -139,6 +154,7 @@ def listed(self:Board, i:int)->tuple[Article,random.Random]:
     a.title = '[正妹] IDOLM@STER 展場' if a.quirk == 'cf_email' else headline(r, kind)
     return a,r
 
+# %% ../../nbs/synthetic/board.ipynb #b87bc608
 @patch
 def _article(self:Board, i:int)->Article:
     "Article number `i` with its text and its links"
@@ -156,40 +172,40 @@ def _article(self:Board, i:int)->Article:
     write_links(a, r, [self.photo(k) for k in range(self.start[i], self.start[i+1])])
     return a
 
-# %% ../../nbs/synthetic/board.ipynb #94febe6c
+# %% ../../nbs/synthetic/board.ipynb #aa28509a
+def _again(p, of):
+    "The plan `p` of a photo that repeats the photo `of`"
+    same = {f:getattr(of, f) for f in ('seed','yaw','pitch','roll','scale','size')}
+    if p.kind != 'near_dup':
+        same['form'] = of.form
+    if p.kind == 'repeat':
+        same |= dict(url=of.url, host=of.host)
+    return Photo(**vars(p) | same | dict(of=of.k))
+
 @patch
 def _photo(self:Board, k:int)->Photo:
     "The plan of photo number `k`"
     kind,r = str(self.photo_kind[k]),random.Random(f'{self.seed}/photo/{k}')
+    of = None
     if kind in ('repeat','near_dup','duplicate'):
         back = np.searchsorted(self.usual, k) - r.randint(1, 40)
         of = self.photo(int(self.usual[max(back, 0)]))
-    else:
-        of = None
     host,ext = pick(r, hosts),pick(r, exts)
-    if kind == 'removed':
-        host = 'i.imgur.com'
-    if kind == 'dead':
-        host = 'pic.dead.example'
-    form,size = pick(r, forms[ext if host != 'pbs.twimg.com' or ext == 'png' else 'jpg']),self.size if k % 4 else self.size[::-1]
+    host = dict(removed='i.imgur.com', dead='pic.dead.example').get(kind, host)
+    form = pick(r, forms[ext if host != 'pbs.twimg.com' or ext == 'png' else 'jpg'])
+    size = self.size if k % 4 else self.size[::-1]
     seed = r.randrange(2**31)
     yaw,pitch,roll = (round(max(-most, min(most, r.gauss(0, sd))), 2) for sd,most in ((28, 45), (6, 12), (6, 15)))
     scale,blur = round(r.uniform(.36, .58), 3),3.5 if kind == 'blurred' else 0.
     p = Photo(k, kind, address(host, token(k, self.seed), ext), host, form, size, seed, yaw, pitch, roll, scale, blur)
-    if of is None:
-        return p
-    same = {f:getattr(of, f) for f in ('seed','yaw','pitch','roll','scale','size')}
-    if kind != 'near_dup':
-        same['form'] = of.form
-    if kind == 'repeat':
-        same |= dict(url=of.url, host=of.host)
-    return Photo(**vars(p) | same | dict(of=of.k))
+    return p if of is None else _again(p, of)
 
 # %% ../../nbs/synthetic/board.ipynb #4d957857
 @patch
 def _row(self:Board, a:Article)->dict:
     "The truth of one article: each link with what becomes of it by itself"
-    row = {f:getattr(a, f) for f in ('i','id','url','title','author','kind','quirk','unseen')} | dict(time=a.time.isoformat(), date=f'{a.time:%m%d}')
+    row = {f:getattr(a, f) for f in ('i','id','url','title','author','kind','quirk','unseen')}
+    row |= dict(time=a.time.isoformat(), date=f'{a.time:%m%d}')
     def link(l):
         if l['photo'] is None:
             return l | dict(want='not_file')
@@ -199,6 +215,19 @@ def _row(self:Board, a:Article)->dict:
     return row | dict(links=[link(l) for l in a.links])
 
 # %% ../../nbs/synthetic/board.ipynb #d128efc1
+def _first_of_each(links):
+    "The outcome of each distinct URL, in the order of the board; the rows of `links` get it too"
+    first,urls = {},{}
+    for l in (l for l in links if l['photo'] is not None):
+        u = l['url']
+        if u not in urls:
+            if (of := first.setdefault(l['content'], u)) != u:
+                l |= dict(want='duplicate', reason='same_bytes', of=of)
+            urls[u] = {k:l.get(k) for k in ('want','reason','of','kind','content')}
+        l |= urls[u]
+    return urls
+
+# %% ../../nbs/synthetic/board.ipynb #509e56bc
 @patch
 def expect(self:Board,
     since:str=None,     # First day, `YYYY-MM-DD` in Asia/Taipei; the board's own by default
@@ -206,18 +235,14 @@ def expect(self:Board,
     pushes:bool=False,  # Are links in comments taken too?
 )->dict: # articles, urls (each distinct URL with its fate) and counts
     "What must be found and become of it, for the days `since` to `until`."
-    lo,hi = (np.searchsorted(self.times, midnight(d) + h) if d else e for d,h,e in ((since, 0, 0), (until, 86400, len(self))))
-    first,urls,articles = {},{},[self._row(self.article(i)) for i in range(lo, hi)]
-    for l in (l for a in articles if a['kind'] == 'post' for l in a['links'] if l['photo'] is not None and (pushes or l['origin'] != 'push')):
-        u = l['url']
-        if u not in urls:
-            if (of := first.setdefault(l['content'], u)) != u:
-                l |= dict(want='duplicate', reason='same_bytes', of=of)
-            urls[u] = {k:l.get(k) for k in ('want','reason','of','kind','content')}
-        l |= urls[u]
+    lo = np.searchsorted(self.times, midnight(since)) if since else 0
+    hi = np.searchsorted(self.times, midnight(until) + 86400) if until else len(self)
+    articles = [self._row(self.article(i)) for i in range(lo, hi)]
+    links = [l for a in articles if a['kind'] == 'post' for l in a['links']]
+    urls = _first_of_each([l for l in links if pushes or l['origin'] != 'push'])
     n = Counter(a['kind'] for a in articles)
-    counts = dict(articles=n['post'], announcements=n['announcement'], deleted=n['deleted'], gone=n['gone'], urls=len(urls))
-    counts |= Counter(u['want'] for u in urls.values())
+    counts = dict(articles=n['post'], announcements=n['announcement'], deleted=n['deleted'], gone=n['gone'])
+    counts |= dict(urls=len(urls)) | Counter(u['want'] for u in urls.values())
     return dict(articles=articles, urls=urls, counts=counts)
 
 # %% ../../nbs/synthetic/board.ipynb #dac77775
@@ -228,8 +253,9 @@ def photo_truth(self:Board, k:int)->dict:
     face = dict(want_face='kept' if fates[p.kind].want == 'kept' else None, face_reason=None)
     if p.kind == 'small':
         face = dict(want_face='dropped', face_reason='face_too_small_before')
-    return dict(kind=p.kind, url=p.url, yaw=p.yaw, pitch=p.pitch, roll=p.roll, pose='frontal' if abs(p.yaw) < 20 else 'left' if p.yaw < 0 else 'right',
-                blur=p.blur, of=p.of) | {f:drawn.get(f) for f in ('eyes','bbox','size')} | face
+    pose = 'frontal' if abs(p.yaw) < 20 else ('right','left')[p.yaw < 0]
+    row = {f:getattr(p, f) for f in ('kind','url','yaw','pitch','roll')} | dict(pose=pose, blur=p.blur, of=p.of)
+    return row | {f:drawn.get(f) for f in ('eyes','bbox','size')} | face
 
 @patch(as_prop=True)
 def truth(self:Board)->dict:
@@ -269,29 +295,30 @@ def render(self:Board,
     todo = [(key, self.photo(k)) for k in drawn if (key := self.photo_key(k)) not in self.store]
     if not todo:
         return 0
-    method = 'forkserver' if 'forkserver' in get_all_start_methods() else 'spawn'
-    pool = ProcessPoolExecutor(self.workers or os.cpu_count(), get_context(method), pool_process)
-    try:
-        with uninterrupted():
-            results = pool.map(draw_photo, [p for _,p in todo], chunksize=2)
-        for (key,_),done in zip(todo, tqdm(results, total=len(todo), desc='drawing photos', disable=None if progress else True)):
-            self.store[key] = done
-    finally:
-        pool.shutdown(wait=True, cancel_futures=True)
+    bar = dict(total=len(todo), desc='drawing photos', disable=None if progress else True)
+    with closing(map_processes(draw_photo, [p for _,p in todo], self.workers)) as files:
+        for (key,_),file in zip(todo, tqdm(files, **bar)):
+            self.store[key] = file
     return len(todo)
 
 # %% ../../nbs/synthetic/board.ipynb #7764bd01
-mimes = dict(jpeg='image/jpeg', exif='image/jpeg', cmyk='image/jpeg', gif='image/gif', gif_anim='image/gif', webp='image/webp')
+mimes = dict(jpeg='image/jpeg', exif='image/jpeg', cmyk='image/jpeg', gif='image/gif', gif_anim='image/gif',
+             webp='image/webp')
 
 # %% ../../nbs/synthetic/board.ipynb #0ca8e643
 @patch
+def _index(self:Board, page:int, newest:bool, script:str)->Reply:
+    "Index page number `page`; the newest has the pinned rows"
+    if not 1 <= page <= self.pages:
+        return Reply(404, not_found)
+    rows = [self.listed(int(i))[0] for i in self.rows[(page-1)*self.per_page:page*self.per_page]]
+    pinned = [self.listed(i)[0] for i in self.pinned] if newest else []
+    return Reply(200, index_html(rows, page, self.pages, pinned, page % 4 != 0, self.seed, script))
+
+@patch
 def _make_page(self:Board, path:str, script:str='')->Reply:
     if m := re.fullmatch(r'/bbs/Beauty/index(\d*)\.html', path):
-        page,n = int(m[1] or self.pages),self.per_page
-        if not 1 <= page <= self.pages:
-            return Reply(404, not_found)
-        rows = [self.listed(int(i))[0] for i in self.rows[(page-1)*n:page*n]]
-        return Reply(200, index_html(rows, page, self.pages, [] if m[1] else [self.listed(i)[0] for i in self.pinned], page % 4 != 0, self.seed, script))
+        return self._index(int(m[1] or self.pages), not m[1], script)
     if m := re.fullmatch(r'/bbs/Beauty/[MG]\.(\d+)\.A(\.[0-9A-F]+)?\.html', path):
         i = int(np.searchsorted(self.times, int(m[1])))
         a = self.article(i) if i < len(self) else None
@@ -299,6 +326,7 @@ def _make_page(self:Board, path:str, script:str='')->Reply:
             return Reply(200, article_html(a, self.seed, script))
     return Reply(404, not_found)
 
+# %% ../../nbs/synthetic/board.ipynb #bd5dbddc
 @patch
 def _photo_reply(self:Board, host:str, path:str)->Reply:
     if path == '/removed.png':
@@ -326,7 +354,8 @@ def answer(self:Board,
     "What the board, or a photo's host, says to a request."
     path,_,query = unquote(path).partition('?')
     if path.startswith('/bbs/'):
-        return self._page(path, script) if over18 else Reply(302, headers=dict(Location=f'/ask/over18?from={quote(path, safe="")}'))
+        gate = Reply(302, headers=dict(Location=f'/ask/over18?from={quote(path, safe="")}'))
+        return self._page(path, script) if over18 else gate
     if path == '/ask/over18':
         return Reply(200, over18_page)
     host,slash,rest = path[1:].partition('/')
@@ -342,13 +371,14 @@ def serve(
     latency:float=0.,     # Seconds before every answer
     robots:str=None,      # Text of robots.txt; 404 by default
 ): # Yields the `Server`: its `url`, and the `requests` made so far
-    "Serve `board` on 127.0.0.1 for as long as the block lasts; raises `BadInput` on a gate that does not exist and a port that is taken."
+    "Serve `board` on 127.0.0.1 while the block lasts; raises `BadInput` on an unknown gate or a port that is taken."
     if gate not in ('redirect','script','none'):
         raise BadInput(f'gate={gate!r}: it is redirect, script or none')
-    def answer(path, headers):
+    added = over18_script if gate == 'script' else ''
+    def answer(path, headers): # As `serving` calls it
         if path == '/robots.txt':
             return Reply(200, robots.encode(), mime='text/plain') if robots else Reply(404, not_found)
-        return board.answer(path, gate != 'redirect' or 'over18=1' in headers.get('Cookie', ''), over18_script if gate == 'script' else '')
+        return board.answer(path, gate != 'redirect' or 'over18=1' in headers.get('Cookie', ''), added)
     with serving(answer, port, faults, latency) as server:
         server.board = board
         yield server
