@@ -9,6 +9,7 @@ import pytest
 from PIL import Image
 
 from pttface import faces as F
+from pttface.vision import face_shards as shards
 from pttface.vision.detect import Face
 from pttface.synthetic.heads import draw_heads
 from pttface.storage.files import BadInput,dumps,open_root,read_jsonl,read_npz,write_json,write_tar
@@ -269,13 +270,13 @@ def test_dask_gives_what_this_process_gives(root, cluster):
 
 def test_a_dask_worker_killed_in_the_middle(root, cluster, monkeypatch):
     F.extract_faces(root, workers=1)
-    want,killed,put = artefacts(root),[],F.write_part
+    want,killed,put = artefacts(root),[],shards.write_part
     def first(*a):
         put(*a)
         if not killed:
             killed.append(next(iter(cluster.workers.values())).pid)
             os.kill(killed[0], signal.SIGKILL)
-    monkeypatch.setattr(F, 'write_part', first)
+    monkeypatch.setattr(shards, 'write_part', first)
     fresh(root)
     F.extract_faces(root, scheduler=cluster.scheduler_address)
     assert killed
@@ -283,7 +284,7 @@ def test_a_dask_worker_killed_in_the_middle(root, cluster, monkeypatch):
 
 def test_a_shard_that_fails_is_tried_again_then_reported(root, monkeypatch):
     F.extract_faces(root, workers=1)
-    want,real,calls = artefacts(root),F.read_tar,[]
+    want,real,calls = artefacts(root),shards.read_tar,[]
     def flaky(until):
         def read(p):
             calls.append(p)
@@ -292,15 +293,15 @@ def test_a_shard_that_fails_is_tried_again_then_reported(root, monkeypatch):
             return real(p)
         return read
     fresh(root)
-    monkeypatch.setattr(F, 'read_tar', flaky(2))
+    monkeypatch.setattr(shards, 'read_tar', flaky(2))
     assert not F.extract_faces(root, workers=1).failed
     same(root, want)
     fresh(root)
     calls.clear()
-    monkeypatch.setattr(F, 'read_tar', flaky(99))
+    monkeypatch.setattr(shards, 'read_tar', flaky(99))
     found = F.extract_faces(root, workers=1)
     assert list(found.failed) == ['images_02_part_1'] and 'Input/output error' in found.failed['images_02_part_1'] and len(found) == 12
-    monkeypatch.setattr(F, 'read_tar', real)
+    monkeypatch.setattr(shards, 'read_tar', real)
     assert not F.extract_faces(root, workers=1).failed
     same(root, want)
 

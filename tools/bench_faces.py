@@ -56,9 +56,9 @@ def _steps(photos, detect, settings):
         o = step('first look', F.first_look, im, detect, settings)
         if o.reason:
             continue
-        step('second look', F.look_canvas if settings.canvas else F.look_around, im, o, detect)
+        step('second look', F.look_canvas if settings.canvas else F.redetect, im, o, detect)
         if not settings.canvas:
-            step('second look', F.take_back, o)
+            step('second look', F.undo_rotation, o)
         F.place_square(im, o, settings)
         step('crops', F.crops_of, im, o, settings)
     spent['first look'] -= spent['sharpness']
