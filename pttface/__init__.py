@@ -8,8 +8,10 @@ from importlib import import_module
 from importlib.metadata import PackageNotFoundError, version
 from types import ModuleType
 
-try: __version__ = version('pttface')
-except PackageNotFoundError: __version__ = '0+unknown'
+try:
+    __version__ = version('pttface')
+except PackageNotFoundError:
+    __version__ = '0+unknown'
 
 _stages = dict(crawl='crawl', download='download', extract_faces='faces', pack='dataset', FaceData='dataset',
                train='diffusion', sample='diffusion', evaluate='fid')
@@ -28,7 +30,8 @@ def callable_module(name, function):
 
 
 def __getattr__(name):
-    if name not in _stages: raise AttributeError(f'module {__name__!r} has no attribute {name!r}')
+    if name not in _stages:
+        raise AttributeError(f'module {__name__!r} has no attribute {name!r}')
     module = import_module(f'.{_stages[name]}', __name__)
     return module if name == _stages[name] else getattr(module, name)
 

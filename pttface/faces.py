@@ -327,7 +327,7 @@ def find_faces(
         place_square(im, o, settings)
     return found
 
-# %% ../nbs/02_faces.ipynb #8d9cfb94
+# %% ../nbs/02_faces.ipynb #50c3fffb
 def find_face(
     im:np.ndarray,            # Photo, (H,W,3) uint8 RGB
     detect,                   # Detector
@@ -469,7 +469,7 @@ def _find_each(ims, detect, settings):
             return [e]
         return [o for im in ims for o in _find_each([im], detect, settings)]
 
-# %% ../nbs/02_faces.ipynb #325c339e
+# %% ../nbs/02_faces.ipynb #21bf6442
 def face_rows(
     photos,                      # Encoded photos, bytes each
     detect,                      # Detector
