@@ -1,4 +1,4 @@
-"""The state of a training in; the same state out, or the one before it when the newest is damaged
+"""Write checkpoints that are whole, and load the newest that is.
 
 Docs: https://pttface.github.io/pttface/training/checkpoint.html.md"""
 
@@ -8,21 +8,17 @@ Docs: https://pttface.github.io/pttface/training/checkpoint.html.md"""
 __all__ = ['Checkpoints']
 
 # %% ../../nbs/training/checkpoint.ipynb #50dc4e28
-import errno,hashlib,logging,os,shutil,tempfile
+import errno,logging,os,shutil,tempfile
 from pathlib import Path
 
 import torch
 
-from ..storage.files import BadInput,atomic_path,read_json,write_json
+from ..storage.files import BadInput,atomic_path,read_json,sha256_file,write_json
 
 # %% ../../nbs/training/checkpoint.ipynb #958ac19d
 log = logging.getLogger(__name__)
 
 # %% ../../nbs/training/checkpoint.ipynb #4b6f161a
-def sha256_file(path):
-    with open(path, 'rb') as f:
-        return hashlib.file_digest(f, 'sha256').hexdigest()
-
 def _remote(path):
     "Is this folder at the end of a wire: Drive, NFS, a share?"
     try:
