@@ -7,9 +7,9 @@ import torch
 from accelerate import PartialState
 
 from pttface.dataset import FaceData
+from pttface.diffusion import Run,sample,train
 from pttface.training.config import Recipe
-from pttface.training.trainer import Run,sample
-from pttface.diffusion import train
+from pttface.training.trainer import Trainer
 
 SMALL = Recipe('small', net_args=dict(ch=8, mults=(1,2), blocks=1, attn=(8,), dropout=.1, size=16), size=16, batch=8, lr=2e-3, beta2=.99,
                ema='power 0.10', report='16 images', grid='1M images', save='24 images', precision='no')
@@ -25,10 +25,9 @@ def die():
 def work(root, name, at=None, how='step', budget='192 images', recipe=SMALL, stop=None):
     "Train; at step `at` die, after the step or half-way through writing the checkpoint; after `stop` images, stop as Ctrl-C does"
     torch.set_num_threads(1)
-    from pttface import diffusion
-    take,save = diffusion.Trainer.take,torch.save
-    def dying_take(self, x0):
-        row = take(self, x0)
+    training_step,save = Trainer.training_step,torch.save
+    def dying_step(self, x0):
+        row = training_step(self, x0)
         if how == 'step' and self.step == at:
             die()
         return row
@@ -37,11 +36,11 @@ def work(root, name, at=None, how='step', budget='192 images', recipe=SMALL, sto
         if state['step'] == at:
             os.truncate(path, os.path.getsize(path)//2)
             die()
-    def limited_take(self, x0):
+    def limited_step(self, x0):
         if self.step == at-1:
             resource.setrlimit(resource.RLIMIT_FSIZE, (20_000, resource.RLIM_INFINITY))
-        return take(self, x0)
-    diffusion.Trainer.take = limited_take if how == 'limit' else dying_take
+        return training_step(self, x0)
+    Trainer.training_step = limited_step if how == 'limit' else dying_step
     if how == 'save':
         torch.save = dying_save
     def interrupt(t, row):

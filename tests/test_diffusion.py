@@ -17,11 +17,11 @@ import torch
 from accelerate.tracking import GeneralTracker
 from accelerate.utils import is_tensorboard_available
 
-from pttface import diffusion
+from pttface.diffusion import Run,make_trainer,sample,train
+from pttface.training import trainer
 from pttface.training.checkpoint import Checkpoints
 from pttface.training.config import Budget
-from pttface.training.trainer import Run,sample,TrainingMonitor
-from pttface.diffusion import Trainer,train
+from pttface.training.trainer import TrainingMonitor
 from pttface.storage.files import BadInput
 
 sys.path.insert(0, str(Path(__file__).parent))
@@ -182,7 +182,7 @@ def test_live_figure(tmp_path, monkeypatch):
         shown.append('new')
         return Handle()
     monkeypatch.setattr(TrainingMonitor, 'shell', staticmethod(lambda: object()))
-    monkeypatch.setattr(diffusion, 'Live', lambda: TrainingMonitor(every=1e9))
+    monkeypatch.setattr(trainer, 'TrainingMonitor', lambda: TrainingMonitor(every=1e9))
     monkeypatch.setattr(IPython.display, 'display', display)
     monkeypatch.setenv('TQDM_DISABLE', '1')
     train(data(), SMALL, root=tmp_path/'root', budget='128 images', device='cpu', progress=True)
@@ -191,13 +191,13 @@ def test_live_figure(tmp_path, monkeypatch):
 def test_speeds(tmp_path):
     "Each way of running a step gives the same gradient, the fastest is chosen, and one that fails is left out"
     run = train(data(), SMALL, root=tmp_path/'root', budget='16 images', device='cpu', progress=False, speed='plain')
-    t = Trainer(run, data(), Budget.parse('64 images'), 'cpu')
+    t = make_trainer(run, data(), Budget.parse('64 images'), 'cpu')
     x0 = next(data().batches(8, 0))
-    want = t.gradient(x0)
+    want = t.compute_gradients(x0)
     t.opt.zero_grad()
-    took = t.fastest(x0, ways=('plain','channels_last','magic'), repeats=1)
+    took = t.find_fastest(x0, speeds=('plain','channels_last','magic'), repeats=1)
     assert set(took) == {'plain','channels_last'} and t.speed == next(iter(took))
-    assert t.gradient(x0) == pytest.approx(want, rel=1e-5)
+    assert t.compute_gradients(x0) == pytest.approx(want, rel=1e-5)
     with pytest.raises(BadInput, match='choose one of auto, plain'):
         train(data(), SMALL, root=tmp_path/'root', device='cpu', speed='warp', budget='32 images')
 
@@ -231,9 +231,9 @@ def test_a_network_that_float16_cannot_hold_is_asked_in_float32(whole, monkeypat
     monkeypatch.setattr(Run, 'denoiser', loud)
     kw = dict(steps=3, device='cpu', progress=False)
     want = sample(whole, 3, **kw)
-    monkeypatch.setattr('pttface.training.trainer.half_type', lambda device: torch.float16)
+    monkeypatch.setattr('pttface.diffusion.half_type', lambda device: torch.float16)
     assert np.array_equal(sample(whole, 3, half=True, **kw), want) and 'leaves the range of torch.float16' in caplog.text
-    monkeypatch.setattr('pttface.training.trainer.half_type', lambda device: None)
+    monkeypatch.setattr('pttface.diffusion.half_type', lambda device: None)
     caplog.clear()
     assert np.array_equal(sample(whole, 3, half=True, **kw), want) and not caplog.text
 

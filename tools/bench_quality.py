@@ -68,26 +68,25 @@ def cpu_per_image(names, ims, rounds=5, steps=3):
     "CPU seconds an image of each preset's training step: medians of rounds taken in turns, one thread."
     import torch
 
-    from pttface.training.config import Budget
-    from pttface.training.trainer import Run
-    from pttface.diffusion import Trainer
+    from pttface.diffusion import Run, make_trainer
     from pttface.storage.files import write_json
+    from pttface.training.config import Budget, recipe_record
     torch.set_num_threads(1)
     with tempfile.TemporaryDirectory() as d:
         trainers = {}
         for n in names:
             r = recipe_of(n)
-            write_json(Path(d)/n/'recipe.json', dict(settings=r, sigma_data=.5))
+            write_json(Path(d)/n/'recipe.json', dict(settings=recipe_record(r), sigma_data=.5))
             data = face_data(ims, len(ims))
-            t = Trainer(Run(Path(d)/n), data, Budget.parse('1M images'), 'cpu')
+            t = make_trainer(Run(Path(d)/n), data, Budget.parse('1M images'), 'cpu')
             trainers[n] = t, data.batches(r.batch, 0, flip=r.flip)
-            t.take(next(trainers[n][1]))
+            t.training_step(next(trainers[n][1]))
         took = {n: [] for n in names}
         for _ in range(rounds):
             for n, (t, batches) in trainers.items():
                 start = time.process_time()
                 for _ in range(steps):
-                    t.take(next(batches))
+                    t.training_step(next(batches))
                 took[n].append((time.process_time() - start)/steps/t.recipe.batch)
     return {n: float(np.median(v)) for n, v in took.items()}
 
@@ -103,7 +102,7 @@ def learn(root, preset, kind, seed, n, images):
 
 def draw_some(root, seed, start, n, steps):
     "Draw pictures `start` … `start+n−1` of a trained one, with one thread, in 16 bits where those suffice (both were trained so)."
-    from pttface.training.trainer import Run,sample
+    from pttface.diffusion import Run, sample
     from pttface.storage.files import read_json, write_npz
     run = Run(Path(root)/read_json(Path(root)/'spent.json')['run'])
     write_npz(Path(root)/f'{start}.npz', images=sample(run, n, steps=steps or None, seed=seed, start=start, batch=16, half=True, device='cpu', progress=False))
@@ -111,7 +110,7 @@ def draw_some(root, seed, start, n, steps):
 
 def bench(smoke=False):
     "Rows `SET: KID` and `SET: excess FD` for each set of pictures, the original's recipe as the peer; and a sheet: for each set, held-out pictures, the peer's, ours."
-    from pttface.training.trainer import make_net
+    from pttface.diffusion import make_net
     from pttface.evaluation.metrics import Stats, frechet_distance, kid
     from pttface.evaluation.features import features
     from pttface.training.config import find_recipe

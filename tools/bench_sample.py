@@ -29,8 +29,9 @@ def drawn(d, sampler, steps, n, shape, batch=25):
     "Pictures 0 … n−1 with a sampler, a batch on each thread; how many questions each took."
     import torch
 
-    from pttface.training.samplers import SAMPLERS, Noise, linear_sigmas, sigmas_for, to_uint8
+    from pttface.diffusion import SAMPLERS, linear_sigmas, sigmas_for, to_uint8
     from pttface.parallel import map_threads
+    from pttface.training.samplers import Noise
     sigmas = linear_sigmas()[torch.linspace(999, 0, steps+1).round().long()].float() if sampler == 'ancestral' else sigmas_for(d, sampler, steps).float()
     def one(i, _):
         ask, noise = Counted(d), Noise(0, range(i, min(n, i+batch)), shape)

@@ -28,8 +28,8 @@ def pictures(n=256, side=32):
 
 def network():
     "The same weights for everybody."
+    from pttface.diffusion import make_net
     from pttface.training.config import RECIPES
-    from pttface.training.trainer import make_net
     return make_net(RECIPES['tiny'])
 
 
@@ -37,21 +37,20 @@ def ours(folder, precision):
     from dataclasses import replace
 
     from pttface.dataset import FaceData
-    from pttface.training.config import RECIPES,Budget
-    from pttface.training.trainer import Run
-    from pttface.diffusion import Trainer
+    from pttface.diffusion import Run, make_trainer
     from pttface.storage.files import write_json
+    from pttface.training.config import RECIPES, Budget, recipe_record
     ims = pictures()
     data = FaceData(dict(images=ims, split=np.zeros(len(ims), np.uint8), key=np.arange(len(ims)).astype(str)), dict(hash='none'))
     r = replace(RECIPES['tiny'], batch=BATCH, precision=precision)
-    write_json(Path(folder)/'recipe.json', dict(settings=r, sigma_data=.5))
-    t = Trainer(Run(folder), data, Budget.parse('1M images'))
+    write_json(Path(folder)/'recipe.json', dict(settings=recipe_record(r), sigma_data=.5))
+    t = make_trainer(Run(folder), data, Budget.parse('1M images'))
     batches = data.batches(BATCH, 0, flip=True, device=t.accel.device)
 
     def steps(n):
         for _ in range(n):
-            t.take(next(batches))
-            t.tick()
+            t.training_step(next(batches))
+            t.update_clock()
     return steps
 
 
@@ -182,11 +181,9 @@ def full_size(smoke):
     import torch
 
     from pttface.dataset import FaceData
-    from pttface.training.config import RECIPES,Budget
-    from pttface.training.trainer import Run
-    from pttface.diffusion import Trainer
-    from pttface.training.samplers import to_float
+    from pttface.diffusion import Run, make_trainer, to_float
     from pttface.storage.files import write_json
+    from pttface.training.config import RECIPES, Budget, recipe_record
     from pttface.unet import gmacs
     rows, batch = [], 1 if smoke else 4
     for name, precision, dtype in (('fp32', 'no', torch.float32), ('bf16', 'bf16', torch.bfloat16)):
@@ -195,17 +192,17 @@ def full_size(smoke):
         ims = pictures(8, r.size)
         data = FaceData(dict(images=ims, split=np.zeros(8, np.uint8), key=np.arange(8).astype(str)), dict(hash='none'))
         with tempfile.TemporaryDirectory() as d:
-            write_json(Path(d)/'recipe.json', dict(settings=r, sigma_data=.5))
-            t = Trainer(Run(d), data, Budget.parse('1M images'), 'cpu')
+            write_json(Path(d)/'recipe.json', dict(settings=recipe_record(r), sigma_data=.5))
+            t = make_trainer(Run(d), data, Budget.parse('1M images'), 'cpu')
             x, share, rate = to_float(ims[:batch]), [], []
-            t.take(x)
+            t.training_step(x)
             for _ in range(1 if smoke else 3):
                 top_speed = peak(dtype, 256 if smoke else 2048)
                 start = time.perf_counter()
-                t.take(x)
+                t.training_step(x)
                 took = time.perf_counter() - start
                 rate.append(batch/took)
-                share.append(3*gmacs(t.denoiser.net, r.size)*1e9*batch/took/max(top_speed, peak(dtype, 256 if smoke else 2048)))
+                share.append(3*gmacs(t.net, r.size)*1e9*batch/took/max(top_speed, peak(dtype, 256 if smoke else 2048)))
         rows += [dict(what=f'share of matmul peak {name}', value=float(np.median(share)), unit='share', n=len(share), spread=spread(share)),
                  dict(what=f'full-size original images/s {name}', value=float(np.median(rate)), unit='images/s', n=len(rate), spread=spread(rate))]
     return rows

@@ -7,11 +7,11 @@ Docs: https://pttface.github.io/pttface/training/augment.html.md"""
 # %% auto #0
 __all__ = ['CHANGES', 'affine_of', 'augment']
 
-# %% ../../nbs/training/augment.ipynb #95fdd0b8
+# %% ../../nbs/training/augment.ipynb #84c69117
 import torch
 import torch.nn.functional as F
 
-# %% ../../nbs/training/augment.ipynb #f0d0e774
+# %% ../../nbs/training/augment.ipynb #37a92bbb
 CHANGES = dict(scale=.2, stretch=.2, turn=12., right=.08, down=.08)  # Sd in log₂, log₂, degrees, and shares of a side
 
 def affine_of(
@@ -24,7 +24,7 @@ def affine_of(
     sx,sy = 2**-(scale+stretch),2**-(scale-stretch)
     return torch.stack([torch.stack([c*sx, s*sx, -2*right], 1), torch.stack([-s*sy, c*sy, -2*down], 1)], 1)
 
-# %% ../../nbs/training/augment.ipynb #4a491122
+# %% ../../nbs/training/augment.ipynb #065e7e88
 def augment(
     x:torch.Tensor,  # Pictures, NCHW
     p:float,         # Chance of each change

@@ -194,7 +194,7 @@ def find_trackers(
     return out
 
 # %% ../../nbs/training/trainer.ipynb #6200c167
-def _processes(device):
+def _fresh_processes(device):
     "The processes of this training; what an earlier one in this process asked for is forgotten"
     if not torch.distributed.is_initialized():
         AcceleratorState._reset_state(True)
@@ -226,14 +226,14 @@ class Trainer:
         trackers=(),        # What `Accelerator(log_with=…)` takes
         speed:str='auto',   # One of `SPEEDS`, or the fastest
         net:nn.Module=None, # The part of `model` that checkpoints and averages hold; all of it by default
-        draw=None,          # draw(whole batch, rng) → tensors, a row an example: the `batch` of the loss; (batch,) by default
+        draw=None,          # draw(whole batch, rng) → tensors, the `batch` of the loss; by default (whole batch,)
         measure=None,       # measure(model, recent, heldout) → dict for the log; by default the loss on recent batches
         sheet=None,         # sheet(model) → pictures to keep, (N,H,W,3) uint8; none by default
     ):
         self.run,self.recipe = run,run.recipe
         self.data,self.budget = data,budget
         self.loss,self.draw = loss,draw or (lambda x0,rng: (x0,))
-        self.measure,self.sheet = measure or self.mean_loss,sheet
+        self.measure,self.sheet = measure,sheet
         self.n_train,self.heldout = len(data.train),data.heldout[:256]
         self.accumulate,self.trackers = accumulate,list(trackers)
         self.choose_speed = speed == 'auto'
@@ -250,12 +250,13 @@ class Trainer:
         self.losses,self.best = [],None
 
     def accelerator(self, device):
-        r,state = self.recipe,_processes(device)
-        if r.batch % state.num_processes or not 1 <= self.accumulate <= r.batch//state.num_processes:
-            raise BadInput(f'A batch of {r.batch} cannot be shared by {state.num_processes} processes '
-                           f'in {self.accumulate} parts each')
-        return Accelerator(cpu=state.device.type == 'cpu', mixed_precision=pick_precision(r.precision, state.device),
-                           log_with=self.trackers or None, project_dir=self.run.path)
+        r,state = self.recipe,_fresh_processes(device)
+        accel = Accelerator(cpu=state.device.type == 'cpu', mixed_precision=pick_precision(r.precision, state.device),
+                            log_with=self.trackers or None, project_dir=self.run.path)
+        n = accel.num_processes
+        if r.batch % n or not 1 <= self.accumulate <= r.batch//n:
+            raise BadInput(f'A batch of {r.batch} cannot be shared by {n} processes in {self.accumulate} parts each')
+        return accel
 
     def optimizer(self):
         r,fused = self.recipe,self.accel.device.type in ('cpu','cuda')
@@ -321,7 +322,7 @@ def begin_run(
         raise BadInput(f'{name!r} cannot be the name of a run: use letters, digits, - and _')
     if len(data.train) < recipe.batch:
         raise BadInput(f'Found {len(data.train)} training images, but a batch needs at least {recipe.batch}')
-    with _processes(device).main_process_first():
+    with processes(device).main_process_first():
         path = open_root(root, create=True)/'runs'/name
         now = dict(recipe=_recipe_hash(recipe), data=data.hash)
         if (path/'recipe.json').exists():
@@ -401,8 +402,9 @@ def check_finite(self:Trainer,
     if math.isfinite(loss) and self.infinite <= (50 if self.accel.scaler else 0):
         return
     what,value = ('gradient',norm) if math.isfinite(loss) else ('loss',loss)
-    raise FloatingPointError(f'The {what} became {value} at step {self.step} (loss {loss:.4g}, learning rate {lr:.2g}); '
-                             f'the last good checkpoint is {self.last_checkpoint()}: try a smaller lr, or precision "no"')
+    raise FloatingPointError(f'The {what} became {value} at step {self.step} (loss {loss:.4g}, learning rate {lr:.2g})'
+                             f'; the last good checkpoint is {self.last_checkpoint()}: '
+                             f'try a smaller lr, or precision "no"')
 
 @patch
 def last_checkpoint(self:Trainer)->str:
@@ -573,15 +575,16 @@ def make_report(self:Trainer,
     "Measure the averaged weights, write a sheet of samples if asked, and begin counting anew."
     averaged,grid = self.averaged(),grid and self.sheet is not None
     with self.accel.autocast():
-        measured = self.measure(averaged, torch.cat(list(recent)).cpu()[:256], self.heldout)
+        seen = torch.cat(list(recent)).cpu()[:256]
+        measured = (self.measure or self.mean_loss)(averaged, seen, self.heldout)
         ims = self.sheet(averaged) if grid else None
     if grid and self.accel.is_main_process:
         save_images(ims, self.run.path/'grids'/f'{self.images:09d}.png')
     left = self.seconds*(1/self.progress - 1) if self.progress else None
     ema_loss,heldout_loss = measured.pop('ema_loss'),measured.pop('heldout_loss')
     out = dict(step=self.step, images=self.images, seconds=round(self.seconds, 2), epoch=self.images/self.n_train,
-               loss=float(np.mean(self.losses)), ema_loss=ema_loss, heldout_loss=heldout_loss, grad_norm=row['grad_norm'],
-               lr=row['lr'], images_per_s=round(self.images/max(self.seconds, 1e-9), 2),
+               loss=float(np.mean(self.losses)), ema_loss=ema_loss, heldout_loss=heldout_loss,
+               grad_norm=row['grad_norm'], lr=row['lr'], images_per_s=round(self.images/max(self.seconds, 1e-9), 2),
                seconds_left=left and round(max(left, 0)), memory_mb=_memory(), **measured)
     if grid:
         out['mean_colour'] = ims.mean((0,1,2)).round(2)
@@ -641,15 +644,17 @@ class TrainingLoop:
     def run(self):
         "Train until the budget is spent."
         t,shape = self.t,'{l_bar}{bar}| {elapsed}<{remaining}{postfix}'
-        show = dict(disable=None if self.progress else True, desc=t.run.path.name, bar_format=shape)
-        with tqdm(total=1., initial=min(1., t.progress), **show) as bar, self.keep_what_there_is(), closing(self.threads):
+        bar = tqdm(total=1., initial=min(1., t.progress), disable=None if self.progress else True,
+                   desc=t.run.path.name, bar_format=shape)
+        with bar, self.keep_what_there_is(), closing(self.threads):
             t.clock = time.monotonic()
             while t.progress < 1:
                 if self.pressed:
                     raise KeyboardInterrupt
                 row = self.take_step(next(self.batches))
                 bar.update(max(0., min(1., t.progress) - bar.n))
-                bar.set_postfix_str(f"{t.images:,} images, {t.images/t.seconds:.1f}/s, loss {row['loss']:.4f}", refresh=False)
+                state = f"{t.images:,} images, {t.images/t.seconds:.1f}/s, loss {row['loss']:.4f}"
+                bar.set_postfix_str(state, refresh=False)
         if self.main:
             t.run.curves().savefig(t.run.path/'loss.png')
         t.accel.wait_for_everyone()
