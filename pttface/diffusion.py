@@ -6,10 +6,10 @@ Docs: https://pttface.github.io/pttface/diffusion.html.md"""
 
 # %% auto #0
 __all__ = ['SAMPLERS', 'to_float', 'to_uint8', 'add_noise', 'linear_sigmas', 'linear_step', 'edm_scales', 'Denoiser',
-           'loss_weight', 'denoising_loss', 'draw_sigmas', 'make_net', 'karras_sigmas', 'ignore', 'ancestral', 'ddim',
-           'euler', 'heun', 'dpm2m', 'sigmas_for', 'generate', 'draw_noise', 'measure', 'make_denoiser', 'Run',
-           'make_trainer', 'train', 'sample_batch', 'sample', 'interpolate', 'trajectory', 'RECIPES', 'Recipe',
-           'Budget', 'save_images']
+           'loss_weight', 'denoising_loss', 'draw_uniform', 'draw_sigmas', 'make_net', 'karras_sigmas', 'ignore',
+           'ancestral', 'ddim', 'euler', 'heun', 'dpm2m', 'sigmas_for', 'generate', 'draw_noise', 'measure',
+           'make_denoiser', 'Run', 'make_trainer', 'train', 'sample_batch', 'sample', 'interpolate', 'trajectory',
+           'RECIPES', 'Recipe', 'Budget', 'save_images']
 
 # %% ../nbs/05_diffusion.ipynb #d45fa6b7
 import logging,os
@@ -18,16 +18,13 @@ from functools import partial
 
 import numpy as np
 import torch
-from accelerate.state import PartialState
-from accelerate.utils import gather_object
 from torch import nn
-from tqdm.auto import tqdm
 
-from .parallel import map_threads
+# %% ../nbs/05_diffusion.ipynb #b2dba55a
 from .storage.files import BadInput
 from .training.augment import CHANGES,augment
 from .training.config import RECIPES,Budget,Recipe,find_recipe
-from .training.device import half_type,pick_device
+from .training.device import half_type,map_batches,pick_device
 from .training.samplers import Noise,add_churn,slerp,unipc
 from .training.trainer import Trainer,TrainingRun,begin_run,find_trackers,run_training,save_images
 from .unet import StrongerUNet,UNet,n_params
@@ -38,13 +35,14 @@ _all_ = ['RECIPES','Recipe','Budget','save_images']
 # %% ../nbs/05_diffusion.ipynb #35e22e96
 log = logging.getLogger(__name__)
 
-# %% ../nbs/05_diffusion.ipynb #2222daec
+# %% ../nbs/05_diffusion.ipynb #ac697dce
 def to_float(
     ims:np.ndarray,  # Pictures, (N,H,W,3) uint8
 )->torch.Tensor: # (N,3,H,W) float32 in [-1,1]
     "Bytes to the range the networks work in."
     return torch.from_numpy(np.ascontiguousarray(ims)).permute(0,3,1,2).float()/127.5 - 1
 
+# %% ../nbs/05_diffusion.ipynb #2222daec
 def to_uint8(
     x:torch.Tensor,  # Pictures, NCHW in [-1,1]; what lies outside is clipped
 )->np.ndarray: # (N,H,W,3) uint8
@@ -80,6 +78,7 @@ def linear_step(
     i = torch.searchsorted(at, s.contiguous()).clamp(1, len(at)-1)
     return (i - 1 + (s-at[i-1])/(at[i]-at[i-1])).clamp(0, len(at)-1).float()
 
+# %% ../nbs/05_diffusion.ipynb #c5a148ff
 def edm_scales(
     sigma:torch.Tensor,  # Noise levels, (N,)
     sigma_data:float,    # Standard deviation of the data
@@ -100,13 +99,12 @@ class Denoiser(nn.Module):
         self.net,self.autocast = net,None
         self.linear,self.sigma_data = parameterization == 'linear',sigma_data
         self.register_buffer('table', linear_sigmas(), persistent=False)
-        self.sigma_min,self.sigma_max = (self.table[0].item(),self.table[-1].item()) if self.linear else (.002,80.)
+        self.sigma_min,self.sigma_max = self.table[[0,-1]].tolist() if self.linear else (.002,80.)
 
     def scales(self, sigma):
-        "c_skip, c_out, c_in, c_noise of Karras et al. 2022, Table 1"
-        if not self.linear:
-            return edm_scales(sigma, self.sigma_data)
-        return torch.ones_like(sigma), -sigma, (1+sigma**2).rsqrt(), linear_step(sigma, self.table)
+        if self.linear:
+            return torch.ones_like(sigma), -sigma, (1+sigma**2).rsqrt(), linear_step(sigma, self.table)
+        return edm_scales(sigma, self.sigma_data)
 
     def forward(self,
         x:torch.Tensor,         # Noisy pictures, NCHW
@@ -131,6 +129,7 @@ def loss_weight(
         return sigma**-2
     return (sigma**2 + denoiser.sigma_data**2)/(sigma*denoiser.sigma_data)**2
 
+# %% ../nbs/05_diffusion.ipynb #761b6bd4
 def denoising_loss(
     denoise,              # D(x, sigma, aug=None)
     x0:torch.Tensor,      # Pictures, NCHW in [-1,1]
@@ -144,20 +143,29 @@ def denoising_loss(
     return weight(sigma)*err.square().flatten(1).mean(1)
 
 # %% ../nbs/05_diffusion.ipynb #3ca1fcde
+def draw_uniform(
+    n:int,                     # How many
+    stratified:bool=True,      # At equal distances, in random order, instead of independently?
+    device=None,               # Where
+    rng:torch.Generator=None,  # Torch's own by default
+)->torch.Tensor: # (n,) in [0,1)
+    "Uniform numbers, one for each picture of a batch."
+    kw = dict(device=device, generator=rng)
+    return (torch.rand(1, **kw) + torch.randperm(n, **kw)/n)%1 if stratified else torch.rand(n, **kw)
+
+# %% ../nbs/05_diffusion.ipynb #ef955a56
 def draw_sigmas(
     n:int,                       # How many
     parameterization:str='edm',  # 'edm': ln σ ~ N(mean, std²); 'linear': a uniform step from 1 to 999
-    mean:float=-1.2,             # P_mean of Karras et al. 2022
-    std:float=1.2,               # P_std
+    mean:float=-1.2, std:float=1.2, # P_mean and P_std of Karras et al. 2022
     stratified:bool=True,        # Spread evenly over the distribution, instead of independently?
     device=None,                 # Where
     rng:torch.Generator=None,    # Torch's own by default
 )->torch.Tensor: # (n,) noise levels
     "Draw the noise levels of a batch."
-    kw = dict(device=device, generator=rng)
     if parameterization == 'linear' and not stratified:
-        return linear_sigmas().to(device)[torch.randint(1, 1000, (n,), **kw)].float()
-    u = (torch.rand(1, **kw) + torch.randperm(n, **kw)/n)%1 if stratified else torch.rand(n, **kw)
+        return linear_sigmas().to(device)[torch.randint(1, 1000, (n,), device=device, generator=rng)].float()
+    u = draw_uniform(n, stratified, device, rng)
     if parameterization == 'linear':
         return linear_sigmas().to(device)[1 + (u*999).long().clamp(max=998)].float()
     return (mean + std*2**.5*torch.erfinv((2*u-1).clamp(-1+1e-6, 1-1e-6))).exp()
@@ -188,8 +196,9 @@ def karras_sigmas(
 
 # %% ../nbs/05_diffusion.ipynb #49aa79af
 def ignore(*args):
-    "The callback of who wants none."
+    "A callback that does nothing."
 
+# %% ../nbs/05_diffusion.ipynb #6c3f3156
 def ancestral(
     denoise,              # D(x, sigma)
     x:torch.Tensor,       # Noise at sigmas[0], NCHW
@@ -280,6 +289,7 @@ def dpm2m(
         last,h_last = x0,h
     return x
 
+# %% ../nbs/05_diffusion.ipynb #a04619ad
 SAMPLERS = dict(ancestral=ancestral, ddim=ddim, euler=euler, heun=heun, dpm2m=dpm2m, unipc=unipc)
 
 # %% ../nbs/05_diffusion.ipynb #c2e955a8
@@ -295,6 +305,7 @@ def sigmas_for(
         return linear_sigmas()[torch.linspace(999, 0, min(steps, 999)+1).round().long()]
     return karras_sigmas(steps, max(.002, denoise.sigma_min), min(80., denoise.sigma_max))
 
+# %% ../nbs/05_diffusion.ipynb #4cc700ff
 @torch.no_grad()
 def generate(
     denoise:Denoiser,      # A denoiser, in eval mode
@@ -339,8 +350,7 @@ def measure(
     g,dev = torch.Generator().manual_seed(1234),next(denoise.parameters()).device
     n = -(-max(len(x0), 60)//bands)*bands
     x0 = x0[torch.randperm(n, generator=g)%len(x0)]
-    own = torch.Generator().manual_seed(1234)
-    sigma = draw_sigmas(n, r.parameterization, r.mean, r.std, rng=own).sort().values
+    sigma = draw_sigmas(n, r.parameterization, r.mean, r.std, rng=torch.Generator().manual_seed(1234)).sort().values
     eps = torch.randn(x0.shape, generator=g)
     loss = denoising_loss(denoise, x0.to(dev), sigma.to(dev), eps.to(dev), partial(loss_weight, denoise)).cpu()
     return sigma.view(bands, -1).log().mean(1).exp().numpy(),loss.view(bands, -1).mean(1).numpy()
@@ -353,6 +363,7 @@ def make_denoiser(
     "A new denoiser."
     return Denoiser(make_net(recipe), recipe.parameterization, sigma_data)
 
+# %% ../nbs/05_diffusion.ipynb #752f29c8
 class Run(TrainingRun):
     "A training on disk, and the denoiser it has trained"
     def denoiser(self,
@@ -363,9 +374,8 @@ class Run(TrainingRun):
         checkpoint:str=None,   # One of the checkpoints by name; the newest whole one by default
     )->Denoiser: # D(x;σ) with the averaged weights
         "The trained denoiser; raises `BadInput` when no whole checkpoint (or no snapshot) is there."
-        weights = self.weights(track, width, step, checkpoint)
         d = make_denoiser(self.recipe, self.record['sigma_data']).eval().requires_grad_(False)
-        for p,q in zip(d.net.parameters(), weights):
+        for p,q in zip(d.net.parameters(), self.weights(track, width, step, checkpoint)):
             p.copy_(q)
         d = d.to(pick_device(device))
         return d if d.table.device.type == 'mps' else d.to(memory_format=torch.channels_last)
@@ -382,10 +392,10 @@ def make_trainer(
 )->Trainer: # It trains a denoiser
     "Hand the denoiser, what is random, the loss and what to measure to a `Trainer`."
     r,d = run.recipe,make_denoiser(run.recipe, run.record['sigma_data'])
-    def loss(model, batch, rng):
+    def loss(model, batch, rng):  # One for each picture
         x0,sigma,eps,aug = batch
         return denoising_loss(model, x0, sigma, eps, partial(loss_weight, d), aug)
-    def measured(model, recent, heldout):
+    def measured(model, recent, heldout):  # The log's rows get this
         sigma,seen = measure(model, recent, r)
         held = measure(model, to_float(heldout), r)[1] if len(heldout) else None
         return dict(ema_loss=float(seen.mean()), heldout_loss=None if held is None else float(held.mean()),
@@ -455,25 +465,14 @@ def sample(
     if n < 1 or start < 0:
         raise BadInput(f'{n} pictures from number {start} were asked for: ask for at least 1, from 0 on')
     r,d = run.recipe,run.denoiser(device)
-    device,state = pick_device(device),PartialState() if torch.distributed.is_initialized() else None
-    me,of = (state.process_index,state.num_processes) if state else (0,1)
-    threads = torch.get_num_threads() if device.type == 'cpu' else 1
-    batch = batch or (64 if device.type != 'cpu' else min(16, -(-n//(threads*of))))
-    steps,shape = steps or r.steps,(3,size or r.size,size or r.size)
-    d.autocast = half_type(device) if half else None
-    kw = dict(sampler=sampler or r.sampler, steps=steps, seed=seed, **kw)
-    def one(i, step):
-        index = range(start+i, start+min(i+batch, n))
-        return sample_batch(d, index, shape, callback=lambda *_: step(len(index)*of/steps), **kw)
-    bar_format = '{l_bar}{bar}| {n:.0f}/{total} [{elapsed}<{remaining}, {rate_fmt}]'
-    disable = None if progress and not me else True
-    with tqdm(total=n, disable=disable, unit='im', desc='sample', bar_format=bar_format) as bar:
-        parts = range(me*batch, n, of*batch)
-        out = dict(zip(parts, map_threads(one, parts, threads, bar.update)))
-        bar.update(n - bar.n)
-    if of > 1:
-        out = {k:v for part in gather_object([out]) for k,v in part.items()}
-    return np.concatenate([out[i] for i in sorted(out)])
+    d.autocast = half_type(pick_device(device)) if half else None
+    steps,side = steps or r.steps,size or r.size
+    def some(i, j, step):  # Pictures i … j−1; `step` moves the bar
+        def callback(*args):
+            step((j-i)/steps)
+        return sample_batch(d, range(start+i, start+j), (3,side,side), sampler=sampler or r.sampler, steps=steps,
+                            seed=seed, callback=callback, **kw)
+    return map_batches(some, n, batch, device, progress)
 
 # %% ../nbs/05_diffusion.ipynb #8350af96
 def interpolate(
@@ -487,10 +486,10 @@ def interpolate(
     device:str=None,        # 'cpu', or the best there is
 )->np.ndarray: # (n,H,W,3) uint8
     "Go from one picture to another, through the noises between theirs."
-    r,d,shape = run.recipe,run.denoiser(device),(3,run.recipe.size,run.recipe.size)
+    r,shape = run.recipe,(3,run.recipe.size,run.recipe.size)
     ends = Noise(seed, (a, b), shape, pick_device(device))
-    x = generate(d, range(n), shape, sampler or r.sampler, steps or r.steps, noise=lambda: slerp(*ends(), n))
-    return to_uint8(x)
+    return to_uint8(generate(run.denoiser(device), range(n), shape, sampler or r.sampler, steps or r.steps,
+                             noise=lambda: slerp(*ends(), n)))
 
 # %% ../nbs/05_diffusion.ipynb #f5416f4d
 def trajectory(
@@ -504,7 +503,7 @@ def trajectory(
 )->tuple[np.ndarray,np.ndarray,np.ndarray]: # Noisy pictures and D (frames,H,W,3) uint8, and σ (frames,)
     "What the sampler holds at each moment of one picture, and what the network sees in it."
     r,path = run.recipe,[]
-    def keep(x, x0, s):
+    def keep(x, x0, s):  # What the sampler holds, and D, at noise level s
         path.append((to_uint8(x/(1+s**2)**.5)[0], to_uint8(x0)[0], float(s)))
     generate(run.denoiser(device), [k], (3,r.size,r.size), sampler or r.sampler, steps or r.steps, seed, callback=keep)
     shown = [path[i] for i in np.linspace(0, len(path)-1, min(frames, len(path))).round().astype(int)]

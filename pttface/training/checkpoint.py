@@ -67,7 +67,7 @@ class Checkpoints:
         step:int,            # Which step it is after
         score:float=None,    # Lower is better; the best is kept
     )->Path: # The file
-        "Write `state`, delete what is neither new nor best; raises `OSError` when it cannot, and changes nothing."
+        "Write `state`, delete what is neither new nor best; raises `OSError` when it cannot."
         file = self.path/f'checkpoint-{step:08d}.pt'
         with atomic_path(file) as p:
             if self.local:

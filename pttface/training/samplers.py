@@ -59,8 +59,9 @@ def unipc(
     order:int=3,          # How many past values the curve goes through
 )->torch.Tensor: # Pictures at sigmas[-1]
     "UniPC, Zhao et al. 2023, algorithms 1 and 2: a curve through past values of D, corrected by the next."
-    lam,known,before = [-np.log(max(float(s), 1e-12)) for s in sigmas],[],x
-    def step(x, i):
+    lam = [-np.log(max(float(s), 1e-12)) for s in sigmas]
+    known,before = [],x
+    def step(x, i):  # From sigmas[i] to the next, by the curve through what is known
         w = integral_weights([l for l,_ in known], lam[i], lam[i+1])
         return (sigmas[i+1]/sigmas[i])*x + sum(float(c)*d for c,(_,d) in zip(w, known))
     for i,(s,s_next) in enumerate(zip(sigmas, sigmas[1:])):

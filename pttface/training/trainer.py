@@ -493,6 +493,7 @@ def averaged(self:Trainer)->nn.Module:
     self.ema.copy_to(net.to(self.accel.device))
     return model.to(self.accel.device).eval().requires_grad_(False)
 
+# %% ../../nbs/training/trainer.ipynb #50262fc3
 @patch
 def time_speed(self:Trainer,
     x0:torch.Tensor,  # A whole batch
@@ -659,70 +660,92 @@ class TrainingLoop:
             t.run.curves().savefig(t.run.path/'loss.png')
         t.accel.wait_for_everyone()
 
-    def take_step(self, x0):
-        "A step, and what is due after it"
-        t = self.t
-        before,share = (t.images, t.seconds),t.progress
-        if t.choose_speed and t.accel.device.type == 'cuda' and t.accel.num_processes == 1:
-            t.choose_speed = False
-            log.info('seconds a step: %s', t.find_fastest(x0))
-        self.recent.append(x0)
-        row = self.threads(lambda: t.training_step(x0))
-        t.update_clock()
-        self.after_step(row, before, share)
-        return row
+# %% ../../nbs/training/trainer.ipynb #c21fa598
+@patch
+def take_step(self:TrainingLoop,
+    x0:torch.Tensor,  # The whole batch
+)->dict: # What the step returned
+    "A step, and what is due after it."
+    t = self.t
+    before,share = (t.images, t.seconds),t.progress
+    if t.choose_speed and t.accel.device.type == 'cuda' and t.accel.num_processes == 1:
+        t.choose_speed = False
+        log.info('seconds a step: %s', t.find_fastest(x0))
+    self.recent.append(x0)
+    row = self.threads(lambda: t.training_step(x0))
+    t.update_clock()
+    self.after_step(row, before, share)
+    return row
 
-    def after_step(self, row, before, share):
-        "Report, keep a snapshot of the averages, save: whatever is due"
-        t,r,done = self.t,self.t.recipe,self.t.progress >= 1
-        if self.completed(r.report, before) or done:
-            self.report(row, self.completed(r.grid, before) or done)
-        if not self.main:
-            return
-        if r.snapshots and int(t.progress*r.snapshots) > int(share*r.snapshots):
-            Snapshots(t.run.path/'ema').save(t.ema, t.step)
-        if self.completed(r.save, before) or done:
-            self.save()
+@patch
+def after_step(self:TrainingLoop,
+    row:dict,      # What the step returned
+    before:tuple,  # Images and seconds before it
+    share:float,   # Share of the budget before it
+):
+    "Do what is due."
+    t,r = self.t,self.t.recipe
+    done = t.progress >= 1
+    if self.completed(r.report, before) or done:
+        self.report(row, self.completed(r.grid, before) or done)
+    if not self.main:
+        return
+    if r.snapshots and int(t.progress*r.snapshots) > int(share*r.snapshots):
+        Snapshots(t.run.path/'ema').save(t.ema, t.step)
+    if self.completed(r.save, before) or done:
+        self.save()
 
-    def completed(self, amount, before):
-        "Has this amount of training been completed once more since the counts `before`?"
-        b,n = Budget.parse(amount),self.t.n_train
-        return math.floor(b.spent(self.t.images, self.t.seconds, n) + 1e-9) > math.floor(b.spent(*before, n) + 1e-9)
+@patch
+def completed(self:TrainingLoop,
+    amount:str,    # As `Budget.parse` reads it
+    before:tuple,  # Images and seconds at an earlier time
+)->bool: # Has this amount of training been completed once more since?
+    "Is something due that is done every `amount` of training?"
+    b,n = Budget.parse(amount),self.t.n_train
+    return math.floor(b.spent(self.t.images, self.t.seconds, n) + 1e-9) > math.floor(b.spent(*before, n) + 1e-9)
 
-    def report(self, row, grid):
-        "A row of the log, to everyone who reads it"
-        t,grid = self.t,grid and self.t.sheet is not None
-        self.rows.append(t.make_report(row, self.recent, grid))
-        if self.main:
-            write_jsonl(t.run.path/'log.jsonl', self.rows)
-        if grid and self.main:
-            self.sheet = np.asarray(Image.open(t.run.path/'grids'/f'{t.images:09d}.png'))
-        t.accel.log(flat(self.rows[-1]), step=t.step)
-        if grid:
-            _track_sheet(t.accel, self.sheet, t.step)
-        if self.progress:
-            self.monitor(self.rows, self.sheet, now=t.progress >= 1)
-        if self.callback:
-            self.callback(t, self.rows[-1])
+# %% ../../nbs/training/trainer.ipynb #c39f632b
+@patch
+def report(self:TrainingLoop,
+    row:dict,   # What the last step returned
+    grid:bool,  # With a sheet of samples?
+):
+    "Append a row to the log, and show it."
+    t,grid = self.t,grid and self.t.sheet is not None
+    self.rows.append(t.make_report(row, self.recent, grid))
+    if self.main:
+        write_jsonl(t.run.path/'log.jsonl', self.rows)
+    if grid and self.main:
+        self.sheet = np.asarray(Image.open(t.run.path/'grids'/f'{t.images:09d}.png'))
+    t.accel.log(flat(self.rows[-1]), step=t.step)
+    if grid:
+        _track_sheet(t.accel, self.sheet, t.step)
+    if self.progress:
+        self.monitor(self.rows, self.sheet, now=t.progress >= 1)
+    if self.callback:
+        self.callback(t, self.rows[-1])
 
-    def save(self):
-        self.t.run.checkpoints.save(self.t.state(), self.t.step, self.t.best)
-        self.saved = self.t.step
+@patch
+def save(self:TrainingLoop):
+    "Write a checkpoint."
+    self.t.run.checkpoints.save(self.t.state(), self.t.step, self.t.best)
+    self.saved = self.t.step
 
-    @contextmanager
-    def keep_what_there_is(self):
-        "Save on Ctrl-C; when a disk fails, say which checkpoint is still good"
-        t = self.t
+@patch
+@contextmanager
+def keep_what_there_is(self:TrainingLoop):
+    "Save on Ctrl-C; when a disk fails, say which checkpoint is still good."
+    t = self.t
+    try:
         try:
-            try:
-                yield
-            except KeyboardInterrupt:
-                if self.main and self.saved < t.step:
-                    self.save()
-                raise
-        except OSError as e:
-            raise OSError(e.errno, f'step {t.step} could not be kept ({e.strerror}); '
-                          f'the last good checkpoint is {t.last_checkpoint()}', str(t.run.path)) from e
+            yield
+        except KeyboardInterrupt:
+            if self.main and self.saved < t.step:
+                self.save()
+            raise
+    except OSError as e:
+        raise OSError(e.errno, f'step {t.step} could not be kept ({e.strerror}); '
+                      f'the last good checkpoint is {t.last_checkpoint()}', str(t.run.path)) from e
 
 # %% ../../nbs/training/trainer.ipynb #4af03989
 def run_training(
