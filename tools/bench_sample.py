@@ -84,5 +84,6 @@ def bench(smoke=False):
         value, error = o['kid']
         what = f'KID, {o["sampler"]}, {o["asked"]} evaluations'
         rows.append(dict(what=what, value=value, unit='efficientnet features', peer='999-step ancestral',
-                         peer_value=ref['kid'][0], ratio=ref['kid'][0]/value if value > 0 else None, n=n, spread=error/abs(value)))
+                         peer_value=ref['kid'][0], ratio=ref['kid'][0]/value if value > 0 else None, n=n,
+                         spread=error/abs(value)))
     return rows

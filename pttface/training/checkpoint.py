@@ -19,7 +19,7 @@ from ..storage.files import BadInput,atomic_path,read_json,sha256_file,write_jso
 log = logging.getLogger(__name__)
 
 # %% ../../nbs/training/checkpoint.ipynb #e5cc32cf
-def _remote(path):
+def _on_network_disk(path):
     "Is this folder on a network disk: Drive, NFS, a share?"
     try:
         mounts = [o.split() for o in Path('/proc/mounts').read_text().splitlines()]
@@ -29,6 +29,7 @@ def _remote(path):
     kind = max(above, key=lambda m: len(m[1]))[2] if above else ''
     return kind.startswith(('fuse','nfs','cifs','smb','9p'))
 
+# %% ../../nbs/training/checkpoint.ipynb #6d0c634d
 def _write(state, path):
     "PyTorch's writer raises RuntimeError for a full disk; here it is an `OSError`, as everywhere else"
     try:
@@ -46,7 +47,7 @@ def _write_and_copy(state, path, local):
         raise OSError(errno.EIO, 'the copy does not equal what was written')
     return sha
 
-# %% ../../nbs/training/checkpoint.ipynb #d842252c
+# %% ../../nbs/training/checkpoint.ipynb #2f13da9d
 class Checkpoints:
     "The checkpoints of a run: whole, hashed, few"
     def __init__(self,
@@ -56,7 +57,7 @@ class Checkpoints:
     ):
         self.path,self.keep = Path(path),keep
         self.manifest = self.path/'checkpoints.json'
-        self.local = local or (tempfile.gettempdir() if _remote(path) else None)
+        self.local = local or (tempfile.gettempdir() if _on_network_disk(path) else None)
 
     @property
     def rows(self):
@@ -88,7 +89,7 @@ class Checkpoints:
     def load(self,
         name:str=None,  # One of the files by name; the newest whole one by default
     )->tuple[dict,dict]|None: # State and row; `None` when there is none
-        "A checkpoint that fits its hash; damaged ones are logged and skipped, or raise `BadInput` if asked for by name."
+        "A checkpoint that fits its hash; damaged ones are logged and skipped; by name, they raise `BadInput`."
         rows = [r for r in self.rows if name in (None, r['file'])]
         for r in reversed(rows):
             file = self.path/r['file']
