@@ -7,28 +7,29 @@ import torch
 from accelerate import PartialState
 
 from pttface.dataset import FaceData
+from pttface.diffusion import Run,sample,train
 from pttface.training.config import Recipe
-from pttface.training.trainer import Run,sample
-from pttface.diffusion import train
+from pttface.training.trainer import Trainer
 
-SMALL = Recipe('small', net_args=dict(ch=8, mults=(1,2), blocks=1, attn=(8,), dropout=.1, size=16), size=16, batch=8, lr=2e-3, beta2=.99,
-               ema='power 0.10', report='16 images', grid='1M images', save='24 images', precision='no')
+SMALL = Recipe('small', net_args=dict(ch=8, mults=(1,2), blocks=1, attn=(8,), dropout=.1, size=16), size=16, batch=8,
+               lr=2e-3, beta2=.99, ema='power 0.10', report='16 images', grid='1M images', save='24 images',
+               precision='no')
 
 def data():
     y,x = np.mgrid[:16,:16]
     ims = np.stack([np.stack([(x*k)%256, (y*k*3)%256, (x*y+k*9)%256], -1) for k in range(1, 25)]).astype(np.uint8)
-    return FaceData(dict(images=ims, split=np.repeat([0,1], [20,4]), key=np.arange(24).astype(str)), dict(hash='drawn24'))
+    arrays = dict(images=ims, split=np.repeat([0,1], [20,4]), key=np.arange(24).astype(str))
+    return FaceData(arrays, dict(hash='drawn24'))
 
 def die():
     os.kill(os.getpid(), signal.SIGKILL)
 
 def work(root, name, at=None, how='step', budget='192 images', recipe=SMALL, stop=None):
-    "Train; at step `at` die, after the step or half-way through writing the checkpoint; after `stop` images, stop as Ctrl-C does"
+    "Train; at step `at` die, after the step or while the checkpoint is written; after `stop` images press Ctrl-C"
     torch.set_num_threads(1)
-    from pttface import diffusion
-    take,save = diffusion.Trainer.take,torch.save
-    def dying_take(self, x0):
-        row = take(self, x0)
+    training_step,save = Trainer.training_step,torch.save
+    def dying_step(self, x0):
+        row = training_step(self, x0)
         if how == 'step' and self.step == at:
             die()
         return row
@@ -37,11 +38,11 @@ def work(root, name, at=None, how='step', budget='192 images', recipe=SMALL, sto
         if state['step'] == at:
             os.truncate(path, os.path.getsize(path)//2)
             die()
-    def limited_take(self, x0):
+    def limited_step(self, x0):
         if self.step == at-1:
             resource.setrlimit(resource.RLIMIT_FSIZE, (20_000, resource.RLIM_INFINITY))
-        return take(self, x0)
-    diffusion.Trainer.take = limited_take if how == 'limit' else dying_take
+        return training_step(self, x0)
+    Trainer.training_step = limited_step if how == 'limit' else dying_step
     if how == 'save':
         torch.save = dying_save
     def interrupt(t, row):
@@ -57,7 +58,10 @@ def work(root, name, at=None, how='step', budget='192 images', recipe=SMALL, sto
 if __name__ == '__main__':
     still = Recipe(**{**SMALL.__dict__, 'net_args':{**SMALL.net_args, 'dropout':0.}})
     root,name,what = sys.argv[1:]
-    work(root, name, recipe=still, budget='32 images' if what == 'sample' else '96 images', stop=0 if what == 'sample' else int(what))
+    if what == 'sample':
+        work(root, name, recipe=still, budget='32 images', stop=0)
+    else:
+        work(root, name, recipe=still, budget='96 images', stop=int(what))
     if os.environ.get('RANK', '0') == '0':
         print(PartialState().num_processes, 'processes')
     if what == 'sample':

@@ -1,5 +1,6 @@
 "What a page would illustrate badly: power cuts, damaged disks and several processes"
 import errno
+import json
 import logging
 import multiprocessing as mp
 import os
@@ -17,12 +18,13 @@ import torch
 from accelerate.tracking import GeneralTracker
 from accelerate.utils import is_tensorboard_available
 
-from pttface import diffusion
+from pttface.diffusion import Run,make_trainer,sample,train
+from pttface.training import trainer
 from pttface.training.checkpoint import Checkpoints
-from pttface.training.config import Budget
-from pttface.training.trainer import Run,sample,TrainingMonitor
-from pttface.diffusion import Trainer,train
-from pttface.storage.files import BadInput
+from pttface.training.config import RECIPES,Budget,read_recipe,recipe_record
+from pttface.training.trainer import TrainingMonitor,begin_run
+from pttface.dataset import FaceData
+from pttface.storage.files import BadInput,dumps,read_json
 
 sys.path.insert(0, str(Path(__file__).parent))
 from diffusion_worker import SMALL,data,work
@@ -50,8 +52,9 @@ def same(a, b):
     assert x.keys() == y.keys()
     for k in x.keys() - {'/seconds'}:
         assert torch.equal(x[k], y[k]) if isinstance(x[k], torch.Tensor) else x[k] == y[k], k
-    strip = lambda rows: [{k:v for k,v in r.items() if k not in ('seconds','images_per_s','seconds_left','memory_mb')} for r in rows]
-    assert strip(a.log) == strip(b.log)
+    timing = {'seconds','images_per_s','seconds_left','memory_mb'}
+    logs = [[{k:v for k,v in r.items() if k not in timing} for r in run.log] for run in (a, b)]
+    assert logs[0] == logs[1]
 
 @pytest.fixture(scope='module')
 def root(tmp_path_factory):
@@ -81,7 +84,8 @@ def test_damaged_checkpoint(root, whole, damage, caplog):
     if damage == 'gone':
         file.unlink()
     else:
-        file.write_bytes(dict(torn=raw[:len(raw)//2], flipped=raw[:9999] + bytes([raw[9999]^1]) + raw[10000:], empty=b'')[damage])
+        flipped = raw[:9999] + bytes([raw[9999]^1]) + raw[10000:]
+        file.write_bytes(dict(torn=raw[:len(raw)//2], flipped=flipped, empty=b'')[damage])
     with caplog.at_level(logging.WARNING):
         state,row = run.checkpoints.load()
     assert file.name in caplog.text and state['step'] < 15 and row['file'] != file.name
@@ -100,19 +104,36 @@ def test_full_disk(tmp_path, monkeypatch):
         Path(path).write_bytes(b'half')
         raise OSError(errno.ENOSPC, 'No space left on device')
     monkeypatch.setattr(torch, 'save', full)
-    with pytest.raises(OSError, match='step 6 could not be kept .No space left.*the last good checkpoint is checkpoint-00000003.pt'):
+    message = 'step 6 could not be kept .No space left.*the last good checkpoint is checkpoint-00000003.pt'
+    with pytest.raises(OSError, match=message):
         train(data(), SMALL, root=root, budget='192 images', device='cpu', progress=False)
     run = Run.open(root, 'small')
-    assert [o.name for o in run.path.glob('*checkpoint-*')] == ['checkpoint-00000003.pt'] and run.checkpoints.load()[0]['step'] == 3
+    assert [o.name for o in run.path.glob('*checkpoint-*')] == ['checkpoint-00000003.pt']
+    assert run.checkpoints.load()[0]['step'] == 3
 
 @pytest.mark.skipif(sys.platform != 'linux', reason='a limit on the size of files')
 def test_refused_by_the_kernel(root, tmp_path):
     "PyTorch's own writer is cut off in the middle of a file; the run goes on once there is room"
     assert run_in_child(str(tmp_path/'root'), 'tight', at=6, how='limit') == 3
     run = Run.open(tmp_path/'root', 'tight')
-    assert [o.name for o in run.path.glob('*checkpoint-*')] == ['checkpoint-00000003.pt'] and run.checkpoints.load()[0]['step'] == 3
+    assert [o.name for o in run.path.glob('*checkpoint-*')] == ['checkpoint-00000003.pt']
+    assert run.checkpoints.load()[0]['step'] == 3
     assert not list(run.path.glob('.*.tmp'))
-    assert run_in_child(str(tmp_path/'root'), 'tight', budget='72 images') == 0 and run.checkpoints.load()[0]['step'] == 9
+    assert run_in_child(str(tmp_path/'root'), 'tight', budget='72 images') == 0
+    assert run.checkpoints.load()[0]['step'] == 9
+
+HASHES = {'original':'3c4ca137ccf3b0aa', 'edm':'b52096a86ed77a69', 'edm-t4':'9ae8faa3b2001b73',
+          'tiny':'728f38d5779938e2', 'tiny-original':'cfdb29b884f13d50'}  # as release 0.1.0 wrote them
+
+@pytest.mark.parametrize('name', HASHES)
+def test_a_record_of_0_1_0_is_the_same_recipe(name, tmp_path):
+    recipe = RECIPES[name]
+    old = recipe_record(recipe)
+    assert {'kind','spread','stairs'} <= old.keys() and not {'parameterization','stratified','per_epoch'} & old.keys()
+    assert read_recipe(json.loads(dumps(old))) == recipe == read_recipe(json.loads(dumps(recipe)))
+    many = FaceData(dict(images=np.zeros((300,4,4,3), np.uint8), split=np.zeros(300, int)), dict(hash='h'))
+    path = begin_run(tmp_path/'root', many, recipe)
+    assert read_json(path/'recipe.json')['hash'] == dict(recipe=HASHES[name], data='h')
 
 def test_another_data_set(root, whole):
     other = data()
@@ -126,10 +147,13 @@ def test_two_processes(root):
     "One process from start to end, against two that stop half-way and one that finishes"
     worker = Path(__file__).parent/'diffusion_worker.py'
     env = {**os.environ, 'OMP_NUM_THREADS':'1', 'PYTHONPATH':str(worker.parents[1])}
-    launch = [sys.executable, '-m', 'accelerate.commands.launch', '--num_machines=1', '--mixed_precision=no', '--dynamo_backend=no']
-    ways = {1:['--cpu', '--num_processes=1'], 2:['--multi_gpu', '--num_processes=2', '--main_process_port=0']}  # --cpu starts one process, whatever it is told
+    launch = [sys.executable, '-m', 'accelerate.commands.launch', '--num_machines=1', '--mixed_precision=no',
+              '--dynamo_backend=no']
+    # --cpu starts one process, whatever it is told
+    ways = {1:['--cpu', '--num_processes=1'], 2:['--multi_gpu', '--num_processes=2', '--main_process_port=0']}
     for name,n,stop in (('one',1,'0'), ('two',2,'48'), ('two',1,'0'), ('sampled',2,'sample')):
-        p = subprocess.run([*launch, *ways[n], str(worker), str(root), name, stop], env=env, capture_output=True, text=True, timeout=300)
+        command = [*launch, *ways[n], str(worker), str(root), name, stop]
+        p = subprocess.run(command, env=env, capture_output=True, text=True, timeout=300)
         assert p.returncode == 0, p.stderr[-4000:]
         assert f'{n} processes' in p.stdout, p.stdout
     one,two = Run.open(root, 'one'),Run.open(root, 'two')
@@ -157,9 +181,12 @@ class Book(GeneralTracker):
 
 def test_trackers(tmp_path):
     book = Book()
-    run = train(data(), replace(SMALL, grid='32 images'), root=tmp_path/'root', budget='64 images', device='cpu', progress=False, trackers=[book])
-    assert [s for s,_ in book.rows] == [2,4,6,8] == [r['step'] for r in run.log] and book.config['lr'] == SMALL.lr and book.done
-    assert book.rows[-1][1]['loss'] == run.log[-1]['loss'] and 'by_sigma/heldout/9' in book.rows[0][1] and len(book.pictures) == 2
+    recipe = replace(SMALL, grid='32 images')
+    run = train(data(), recipe, root=tmp_path/'root', budget='64 images', device='cpu', progress=False, trackers=[book])
+    assert [s for s,_ in book.rows] == [2,4,6,8] == [r['step'] for r in run.log]
+    assert book.config['lr'] == SMALL.lr and book.done
+    assert book.rows[-1][1]['loss'] == run.log[-1]['loss'] and 'by_sigma/heldout/9' in book.rows[0][1]
+    assert len(book.pictures) == 2
     if not is_tensorboard_available():
         with pytest.raises(BadInput, match='pip install tensorboard'):
             train(data(), SMALL, root=tmp_path/'root', trackers='tensorboard')
@@ -167,9 +194,12 @@ def test_trackers(tmp_path):
 @pytest.mark.skipif(not is_tensorboard_available(), reason='needs tensorboard')
 def test_tensorboard(tmp_path):
     from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
-    run = train(data(), replace(SMALL, grid='32 images'), root=tmp_path/'root', budget='32 images', device='cpu', progress=False, trackers='tensorboard')
+    recipe = replace(SMALL, grid='32 images')
+    run = train(data(), recipe, root=tmp_path/'root', budget='32 images', device='cpu', progress=False,
+                trackers='tensorboard')
     events = EventAccumulator(str(next(run.path.rglob('events.out*')).parent)).Reload()
-    assert [round(e.value, 5) for e in events.Scalars('loss')] == [round(r['loss'], 5) for r in run.log] and events.Images('samples')
+    assert [round(e.value, 5) for e in events.Scalars('loss')] == [round(r['loss'], 5) for r in run.log]
+    assert events.Images('samples')
 
 def test_live_figure(tmp_path, monkeypatch):
     "In a notebook one figure is shown, then replaced, and not at each report"
@@ -182,7 +212,7 @@ def test_live_figure(tmp_path, monkeypatch):
         shown.append('new')
         return Handle()
     monkeypatch.setattr(TrainingMonitor, 'shell', staticmethod(lambda: object()))
-    monkeypatch.setattr(diffusion, 'Live', lambda: TrainingMonitor(every=1e9))
+    monkeypatch.setattr(trainer, 'TrainingMonitor', lambda: TrainingMonitor(every=1e9))
     monkeypatch.setattr(IPython.display, 'display', display)
     monkeypatch.setenv('TQDM_DISABLE', '1')
     train(data(), SMALL, root=tmp_path/'root', budget='128 images', device='cpu', progress=True)
@@ -191,13 +221,13 @@ def test_live_figure(tmp_path, monkeypatch):
 def test_speeds(tmp_path):
     "Each way of running a step gives the same gradient, the fastest is chosen, and one that fails is left out"
     run = train(data(), SMALL, root=tmp_path/'root', budget='16 images', device='cpu', progress=False, speed='plain')
-    t = Trainer(run, data(), Budget.parse('64 images'), 'cpu')
+    t = make_trainer(run, data(), Budget.parse('64 images'), 'cpu')
     x0 = next(data().batches(8, 0))
-    want = t.gradient(x0)
+    want = t.compute_gradients(x0)
     t.opt.zero_grad()
-    took = t.fastest(x0, ways=('plain','channels_last','magic'), repeats=1)
+    took = t.find_fastest(x0, speeds=('plain','channels_last','magic'), repeats=1)
     assert set(took) == {'plain','channels_last'} and t.speed == next(iter(took))
-    assert t.gradient(x0) == pytest.approx(want, rel=1e-5)
+    assert t.compute_gradients(x0) == pytest.approx(want, rel=1e-5)
     with pytest.raises(BadInput, match='choose one of auto, plain'):
         train(data(), SMALL, root=tmp_path/'root', device='cpu', speed='warp', budget='32 images')
 
@@ -210,7 +240,8 @@ def test_another_layout_on_resume(tmp_path):
                 if row['images'] == 64 and not last:
                     raise KeyboardInterrupt
             try:
-                train(data(), still, root=tmp_path/'root', name=name, budget='128 images', device='cpu', progress=False, speed=speed, callback=stop)
+                train(data(), still, root=tmp_path/'root', name=name, budget='128 images', device='cpu', progress=False,
+                      speed=speed, callback=stop)
             except KeyboardInterrupt:
                 pass
     one,two = (Run.open(tmp_path/'root', o).checkpoints.load()[0] for o in ('one','two'))
@@ -219,7 +250,12 @@ def test_another_layout_on_resume(tmp_path):
 @pytest.mark.skipif(not torch.cuda.is_available(), reason='needs a GPU')
 def test_on_a_gpu(tmp_path):
     "Half precision, compiled: the loss falls as it does on a CPU"
-    logs = [train(data(), replace(SMALL, precision=p), root=tmp_path/p, budget='192 images', device=d, progress=False, speed=s).log for p,d,s in (('no','cpu','plain'),('auto','cuda','compile'))]
+    logs = []
+    for precision,device,speed in (('no','cpu','plain'),('auto','cuda','compile')):
+        recipe = replace(SMALL, precision=precision)
+        run = train(data(), recipe, root=tmp_path/precision, budget='192 images', device=device, progress=False,
+                    speed=speed)
+        logs.append(run.log)
     np.testing.assert_allclose(*[[r['ema_loss'] for r in rows] for rows in logs], rtol=.15)
 
 def test_a_network_that_float16_cannot_hold_is_asked_in_float32(whole, monkeypatch, caplog):
@@ -231,9 +267,10 @@ def test_a_network_that_float16_cannot_hold_is_asked_in_float32(whole, monkeypat
     monkeypatch.setattr(Run, 'denoiser', loud)
     kw = dict(steps=3, device='cpu', progress=False)
     want = sample(whole, 3, **kw)
-    monkeypatch.setattr('pttface.training.trainer.half_type', lambda device: torch.float16)
-    assert np.array_equal(sample(whole, 3, half=True, **kw), want) and 'leaves the range of torch.float16' in caplog.text
-    monkeypatch.setattr('pttface.training.trainer.half_type', lambda device: None)
+    monkeypatch.setattr('pttface.diffusion.half_type', lambda device: torch.float16)
+    assert np.array_equal(sample(whole, 3, half=True, **kw), want)
+    assert 'leaves the range of torch.float16' in caplog.text
+    monkeypatch.setattr('pttface.diffusion.half_type', lambda device: None)
     caplog.clear()
     assert np.array_equal(sample(whole, 3, half=True, **kw), want) and not caplog.text
 

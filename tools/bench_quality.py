@@ -1,8 +1,9 @@
-"""Quality at equal cost: the original's recipe against ours, small, at 32 px, on drawn heads and on drawn fruit (nothing was tuned on those).
+"""Quality at equal cost: the original's recipe against ours, small, at 32 px, on drawn heads and on drawn fruit.
 
-MINUTES (10) of two cores for each training, or SETS=heads,fruit:5 for other minutes for one of the sets: how many pictures that is for each recipe
-comes from its own CPU seconds a picture, measured in turns, so a busy machine changes nothing. Each training has one thread, two run side by side.
-What is trained and drawn stays in runs/bench/quality-MINUTES, so a bench that was cut off goes on from there; remove the folders to begin anew.
+(Nothing was tuned on those.) MINUTES (10) of two cores for each training, or SETS=heads,fruit:5 for other minutes for
+one of the sets: how many pictures that is for each recipe comes from its own CPU seconds a picture, measured in turns,
+so a busy machine changes nothing. Each training has one thread, two run side by side. What is trained and drawn stays
+in runs/bench/quality-MINUTES, so a bench that was cut off goes on from there; remove the folders to begin anew.
 """
 import os
 import shutil
@@ -21,7 +22,8 @@ from PIL import Image
 
 top = Path(__file__).resolve().parent.parent
 MINUTES = float(os.environ.get('MINUTES', 10))
-SETS = {k: float(m or MINUTES) for k, _, m in (o.partition(':') for o in os.environ.get('SETS', 'heads,fruit').split(','))}
+ASKED = [o.partition(':') for o in os.environ.get('SETS', 'heads,fruit').split(',')]
+SETS = {k: float(m or MINUTES) for k, _, m in ASKED}
 OURS, PEER = 'tiny', 'tiny-original'
 TRAIN, SIZE = 2000, 32
 
@@ -55,7 +57,9 @@ def face_data(ims, train):
     "The first `train` pictures to learn from, the others held out."
     from pttface.dataset import FaceData
     from pttface.storage.files import content_hash
-    return FaceData(dict(images=ims, split=(np.arange(len(ims)) >= train).astype(np.uint8), key=np.arange(len(ims)).astype(str)), dict(hash=content_hash(ims)))
+    number = np.arange(len(ims))
+    arrays = dict(images=ims, split=(number >= train).astype(np.uint8), key=number.astype(str))
+    return FaceData(arrays, dict(hash=content_hash(ims)))
 
 
 def recipe_of(name, seed=0):
@@ -68,26 +72,25 @@ def cpu_per_image(names, ims, rounds=5, steps=3):
     "CPU seconds an image of each preset's training step: medians of rounds taken in turns, one thread."
     import torch
 
-    from pttface.training.config import Budget
-    from pttface.training.trainer import Run
-    from pttface.diffusion import Trainer
+    from pttface.diffusion import Run, make_trainer
     from pttface.storage.files import write_json
+    from pttface.training.config import Budget, recipe_record
     torch.set_num_threads(1)
     with tempfile.TemporaryDirectory() as d:
         trainers = {}
         for n in names:
             r = recipe_of(n)
-            write_json(Path(d)/n/'recipe.json', dict(settings=r, sigma_data=.5))
+            write_json(Path(d)/n/'recipe.json', dict(settings=recipe_record(r), sigma_data=.5))
             data = face_data(ims, len(ims))
-            t = Trainer(Run(Path(d)/n), data, Budget.parse('1M images'), 'cpu')
+            t = make_trainer(Run(Path(d)/n), data, Budget.parse('1M images'), 'cpu')
             trainers[n] = t, data.batches(r.batch, 0, flip=r.flip)
-            t.take(next(trainers[n][1]))
+            t.training_step(next(trainers[n][1]))
         took = {n: [] for n in names}
         for _ in range(rounds):
             for n, (t, batches) in trainers.items():
                 start = time.process_time()
                 for _ in range(steps):
-                    t.take(next(batches))
+                    t.training_step(next(batches))
                 took[n].append((time.process_time() - start)/steps/t.recipe.batch)
     return {n: float(np.median(v)) for n, v in took.items()}
 
@@ -97,21 +100,24 @@ def learn(root, preset, kind, seed, n, images):
     from pttface.diffusion import train
     from pttface.storage.files import write_json
     start = time.process_time()
-    run = train(face_data(pictures(kind, n), n*2//3), recipe_of(preset, seed), root=root, budget=f'{images} images', device='cpu', progress=False, force=True)
+    data = face_data(pictures(kind, n), n*2//3)
+    run = train(data, recipe_of(preset, seed), root=root, budget=f'{images} images', device='cpu', progress=False,
+                force=True)
     write_json(Path(root)/'spent.json', dict(seconds=time.process_time() - start, run=str(run.path.relative_to(root))))
 
 
 def draw_some(root, seed, start, n, steps):
-    "Draw pictures `start` … `start+n−1` of a trained one, with one thread, in 16 bits where those suffice (both were trained so)."
-    from pttface.training.trainer import Run,sample
+    "Draw pictures `start` … `start+n−1`, with one thread, in 16 bits where those suffice (both were trained so)."
+    from pttface.diffusion import Run, sample
     from pttface.storage.files import read_json, write_npz
     run = Run(Path(root)/read_json(Path(root)/'spent.json')['run'])
-    write_npz(Path(root)/f'{start}.npz', images=sample(run, n, steps=steps or None, seed=seed, start=start, batch=16, half=True, device='cpu', progress=False))
+    ims = sample(run, n, steps=steps or None, seed=seed, start=start, batch=16, half=True, device='cpu', progress=False)
+    write_npz(Path(root)/f'{start}.npz', images=ims)
 
 
 def bench(smoke=False):
-    "Rows `SET: KID` and `SET: excess FD` for each set of pictures, the original's recipe as the peer; and a sheet: for each set, held-out pictures, the peer's, ours."
-    from pttface.training.trainer import make_net
+    "Rows of KID and excess FD for each set, the original's recipe as the peer; a sheet of held-out, the peer's, ours."
+    from pttface.diffusion import make_net
     from pttface.evaluation.metrics import Stats, frechet_distance, kid
     from pttface.evaluation.features import features
     from pttface.training.config import find_recipe
@@ -120,31 +126,44 @@ def bench(smoke=False):
     from pttface.unet import n_params
     minutes, n, samples, seeds = (dict(heads=.01), 60, 10, [0]) if smoke else (SETS, 3*TRAIN//2, 500, [0, 1])
     size = {p: n_params(make_net(find_recipe(p))) for p in (OURS, PEER)}
-    sets, folder, seen = {k: pictures(k, n) for k in minutes}, {k: top/f'runs/bench/quality-{"smoke" if smoke else f"{m:g}"}' for k, m in minutes.items()}, {}
+    sets, seen = {k: pictures(k, n) for k in minutes}, {}
+    folder = {k: top/f'runs/bench/quality-{"smoke" if smoke else f"{m:g}"}' for k, m in minutes.items()}
     if smoke:
         shutil.rmtree(folder['heads'], ignore_errors=True)
-    rows = [dict(what='parameters', value=size[OURS], unit='', peer='preset original', peer_value=size[PEER], ratio=size[PEER]/size[OURS])]
+    rows = []
+
+    def add(what, ours, peer, unit, ratio, **kw):
+        rows.append(dict(what=what, value=ours, unit=unit, peer='preset original', peer_value=peer, ratio=ratio, **kw))
+    add('parameters', size[OURS], size[PEER], '', size[PEER]/size[OURS])
     for k, d in folder.items():
         if not (d/'images.json').exists():
             cost = cpu_per_image((OURS, PEER), next(iter(sets.values()))[:100], *((1, 1) if smoke else (5, 3)))
             d.mkdir(parents=True, exist_ok=True)
             write_json(d/'images.json', {p: max(64, round(minutes[k]*120/c)) for p, c in cost.items()})
         seen[k] = o = read_json(d/'images.json')
-        rows.append(dict(what=f'{k}: pictures seen in {minutes[k]:g} minutes', value=o[OURS], unit='images', peer='preset original', peer_value=o[PEER], ratio=o[OURS]/o[PEER]))
+        add(f'{k}: pictures seen in {minutes[k]:g} minutes', o[OURS], o[PEER], 'images', o[OURS]/o[PEER])
     def alone(file, *args):
         if file.exists():
             return
-        r = subprocess.run([sys.executable, __file__, *map(str, args)], capture_output=True, text=True, env={**os.environ, 'OMP_NUM_THREADS': '1', 'PYTHONPATH': str(top)})
+        env = {**os.environ, 'OMP_NUM_THREADS': '1', 'PYTHONPATH': str(top)}
+        r = subprocess.run([sys.executable, __file__, *map(str, args)], capture_output=True, text=True, env=env)
         if r.returncode:
             raise RuntimeError(r.stderr[-2000:])
     at = {o: folder[o[0]]/'-'.join(map(str, o)) for o in product(sets, (PEER, OURS), seeds)}
     part = min(samples, 100)
+    starts = range(0, samples, part)
     with ThreadPoolExecutor(2) as pool:
         for kind in sets:
             mine = [(o, d) for o, d in at.items() if o[0] == kind]
-            list(pool.map(lambda o: alone(o[1]/'spent.json', 'learn', o[1], o[0][1], o[0][0], o[0][2], n, seen[o[0][0]][o[0][1]]), mine))
-            list(pool.map(lambda o: alone(o[1]/f'{o[2]}.npz', 'draw', o[1], o[0][2], o[2], part, 3 if smoke else 0), [(*o, i) for o in mine for i in range(0, samples, part)]))
-    got = {o: np.concatenate([read_npz(d/f'{i}.npz')['images'] for i in range(0, samples, part)]) for o, d in at.items()}
+            trainings = [pool.submit(alone, d/'spent.json', 'learn', d, preset, kind, seed, n, seen[kind][preset])
+                         for (_, preset, seed), d in mine]
+            for job in trainings:
+                job.result()
+            drawings = [pool.submit(alone, d/f'{i}.npz', 'draw', d, seed, i, part, 3 if smoke else 0)
+                        for (_, _, seed), d in mine for i in starts]
+            for job in drawings:
+                job.result()
+    got = {o: np.concatenate([read_npz(d/f'{i}.npz')['images'] for i in starts]) for o, d in at.items()}
     for kind, ims in sets.items():
         held = features(ims[n*2//3:], device='cpu')
         real, floor = held[:len(held)//2], held[len(held)//2:]
@@ -152,16 +171,22 @@ def bench(smoke=False):
         score = {}
         for preset, seed in product((OURS, PEER), seeds):
             f = features(got[kind, preset, seed], device='cpu')
-            score.setdefault(preset, []).append((kid(f, held)[0], frechet_distance(Stats.of(f), Stats.of(real)) - bottom))
+            excess = frechet_distance(Stats.of(f), Stats.of(real)) - bottom
+            score.setdefault(preset, []).append((kid(f, held)[0], excess))
         for i, what in enumerate(('KID', 'excess FD')):
             ours, peer = (np.array(score[p])[:, i] for p in (OURS, PEER))
-            rows.append(dict(what=f'{kind}: {what}', value=float(ours.mean()), unit='efficientnet features', peer='preset original', peer_value=float(peer.mean()),
-                             ratio=float(peer.mean()/ours.mean()), n=len(seeds), spread=float(np.ptp(ours)/2/abs(ours.mean()))))
-    sheet = montage(np.concatenate([o[:12] for k, ims in sets.items() for o in (ims[n*2//3:], got[k, PEER, 0], got[k, OURS, 0])]), ncols=12)
-    Image.fromarray(sheet.repeat(2, 0).repeat(2, 1)).save(top/f'runs/bench/quality{"-smoke" if smoke else ""}.jpg', quality=90)
+            add(f'{kind}: {what}', float(ours.mean()), float(peer.mean()), 'efficientnet features',
+                float(peer.mean()/ours.mean()), n=len(seeds), spread=float(np.ptp(ours)/2/abs(ours.mean())))
+    lines = [o[:12] for k, ims in sets.items() for o in (ims[n*2//3:], got[k, PEER, 0], got[k, OURS, 0])]
+    sheet = montage(np.concatenate(lines), ncols=12)
+    picture = top/f'runs/bench/quality{"-smoke" if smoke else ""}.jpg'
+    Image.fromarray(sheet.repeat(2, 0).repeat(2, 1)).save(picture, quality=90)
     for k in () if smoke else sets:
-        spent = {p: np.mean([read_json(d/'spent.json')['seconds'] for (s, q, _), d in at.items() if (s, q) == (k, p)])/60 for p in (OURS, PEER)}
-        rows.append(dict(what=f'{k}: CPU minutes a training', value=spent[OURS], unit='min', peer='preset original', peer_value=spent[PEER], ratio=spent[PEER]/spent[OURS]))
+        spent = {}
+        for p in (OURS, PEER):
+            seconds = [read_json(d/'spent.json')['seconds'] for (s, q, _), d in at.items() if (s, q) == (k, p)]
+            spent[p] = np.mean(seconds)/60
+        add(f'{k}: CPU minutes a training', spent[OURS], spent[PEER], 'min', spent[PEER]/spent[OURS])
     return rows
 
 

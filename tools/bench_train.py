@@ -1,7 +1,8 @@
-"""A training step beside diffusers' example loop and denoising-diffusion-pytorch's Trainer, on one network (ours of the preset `tiny`, 32 px, batch 16).
+"""A training step beside diffusers' example loop and denoising-diffusion-pytorch's Trainer, on one network.
 
-Each side lives in a process of its own and takes STEPS (8) steps when it is told, in turns, ROUNDS (5) times. Then the full-size original, batch 4:
-which share of the matrix multiplications of this machine its step reaches.
+The network is ours of the preset `tiny`, 32 px, batch 16. Each side lives in a process of its own and takes STEPS (8)
+steps when it is told, in turns, ROUNDS (5) times. Then the full-size original, batch 4: which share of the matrix
+multiplications of this machine its step reaches.
 """
 import json
 import os
@@ -23,40 +24,45 @@ def pictures(n=256, side=32):
     "Smooth noise: what a step costs does not depend on what it shows."
     import cv2
     rng = np.random.default_rng(0)
-    return np.stack([cv2.resize(rng.integers(0, 256, (8, 8, 3), np.uint8), (side, side), interpolation=cv2.INTER_CUBIC) for _ in range(n)])
+    coarse = [rng.integers(0, 256, (8, 8, 3), np.uint8) for _ in range(n)]
+    return np.stack([cv2.resize(o, (side, side), interpolation=cv2.INTER_CUBIC) for o in coarse])
+
+
+def face_data(ims):
+    "All of `ims` to train on."
+    from pttface.dataset import FaceData
+    n = len(ims)
+    return FaceData(dict(images=ims, split=np.zeros(n, np.uint8), key=np.arange(n).astype(str)), dict(hash='none'))
 
 
 def network():
     "The same weights for everybody."
+    from pttface.diffusion import make_net
     from pttface.training.config import RECIPES
-    from pttface.training.trainer import make_net
     return make_net(RECIPES['tiny'])
 
 
 def ours(folder, precision):
     from dataclasses import replace
 
-    from pttface.dataset import FaceData
-    from pttface.training.config import RECIPES,Budget
-    from pttface.training.trainer import Run
-    from pttface.diffusion import Trainer
+    from pttface.diffusion import Run, make_trainer
     from pttface.storage.files import write_json
-    ims = pictures()
-    data = FaceData(dict(images=ims, split=np.zeros(len(ims), np.uint8), key=np.arange(len(ims)).astype(str)), dict(hash='none'))
+    from pttface.training.config import RECIPES, Budget, recipe_record
+    data = face_data(pictures())
     r = replace(RECIPES['tiny'], batch=BATCH, precision=precision)
-    write_json(Path(folder)/'recipe.json', dict(settings=r, sigma_data=.5))
-    t = Trainer(Run(folder), data, Budget.parse('1M images'))
+    write_json(Path(folder)/'recipe.json', dict(settings=recipe_record(r), sigma_data=.5))
+    t = make_trainer(Run(folder), data, Budget.parse('1M images'))
     batches = data.batches(BATCH, 0, flip=True, device=t.accel.device)
 
     def steps(n):
         for _ in range(n):
-            t.take(next(batches))
-            t.tick()
+            t.training_step(next(batches))
+            t.update_clock()
     return steps
 
 
 def diffusers(folder, precision):
-    "What examples/unconditional_image_generation does: accelerate, DDPMScheduler, AdamW, a cosine, clipping, EMAModel, a DataLoader of picture files."
+    "What examples/unconditional_image_generation does, with a DataLoader of picture files."
     import torch
     from accelerate import Accelerator
     from diffusers import DDPMScheduler
@@ -69,9 +75,11 @@ def diffusers(folder, precision):
     net = network()
     ema = EMAModel(net.parameters(), decay=.9999, use_ema_warmup=True, inv_gamma=1., power=.75)
     opt = torch.optim.AdamW(net.parameters(), lr=1e-4, betas=(.95, .999), weight_decay=1e-6, eps=1e-8)
-    tfm = transforms.Compose([transforms.Resize(32), transforms.CenterCrop(32), transforms.RandomHorizontalFlip(), transforms.ToTensor(), transforms.Normalize([.5], [.5])])
+    tfm = transforms.Compose([transforms.Resize(32), transforms.CenterCrop(32), transforms.RandomHorizontalFlip(),
+                              transforms.ToTensor(), transforms.Normalize([.5], [.5])])
     dl = DataLoader(ImageFolder(folder, tfm), BATCH, shuffle=True, num_workers=0)
-    schedule, noiser = get_scheduler('cosine', optimizer=opt, num_warmup_steps=500, num_training_steps=100_000), DDPMScheduler(1000, beta_schedule='linear')
+    schedule = get_scheduler('cosine', optimizer=opt, num_warmup_steps=500, num_training_steps=100_000)
+    noiser = DDPMScheduler(1000, beta_schedule='linear')
     net, opt, dl, schedule = acc.prepare(net, opt, dl, schedule)
     ema.to(acc.device)
 
@@ -104,15 +112,17 @@ def ddpm(folder, precision):
     import torch
     from denoising_diffusion_pytorch import GaussianDiffusion, Trainer
 
-    class Net(torch.nn.Module):  # what GaussianDiffusion wants to know of a network
+    class Net(torch.nn.Module):  # what GaussianDiffusion must know of a network
         channels, out_dim, self_condition = 3, 3, False
         def __init__(self):
             super().__init__()
             self.net = network()
         def forward(self, x, t, x_self_cond=None):
             return self.net(x, t/1000)
-    t = Trainer(GaussianDiffusion(Net(), image_size=32, timesteps=1000, sampling_timesteps=250), str(Path(folder)/'all'), train_batch_size=BATCH, train_lr=8e-5, train_num_steps=0,
-                gradient_accumulate_every=1, ema_decay=.995, amp=precision != 'no', mixed_precision_type=precision, calculate_fid=False, save_and_sample_every=10**9, results_folder=str(Path(folder).parent/'results'))
+    diffusion = GaussianDiffusion(Net(), image_size=32, timesteps=1000, sampling_timesteps=250)
+    t = Trainer(diffusion, str(Path(folder)/'all'), train_batch_size=BATCH, train_lr=8e-5, train_num_steps=0,
+                gradient_accumulate_every=1, ema_decay=.995, amp=precision != 'no', mixed_precision_type=precision,
+                calculate_fid=False, save_and_sample_every=10**9, results_folder=str(Path(folder).parent/'results'))
 
     def steps(n):
         t.train_num_steps += n
@@ -123,7 +133,7 @@ def ddpm(folder, precision):
 def serve(side, folder, precision):
     "Take so many steps as each line of the input says, and answer with the seconds."
     import contextlib
-    said, sys.stdout = sys.stdout, sys.stderr
+    answers, sys.stdout = sys.stdout, sys.stderr
     os.environ['TQDM_DISABLE'] = '1'
     steps = dict(ours=ours, diffusers=diffusers, ddpm=ddpm)[side](folder, precision)
     steps(2)
@@ -131,7 +141,8 @@ def serve(side, folder, precision):
         start = time.perf_counter()
         with contextlib.redirect_stdout(sys.stderr):
             steps(int(line))
-        print(json.dumps(dict(s=time.perf_counter() - start, mb=resource.getrusage(resource.RUSAGE_SELF).ru_maxrss/1024)), file=said, flush=True)
+        seconds, used = time.perf_counter() - start, resource.getrusage(resource.RUSAGE_SELF)
+        print(json.dumps(dict(s=seconds, mb=used.ru_maxrss/1024)), file=answers, flush=True)
 
 
 def race(sides, steps, rounds):
@@ -144,8 +155,11 @@ def race(sides, steps, rounds):
             cv2.imwrite(f'{d}/in/all/{i:04d}.png', im)
         (Path(d)/'run').mkdir()
         logs = {k: open(f'{d}/{i}.log', 'w+') for i, k in enumerate(sides)}
-        procs = {k: subprocess.Popen([str(py), __file__, side, f'{d}/run' if side == 'ours' else f'{d}/in', precision], stdin=subprocess.PIPE, stdout=subprocess.PIPE, stderr=logs[k], text=True, env=env)
-                 for k, (py, side, precision) in sides.items()}
+        procs = {}
+        for k, (py, side, precision) in sides.items():
+            command = [str(py), __file__, side, f'{d}/run' if side == 'ours' else f'{d}/in', precision]
+            procs[k] = subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, stderr=logs[k],
+                                        text=True, env=env)
         got = {k: [] for k in sides}
         try:
             for _ in range(rounds):
@@ -176,38 +190,39 @@ def peak(dtype, n=2048, repeats=4):
 
 
 def full_size(smoke):
-    "Rows: which share of the matrix multiplications' speed a step of the full-size original reaches, and images a second."
+    "Rows: share of the speed of matrix products that a step of the full-size original reaches, and images a second."
     from dataclasses import replace
 
     import torch
 
-    from pttface.dataset import FaceData
-    from pttface.training.config import RECIPES,Budget
-    from pttface.training.trainer import Run
-    from pttface.diffusion import Trainer
-    from pttface.training.samplers import to_float
+    from pttface.diffusion import Run, make_trainer, to_float
     from pttface.storage.files import write_json
+    from pttface.training.config import RECIPES, Budget, recipe_record
     from pttface.unet import gmacs
     rows, batch = [], 1 if smoke else 4
     for name, precision, dtype in (('fp32', 'no', torch.float32), ('bf16', 'bf16', torch.bfloat16)):
         r = RECIPES['original']
-        r = replace(r, precision=precision, batch=batch, **(dict(net_args=dict(widths=(16, 16, 16, 16), mid=16), size=16) if smoke else {}))
+        small = dict(net_args=dict(widths=(16, 16, 16, 16), mid=16), size=16) if smoke else {}
+        r = replace(r, precision=precision, batch=batch, **small)
         ims = pictures(8, r.size)
-        data = FaceData(dict(images=ims, split=np.zeros(8, np.uint8), key=np.arange(8).astype(str)), dict(hash='none'))
+        data = face_data(ims)
         with tempfile.TemporaryDirectory() as d:
-            write_json(Path(d)/'recipe.json', dict(settings=r, sigma_data=.5))
-            t = Trainer(Run(d), data, Budget.parse('1M images'), 'cpu')
-            x, share, rate = to_float(ims[:batch]), [], []
-            t.take(x)
+            write_json(Path(d)/'recipe.json', dict(settings=recipe_record(r), sigma_data=.5))
+            t = make_trainer(Run(d), data, Budget.parse('1M images'), 'cpu')
+            x = to_float(ims[:batch])
+            share, rate = [], []
+            t.training_step(x)
             for _ in range(1 if smoke else 3):
                 top_speed = peak(dtype, 256 if smoke else 2048)
                 start = time.perf_counter()
-                t.take(x)
+                t.training_step(x)
                 took = time.perf_counter() - start
                 rate.append(batch/took)
-                share.append(3*gmacs(t.denoiser.net, r.size)*1e9*batch/took/max(top_speed, peak(dtype, 256 if smoke else 2048)))
-        rows += [dict(what=f'share of matmul peak {name}', value=float(np.median(share)), unit='share', n=len(share), spread=spread(share)),
-                 dict(what=f'full-size original images/s {name}', value=float(np.median(rate)), unit='images/s', n=len(rate), spread=spread(rate))]
+                top_speed = max(top_speed, peak(dtype, 256 if smoke else 2048))
+                share.append(3*gmacs(t.net, r.size)*1e9*batch/took/top_speed)
+        for what, unit, v in ((f'share of matmul peak {name}', 'share', share),
+                              (f'full-size original images/s {name}', 'images/s', rate)):
+            rows.append(dict(what=what, value=float(np.median(v)), unit=unit, n=len(v), spread=spread(v)))
     return rows
 
 
@@ -219,18 +234,23 @@ def bench(smoke=False):
     "Rows `step images/s, defaults` and `…, equal precision` with both peers, `share of matmul peak`, `peak MB`."
     from peers import peer_python
     python = peer_python('train', 'diffusers>=0.35', 'denoising-diffusion-pytorch>=2.1', share=True, make=not smoke)
-    steps, rounds, rows = (1, 1, []) if smoke else (STEPS, ROUNDS, [])
+    steps, rounds = (1, 1) if smoke else (STEPS, ROUNDS)
+    rows = []
     for what, precision in (('defaults', 'auto'), ('equal precision', 'no')):
-        sides = {'ours': (sys.executable, 'ours', precision)} | ({k: (python, k, 'no') for k in PEERS} if python else {})
+        sides = {'ours': (sys.executable, 'ours', precision)}
+        if python:
+            sides |= {k: (python, k, 'no') for k in PEERS}
         took = race(sides, steps, rounds)
         for peer, label in PEERS.items():
             ratio = took[peer][0]/took['ours'][0] if python else None  # round by round
             rate = {k: steps*BATCH/float(np.median(v[0])) for k, v in took.items()}
-            rows.append(dict(what=f'step images/s, {what}', value=rate['ours'], unit='images/s', peer=label, peer_value=rate.get(peer), ratio=None if ratio is None else float(np.median(ratio)),
+            rows.append(dict(what=f'step images/s, {what}', value=rate['ours'], unit='images/s', peer=label,
+                             peer_value=rate.get(peer), ratio=None if ratio is None else float(np.median(ratio)),
                              n=rounds, spread=None if ratio is None else spread(ratio)))
     for peer, label in PEERS.items():
         mb = took[peer][1] if python else None
-        rows.append(dict(what='peak MB', value=took['ours'][1], unit='MB', peer=label, peer_value=mb, ratio=mb and mb/took['ours'][1], n=1))
+        rows.append(dict(what='peak MB', value=took['ours'][1], unit='MB', peer=label, peer_value=mb,
+                         ratio=mb and mb/took['ours'][1], n=1))
     return rows + full_size(smoke)
 
 

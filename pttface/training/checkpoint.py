@@ -1,4 +1,4 @@
-"""The state of a training in; the same state out, or the one before it when the newest is damaged
+"""Write checkpoints that are whole, and load the newest that is.
 
 Docs: https://pttface.github.io/pttface/training/checkpoint.html.md"""
 
@@ -8,39 +8,37 @@ Docs: https://pttface.github.io/pttface/training/checkpoint.html.md"""
 __all__ = ['Checkpoints']
 
 # %% ../../nbs/training/checkpoint.ipynb #50dc4e28
-import errno,hashlib,logging,os,shutil,tempfile
+import errno,logging,os,shutil,tempfile
 from pathlib import Path
 
 import torch
 
-from ..storage.files import BadInput,atomic_path,read_json,write_json
+from ..storage.files import BadInput,atomic_path,read_json,sha256_file,write_json
 
 # %% ../../nbs/training/checkpoint.ipynb #958ac19d
 log = logging.getLogger(__name__)
 
-# %% ../../nbs/training/checkpoint.ipynb #4b6f161a
-def sha256_file(path):
-    with open(path, 'rb') as f:
-        return hashlib.file_digest(f, 'sha256').hexdigest()
-
-def _remote(path):
-    "Is this folder at the end of a wire: Drive, NFS, a share?"
+# %% ../../nbs/training/checkpoint.ipynb #e5cc32cf
+def _on_network_disk(path):
+    "Is this folder on a network disk: Drive, NFS, a share?"
     try:
         mounts = [o.split() for o in Path('/proc/mounts').read_text().splitlines()]
     except OSError:
         return False
-    at,kind = max(((m[1], m[2]) for m in mounts if Path(path).resolve().is_relative_to(m[1])), key=lambda o: len(o[0]), default=('',''))
+    above = [m for m in mounts if Path(path).resolve().is_relative_to(m[1])]
+    kind = max(above, key=lambda m: len(m[1]))[2] if above else ''
     return kind.startswith(('fuse','nfs','cifs','smb','9p'))
 
+# %% ../../nbs/training/checkpoint.ipynb #6d0c634d
 def _write(state, path):
-    "PyTorch's writer says RuntimeError for a full disk; here it is an `OSError`, as everywhere else"
+    "PyTorch's writer raises RuntimeError for a full disk; here it is an `OSError`, as everywhere else"
     try:
         torch.save(state, path)
     except RuntimeError as e:
         raise OSError(errno.EIO, f'the file could not be written: {str(e).splitlines()[0]}') from e
 
-def _over_the_wire(state, path, local):
-    "Write to the folder `local`, copy to `path`, compare; the hash"
+def _write_and_copy(state, path, local):
+    "Write to the folder `local`, copy to `path`, compare; returns the hash"
     with tempfile.TemporaryDirectory(dir=local) as d:
         _write(state, Path(d)/'state')
         sha = sha256_file(Path(d)/'state')
@@ -49,16 +47,17 @@ def _over_the_wire(state, path, local):
         raise OSError(errno.EIO, 'the copy does not equal what was written')
     return sha
 
-# %% ../../nbs/training/checkpoint.ipynb #57c72058
+# %% ../../nbs/training/checkpoint.ipynb #2f13da9d
 class Checkpoints:
     "The checkpoints of a run: whole, hashed, few"
     def __init__(self,
         path:str|os.PathLike,    # Folder of the run
         keep:int=2,              # How many to keep beside the best
-        local:str|os.PathLike=None,  # Write here first, then copy; the system's temporary folder by default when `path` is not on a local disk
+        local:str|os.PathLike=None,  # Write here first, then copy; for a network disk the system's temporary folder
     ):
-        self.path,self.keep,self.manifest = Path(path),keep,Path(path)/'checkpoints.json'
-        self.local = local or (tempfile.gettempdir() if _remote(path) else None)
+        self.path,self.keep = Path(path),keep
+        self.manifest = self.path/'checkpoints.json'
+        self.local = local or (tempfile.gettempdir() if _on_network_disk(path) else None)
 
     @property
     def rows(self):
@@ -69,15 +68,16 @@ class Checkpoints:
         step:int,            # Which step it is after
         score:float=None,    # Lower is better; the best is kept
     )->Path: # The file
-        "Write `state`, then forget what is neither new nor best; raises `OSError` when the disk will not have it, and changes nothing."
+        "Write `state`, delete what is neither new nor best; raises `OSError` when it cannot."
         file = self.path/f'checkpoint-{step:08d}.pt'
         with atomic_path(file) as p:
             if self.local:
-                sha = _over_the_wire(state, p, self.local)
+                sha = _write_and_copy(state, p, self.local)
             else:
                 _write(state, p)
                 sha = sha256_file(p)
-        rows = [r for r in self.rows if r['step'] < step] + [dict(file=file.name, step=step, sha256=sha, bytes=file.stat().st_size, score=score)]
+        row = dict(file=file.name, step=step, sha256=sha, bytes=file.stat().st_size, score=score)
+        rows = [*(r for r in self.rows if r['step'] < step), row]
         best = min((r for r in rows if r['score'] is not None), key=lambda r: r['score'], default=None)
         kept = [r for r in rows if r in rows[-self.keep:] or r is best]
         write_json(self.manifest, kept)
@@ -89,13 +89,15 @@ class Checkpoints:
     def load(self,
         name:str=None,  # One of the files by name; the newest whole one by default
     )->tuple[dict,dict]|None: # State and row; `None` when there is none
-        "A checkpoint that fits its hash; damaged ones are named in the log and passed over. Raises `BadInput` when the one named is not there or damaged."
+        "A checkpoint that fits its hash; damaged ones are logged and skipped; by name, they raise `BadInput`."
         rows = [r for r in self.rows if name in (None, r['file'])]
         for r in reversed(rows):
             file = self.path/r['file']
             if file.exists() and sha256_file(file) == r['sha256']:
                 return torch.load(file, map_location='cpu', weights_only=True),r
-            log.warning('%s is %s: using the checkpoint before it', file.name, 'damaged' if file.exists() else 'missing')
+            what = 'damaged' if file.exists() else 'missing'
+            log.warning('%s is %s: using the checkpoint before it', file.name, what)
         if name:
-            raise BadInput(f'{self.path} holds no whole {name}: {", ".join(r["file"] for r in self.rows) or "nothing"} is there')
+            there = ', '.join(r['file'] for r in self.rows) or 'nothing'
+            raise BadInput(f'{self.path} holds no whole {name}: {there} is there')
         return None

@@ -1,4 +1,4 @@
-"""The weights after each step in; an average that draws better than any of them out, its length chosen even after the training
+"""Average a network's weights over its training, and choose the length of the average afterwards.
 
 Docs: https://pttface.github.io/pttface/training/ema.html.md"""
 
@@ -51,18 +51,25 @@ class EMA:
         args = tuple(map(float, args))
         if kind not in ('decay','half','power') or len(args) < (2 if kind == 'half' else 1):
             raise BadInput(f"{spec!r} is no average: write 'decay 0.998', 'half 500000 0.05' or 'power 0.10 0.05'")
-        self.kind,self.batch,self.args = kind,batch,[(a,) for a in args] if kind == 'power' else [args]
+        self.kind,self.batch = kind,batch
+        self.args = [(a,) for a in args] if kind == 'power' else [args]
         self.tracks = [[p.detach().clone() for p in net.parameters()] for _ in self.args]
 
     @torch.no_grad()
-    def update(self, net, step):
-        "Take in the weights after `step` (counted from 1)."
+    def update(self,
+        net:nn.Module,  # With the weights after …
+        step:int,       # … this step, counted from 1
+    ):
+        "Let the averages follow the weights."
         now = [p.detach() for p in net.parameters()]
         for args,track in zip(self.args, self.tracks):
             torch._foreach_lerp_(track, now, 1 - ema_beta(self.kind, args, step, self.batch))
 
     @torch.no_grad()
-    def copy_to(self, net, track=0):
+    def copy_to(self,
+        net:nn.Module,  # To be overwritten
+        track:int=0,    # Which average
+    ):
         "Write an average into `net`."
         for p,q in zip(net.parameters(), self.tracks[track]):
             p.copy_(q)
@@ -70,8 +77,9 @@ class EMA:
 # %% ../../nbs/training/ema.ipynb #5b8363ab
 def _dot(ta, ga, tb, gb):
     "Inner products of the profiles (ta,ga) with (tb,gb), as a table"
-    ta,ga,tb,gb = np.broadcast_arrays(*(np.asarray(o, float) for o in (ta[:,None], ga[:,None], tb[None], gb[None])))
-    t,late,g = np.minimum(ta, tb),np.maximum(ta, tb),np.where(ta < tb, gb, ga)
+    ta,ga,tb,gb = np.broadcast_arrays(ta[:,None], ga[:,None], tb[None], gb[None])
+    t,late = np.minimum(ta, tb),np.maximum(ta, tb)
+    g = np.where(ta < tb, gb, ga)
     return (ga+1)*(gb+1)/((ga+gb+1)*late)*(t/late)**g
 
 # %% ../../nbs/training/ema.ipynb #f5943e01
@@ -100,7 +108,8 @@ class Snapshots:
     ):
         "Write the tracks of `ema` as they are now."
         with atomic_path(self.path/f'ema-{step:08d}.pt') as p:
-            torch.save(dict(step=step, widths=[a[0] for a in ema.args], tracks=[[o.half() for o in t] for t in ema.tracks]), p)
+            tracks = [[o.half() for o in t] for t in ema.tracks]
+            torch.save(dict(step=step, widths=[a[0] for a in ema.args], tracks=tracks), p)
 
     @property
     def files(self):
@@ -113,7 +122,8 @@ class Snapshots:
         "The average of any width; raises `BadInput` when there are no snapshots."
         files = [f for f in self.files if step is None or int(f.stem[4:]) <= step]
         if not files:
-            raise BadInput(f'{self.path} holds no snapshots{f" up to step {step}" if step else ""}: train with an average like "power 0.10 0.05"')
+            until = f' up to step {step}' if step else ''
+            raise BadInput(f'{self.path} holds no snapshots{until}: train with an average like "power 0.10 0.05"')
         snaps = [torch.load(f, map_location='cpu', weights_only=True, mmap=True) for f in files]
         parts = [(s['step'], w, t) for s in snaps for w,t in zip(s['widths'], s['tracks'])]
         x = posthoc([p[0] for p in parts], [p[1] for p in parts], width)
