@@ -69,6 +69,10 @@ def _factor(s):
     keep = (w > w[-1]*len(w)*np.finfo(float).eps) & (np.arange(len(w)) > len(w) - s.n)
     return (v[:,keep]*np.sqrt(w[keep])).T
 
+# %% ../nbs/06_fid.ipynb #ec6c914c
+def _distance_of_features(x, ref):
+    return frechet_distance(Stats.of(x), Stats.of(ref))
+
 # %% ../nbs/06_fid.ipynb #2e4d9452
 def extrapolated(
     fake:np.ndarray,  # Features of the samples, (N,D)
@@ -83,10 +87,7 @@ def extrapolated(
     return dict(value=float(fit.intercept), error=float(fit.intercept_stderr), slope=float(fit.slope),
                 n=ns.tolist(), distance=ds)
 
-# %% ../nbs/06_fid.ipynb #55dfd117
-def _distance_of_features(x, ref):
-    return frechet_distance(Stats.of(x), Stats.of(ref))
-
+# %% ../nbs/06_fid.ipynb #2553c304
 def equal_n(
     sets:dict,        # Features by name, each (N,D)
     train:np.ndarray, # Features of the faces to compare with, (M,D)
@@ -118,21 +119,24 @@ def blurred_noise(
     ims = ims/ims.std()@root + px.mean(0)
     return np.rint(ims).clip(0, 255).astype(np.uint8)
 
-# %% ../nbs/06_fid.ipynb #d85d693b
+# %% ../nbs/06_fid.ipynb #b62e9531
 def equal_n_rows(
     label:str,  # Name of the distance
     x:dict,     # Features: train, held (perhaps none), samples (a list, one a seed), noise (as many as held-out faces)
 )->list:
     "Rows at equal N: samples, floor and noise against the same draws of training faces."
     n,dim = len(x['noise']),x['train'].shape[1]
-    def measure(a, ref):
+    def measure(
+        a,    # Features of one kind
+        ref,  # Of as many training faces
+    ):
         return {label:_distance_of_features(a, ref), **(prdc(ref, a) if n > 5 else {})}
     held = {FLOOR:x['held']} if len(x['held']) >= n else {}
     sets = {'samples':np.concatenate(x['samples']), **held, NOISE:x['noise']}
     out = equal_n(sets, x['train'], n, 10 if n <= dim else 3, measure=measure)
     return [metric_row(k, of, [d[k] for d in ds], n) for of,ds in out.items() for k in ds[0]]
 
-# %% ../nbs/06_fid.ipynb #c11ae768
+# %% ../nbs/06_fid.ipynb #dcf11231
 def _fitted(x):
     "Fits to infinite N by what they are of, where there are at least twice as many pictures as features."
     ref,fits = Stats.of(x['train']),{}
@@ -141,6 +145,15 @@ def _fitted(x):
             fits[of] = [extrapolated(f, ref, 8 if len(ref.mu) > 256 else 30) for f in sets]
     return fits
 
+def _kid_rows(x):
+    rows = []
+    for of,a in {'samples':np.concatenate(x['samples']), FLOOR:x['held']}.items():
+        if len(a) > 1:
+            value,error = kid(a, x['train'])
+            rows.append(metric_row('KID × 1000', of, 1000*value, len(a), 1000*error))
+    return rows
+
+# %% ../nbs/06_fid.ipynb #ee0279f5
 def all_samples_rows(
     label:str,  # Name of the distance
     x:dict,     # Features, as for `equal_n_rows`
@@ -153,10 +166,7 @@ def all_samples_rows(
     for of,each in fits.items():
         most = min(f['n'][-1] for f in each)
         rows.append(metric_row(f'{label} (N → ∞)', of, [f['value'] for f in each], most, each[0]['error']))
-    for of,a in {'samples':np.concatenate(x['samples']), FLOOR:x['held']}.items():
-        if len(a) > 1:
-            value,error = kid(a, train)
-            rows.append(metric_row('KID × 1000', of, 1000*value, len(a), 1000*error))
+    rows += _kid_rows(x)
     four = [prdc(train[:n], f[:n]) for f in x['samples']]
     return rows + [metric_row(f'{k} (all {n:,})', 'samples', [o[k] for o in four], n) for k in four[0]],fits
 
