@@ -26,7 +26,8 @@ def main():
         seen.append(len(x))
         return x.mean((1, 2))
     data = SimpleNamespace(train=faces(31, 0), heldout=faces(9, 1), hash='h')
-    evaluate([faces(20, 2), faces(20, 3)], data, Protocol('FD', 'v1', embed), root=open_root(root), device='cpu', progress=False, detector=None)
+    evaluate([faces(20, 2), faces(20, 3)], data, Protocol('FD', 'v1', embed), root=open_root(root), device='cpu',
+             progress=False, detector=None)
     root.with_name(f'{root.name}-{os.environ.get("RANK", 0)}.json').write_text(json.dumps(sum(seen)))
 
 

@@ -1,4 +1,5 @@
-"What the notebooks of evaluation would illustrate badly: agreement with clean-fid and SciPy, downloads and caches that fail, false alarms, several processes."
+"""What the notebooks of evaluation would illustrate badly: agreement with clean-fid and SciPy, downloads and caches
+that fail, false alarms, several processes."""
 import json
 import os
 import subprocess
@@ -12,11 +13,13 @@ import torch
 from scipy import linalg
 from types import SimpleNamespace
 
-from pttface.evaluation.features import features as ft
-from pttface.evaluation.memorization import Originality,TrainingFaces,are_copies,copies_test,look_for_copies,small_pixels
-from pttface.evaluation.metrics import Stats,frechet_distance,kid,neighbours,prdc
-from pttface.fid import Moment,Watch,draw_kept,equally_good,evaluate,sweep
-from pttface.evaluation.diagnostics import BANDS,band_of,look_at
+from pttface import fid
+from pttface.evaluation import features as ft
+from pttface.evaluation.diagnostics import BANDS,detect_faces,distance_band
+from pttface.evaluation.memorization import Originality,TrainingFaces,are_copies,copies_test,find_copies,small_pixels
+from pttface.evaluation.metrics import Stats,kid,neighbours,prdc
+from pttface.evaluation.samples import CheckpointRef,generate_cached
+from pttface.fid import Watch,equally_good,evaluate,frechet_distance,sweep
 from pttface.storage.files import BadInput,open_root
 
 top = Path(__file__).resolve().parent.parent
@@ -58,7 +61,8 @@ def test_commuting_covariances_have_a_closed_form():
 
 @pytest.mark.parametrize('decades', [2, 10, 14])
 def test_known_distances_over_many_orders_of_magnitude(decades):
-    "With B = T·A·T the optimal map is T, whatever the spectrum of A: the cross term is tr(A·T). SciPy's root agrees to 1e-6; ours is nearer."
+    """With B = T·A·T the optimal map is T, whatever the spectrum of A: the cross term is tr(A·T). SciPy's root agrees
+    to 1e-6; ours is nearer."""
     rng, dim, sym = np.random.default_rng(decades), 120, lambda m: (m + m.T)/2
     q, r = (np.linalg.qr(rng.normal(size=(dim, dim)))[0] for _ in range(2))
     for t in (sym(q*rng.uniform(.3, 3, dim) @ q.T), np.diag(rng.uniform(.3, 3, dim))):
@@ -72,18 +76,21 @@ def test_known_distances_over_many_orders_of_magnitude(decades):
 
 @pytest.mark.parametrize('decay', [3., 6., 8.])
 def test_the_order_of_features_does_not_matter(decay):
-    "Not even when the liveliest come last, which would cost the small eigenvalues, and the distance all but six digits."
+    "Not even when those that vary most come last, which would cost the distance all but six digits."
     rng, scale = np.random.default_rng(0), np.logspace(0, -decay, 160)
     x, y = (rng.normal(size=(500, 160))*scale for _ in range(2))
-    first, *others = (frechet_distance(Stats.of(x[:, i]), Stats.of(y[:, i])) for i in (np.arange(160), np.arange(160)[::-1], rng.permutation(160)))
+    orders = (np.arange(160), np.arange(160)[::-1], rng.permutation(160))
+    first, *others = (frechet_distance(Stats.of(x[:, i]), Stats.of(y[:, i])) for i in orders)
     assert others == pytest.approx([first]*2, rel=1e-10)
 
 
 def test_features_that_repeat_or_stand_still():
-    "Singular, with many more pictures than features: Cholesky may fail on it or just succeed, and the answer is that of the features that count."
+    """Singular, with many more pictures than features: Cholesky may fail on it or just succeed, and the answer is that
+    of the features that count."""
     rng = np.random.default_rng(0)
     x, y = rng.normal(size=(900, 40)) @ rng.normal(size=(40, 40)), rng.normal(size=(900, 40)) + .1
-    for f in (lambda z: np.c_[z, np.zeros((len(z), 7))], lambda z: np.c_[z, z]/2**.5, lambda z: np.c_[z, z @ np.ones((40, 3))/120**.5]):
+    constant, repeated = (lambda z: np.c_[z, np.zeros((len(z), 7))]), (lambda z: np.c_[z, z]/2**.5)
+    for f in (constant, repeated, lambda z: np.c_[z, z @ np.ones((40, 3))/120**.5]):
         a, b = Stats.of(f(x)), Stats.of(f(y))
         q = np.linalg.svd(f(np.eye(40)), full_matrices=False)[2].T  # spans all that can vary
         want = textbook(Stats.of(f(x) @ q), Stats.of(f(y) @ q))
@@ -92,7 +99,8 @@ def test_features_that_repeat_or_stand_still():
 
 @pytest.mark.parametrize('n,m', [(20, 20), (20, 400), (400, 20)])
 def test_fewer_pictures_than_features(n, m):
-    "Directions in which one set does not vary at all add nothing to the cross term: compare with the problem turned into the small space."
+    """Directions in which one set does not vary at all add nothing to the cross term: compare with the problem turned
+    into the small space."""
     rng = np.random.default_rng(n + m)
     x, y = rng.normal(size=(n, 64)), rng.normal(size=(m, 64)) + .2
     q = np.linalg.qr((x if n < m else y).T)[0]  # spans the smaller set
@@ -103,7 +111,7 @@ def test_fewer_pictures_than_features(n, m):
 
 
 def test_clean_fid_finds_the_same_on_the_same_pictures(tmp_path):
-    "Random-weight Inception under clean-fid's own road (PNG files) and under ours (arrays)."
+    "Random-weight Inception fed by clean-fid from PNG files and by us from arrays: the same distance."
     from cleanfid import fid as peer
     from torchvision.models import inception_v3
     torch.manual_seed(0)
@@ -118,9 +126,10 @@ def test_clean_fid_finds_the_same_on_the_same_pictures(tmp_path):
         for i, im in enumerate(ims):
             cv2.imwrite(str(tmp_path/str(k)/f'{i:03d}.png'), im[..., ::-1])
     with torch.no_grad():
-        want = peer.compute_fid(str(tmp_path/'0'), str(tmp_path/'1'), custom_feat_extractor=embed, num_workers=0, batch_size=4,
-                                device=torch.device('cpu'), verbose=False)
-    ours = [ft.features(o, ft.Protocol('FID', 'test', ft.clean_embed(embed)), device='cpu', batch=4) for o in sets]
+        want = peer.compute_fid(str(tmp_path/'0'), str(tmp_path/'1'), custom_feat_extractor=embed, num_workers=0,
+                                batch_size=4, device=torch.device('cpu'), verbose=False)
+    protocol = ft.Protocol('FID', 'test', ft.clean_embed(embed))
+    ours = [ft.features(o, protocol, device='cpu', batch=4) for o in sets]
     assert frechet_distance(*map(Stats.of, ours)) == pytest.approx(float(want), rel=1e-4)
     assert (ft.as_images(tmp_path/'0') == sets[0]).all()
 
@@ -141,17 +150,19 @@ def test_kid_and_prdc_against_plain_sums():
 
 
 def test_copies_are_caught_and_fresh_draws_are_not():
-    "One in twenty is handed out from training: caught every time. Fresh draws: at most as many alarms as a 1 % test may give."
+    """One in twenty is handed out from training: caught every time. Fresh draws: at most as many alarms as a 1 % test
+    may give."""
     alarms = caught = wrong = 0
     for seed in range(20):
         rng = np.random.default_rng(seed)
         train, held, fresh = (rng.normal(size=(300, 24)).astype(np.float32) for _ in range(3))
         cheat = np.concatenate([fresh[15:], train[:15] + .02*rng.normal(size=(15, 24)).astype(np.float32)])
-        known = TrainingFaces(train, -train)
-        real = np.concatenate([known.nearest(held).ratio, known.own_ratio])
-        alarms += copies_test(known.nearest(fresh).ratio, real) < .01
-        caught += copies_test(known.nearest(cheat).ratio, real) < .01
-        wrong += are_copies(known.nearest(fresh).ratio, real).sum() + (are_copies(known.nearest(cheat).ratio, real).sum() != 15)
+        faces = TrainingFaces(train, -train)
+        fresh_ratio, cheat_ratio = faces.nearest(fresh).ratio, faces.nearest(cheat).ratio
+        real = np.concatenate([faces.nearest(held).ratio, faces.ratio])
+        alarms += copies_test(fresh_ratio, real) < .01
+        caught += copies_test(cheat_ratio, real) < .01
+        wrong += are_copies(fresh_ratio, real).sum() + (are_copies(cheat_ratio, real).sum() != 15)
     assert caught == 20 and alarms <= 2 and wrong == 0
 
 
@@ -159,10 +170,14 @@ def test_dull_samples_are_no_copies():
     "A generator that has only learned the mean is near to every training face, and a copy of none."
     train, held = smooth_faces(200, 0), smooth_faces(60, 1)
     dull = np.rint(128 + .3*(smooth_faces(150, 2) - 128.)).astype(np.uint8)
-    report = evaluate(dull, SimpleNamespace(train=train, heldout=held), lambda x: x[:, ::4, ::4].reshape(len(x), -1).astype(np.float32)/255, progress=False, detector=None)
+    data = SimpleNamespace(train=train, heldout=held)
+
+    def pixels(x):
+        return x[:, ::4, ::4].reshape(len(x), -1).astype(np.float32)/255
+    report = evaluate(dull, data, pixels, progress=False, detector=None)
     assert report['copies of samples'] == 0 and 'do not share' not in report.notes[-1]
     stolen = np.concatenate([dull[:140], train[:10, :, ::-1]])
-    caught = evaluate(stolen, SimpleNamespace(train=train, heldout=held), lambda x: x[:, ::4, ::4].reshape(len(x), -1).astype(np.float32)/255, progress=False, detector=None)
+    caught = evaluate(stolen, data, pixels, progress=False, detector=None)
     assert caught['copies of samples'] == 10 and 'do not share' in caught.notes[-1]
 
 
@@ -177,7 +192,8 @@ def test_report_on_disk(tmp_path):
     report = evaluate(sets, data, mean_colour, root=root, progress=False, detector=None)
     saved = json.loads((root/'eval/report.json').read_text())
     assert saved['rows'] == report.rows and saved['settings']['data'] == 'abc' and saved['settings']['sets'] == 3
-    assert {'FD-mean_colour of samples', 'FD-mean_colour of real faces (floor)', 'FD-mean_colour of blurred noise'} <= {r['what'] for r in report.rows}
+    kinds = ('samples', 'real faces (floor)', 'blurred noise')
+    assert {f'FD-mean_colour of {k}' for k in kinds} <= {r['what'] for r in report.rows}
     assert len({r['n'] for r in report.rows if r['metric'] == 'FD-mean_colour'}) == 1
     assert any('1 of 90 samples repeat' in o for o in report.notes)
     assert next(r for r in report.rows if r['metric'] == 'FD-mean_colour (N → ∞)')['sd'] > 0
@@ -196,7 +212,7 @@ def test_no_held_out_faces_is_said_not_hidden():
         evaluate(np.zeros((9, 8, 9, 3), np.uint8), odd, progress=False)
 
 
-def test_best_is_named_only_beyond_the_dice():
+def test_best_is_named_only_beyond_sampling_noise():
     rng = np.random.default_rng(0)
     same = sum(len(equally_good({k: rng.normal(43, .3, 3) for k in 'abcdef'})) == 1 for _ in range(200))
     assert same < 40  # six equal checkpoints: a lone winner is rare
@@ -235,17 +251,24 @@ def test_copies_among_500_drawn_heads():
     found = {}
     for k, v in dict(fresh=fresh, cheat=cheat).items():
         pixels = map(small_pixels, (train, train[:, :, ::-1], held, v))
-        found[k] = Originality(dict(pixels=look_for_copies(*pixels)))
+        found[k] = Originality(dict(pixels=find_copies(*pixels)))
     assert np.flatnonzero(found['cheat'].copies).tolist() == list(range(475, 500))
     assert (found['cheat'].near.index[475:] == np.arange(25)).all() and found['cheat'].near.flipped[475:].all()
     assert found['cheat'].p < 1e-6 and '25 of 500 samples are copies' in found['cheat'].verdict
-    assert not found['fresh'].copies.any() and found['fresh'].p > .01 and found['fresh'].verdict.startswith('No sample is a copy')
+    assert not found['fresh'].copies.any() and found['fresh'].p > .01
+    assert found['fresh'].verdict.startswith('No sample is a copy')
+
+
+def flip_a_byte(path):
+    content = bytearray(path.read_bytes())
+    content[len(content)//2] ^= 1
+    path.write_bytes(content)
 
 
 FAULTS = {
     'cut': lambda p: p.write_bytes(p.read_bytes()[:200]),
     'empty': lambda p: p.write_bytes(b''),
-    'a byte flipped': lambda p: p.write_bytes((b := bytearray(p.read_bytes()), b.__setitem__(len(b)//2, b[len(b)//2] ^ 1))[0]),
+    'a byte flipped': flip_a_byte,
     'other rows': lambda p: np.savez(open(p, 'wb'), features=np.zeros((3, 6), np.float32)),
     'not numbers': lambda p: np.savez(open(p, 'wb'), features=np.full((9, 6), np.nan, np.float32)),
     'no features': lambda p: np.savez(open(p, 'wb'), other=np.zeros(3)),
@@ -297,11 +320,13 @@ def test_bad_input_is_one_sentence(tmp_path, caplog):
         return evaluate(samples, d, protocol, progress=False, **{'detector': None, **kw})
     for i in range(3):
         (tmp_path/f'{i}.txt').write_text('no picture')
-    cases = [(ims[:1], 'Found 1 picture'), (ims[:5], '5 samples'), ([ims[0], ims[1, :9]], '2 sizes'), (ims.astype(float), 'float64 from'), (ims.astype(np.int64), 'int64 from'),
-             (np.full((9, 24, 24, 3), np.nan), 'float64 from nan'), (tmp_path, '3 files and 0 pictures'), (tmp_path/'none', 'does not exist'), (ims[..., :1], 'Need pictures'),
+    cases = [(ims[:1], 'Found 1 picture'), (ims[:5], '5 samples'), ([ims[0], ims[1, :9]], '2 sizes'),
+             (ims.astype(float), 'float64 from'), (ims.astype(np.int64), 'int64 from'),
+             (np.full((9, 24, 24, 3), np.nan), 'float64 from nan'), (tmp_path, '3 files and 0 pictures'),
+             (tmp_path/'none', 'does not exist'), (ims[..., :1], 'Need pictures'),
              ([ims, ims[:, :9]], 'cannot be compared')]
-    for samples, said in cases:
-        with pytest.raises(BadInput, match=said):
+    for samples, message in cases:
+        with pytest.raises(BadInput, match=message):
             ask(samples)
     with pytest.raises(BadInput, match='pictures are not finite .the first is number 0'):
         ask(ims, lambda x: np.full((len(x), 3), np.nan))
@@ -320,35 +345,33 @@ def test_bad_input_is_one_sentence(tmp_path, caplog):
     assert len(ft.as_images(tmp_path)) == 2 and '3 of 5 files' in caplog.text
 
 
-def test_bands_and_looks():
+def test_bands_and_detections():
     rng = np.random.default_rng(0)
-    far = rng.normal(size=4000)
-    shares = np.bincount(band_of(rng.normal(size=4000), far), minlength=4)/4000
+    real = rng.normal(size=4000)
+    shares = np.bincount(distance_band(rng.normal(size=4000), real), minlength=4)/4000
     assert np.allclose(shares, np.diff([0, *BANDS.values()]), atol=.03)
-    assert (band_of(far + 9, far) == 3).all()
+    assert (distance_band(real + 9, real) == 3).all()
     face = SimpleNamespace(yaw=None, pitch=None)
-    looks = look_at(smooth_faces(8, 0), lambda im, min_face: [face] if im[..., 0].mean() > 128 else [])
-    assert 0 < looks.found.sum() < 8 and len(looks.yaw) == 0 and looks.refused == pytest.approx(100*(~looks.found).mean())
-    turned = [SimpleNamespace(yaw=y, pitch=0.) for y in (-30, 0, 30, 31)]
-    queue = iter(turned)
-    looks = look_at(smooth_faces(4, 0), lambda im, min_face: [next(queue)], batch=4)
-    assert looks.poses == dict(frontal=25., left=25., right=50.) and looks.refused == 0
+    report = detect_faces(smooth_faces(8, 0), lambda im, min_face: [face] if im[..., 0].mean() > 128 else [])
+    assert 0 < report.found.sum() < 8 and len(report.yaw) == 0
+    assert report.refused == pytest.approx(100*(~report.found).mean())
+    turned = iter([SimpleNamespace(yaw=y, pitch=0.) for y in (-30, 0, 30, 31)])
+    report = detect_faces(smooth_faces(4, 0), lambda im, min_face: [next(turned)], batch=4)
+    assert report.poses == dict(frontal=25., left=25., right=50.) and report.refused == 0
 
 
-def test_what_was_drawn_is_not_drawn_again(monkeypatch, tmp_path):
-    import pttface.diffusion as d
+def test_what_was_drawn_is_not_drawn_again(tmp_path):
     calls, stop = [], [3]
 
-    def sample(moment, n, seed=0, start=0, **kw):
+    def sample(ref, n, seed=0, start=0, **kw):
         calls.append((n, seed, start))
         if len(calls) in stop:
             raise KeyboardInterrupt
         return np.stack([smooth_faces(1, 1000*seed + start + i)[0] for i in range(n)])
-    monkeypatch.setattr(d, 'sample', sample)
-    m = Moment(SimpleNamespace(recipe=None), 'm', 'abc')
+    ref = CheckpointRef(SimpleNamespace(recipe=None), 'm', 'abc')
 
     def ask(n, seed=0, **kw):
-        return draw_kept(m, n, seed, tmp_path, block=4, progress=False, device='cpu', **kw)
+        return generate_cached(sample, ref, n, seed, tmp_path, block=4, progress=False, device='cpu', **kw)
     with pytest.raises(KeyboardInterrupt):
         ask(10)
     assert calls == [(4, 0, 0), (4, 0, 4), (2, 0, 8)] and len(list(tmp_path.iterdir())) == 2
@@ -361,40 +384,54 @@ def test_what_was_drawn_is_not_drawn_again(monkeypatch, tmp_path):
     assert calls[5:] == [(4, 1, 0), (4, 0, 0)]
     sorted(tmp_path.iterdir())[0].write_bytes(b'torn')
     before = len(calls)
-    assert (ask(10) == ims).all() and (ask(4, seed=1) == np.stack([smooth_faces(1, 1000 + i)[0] for i in range(4)])).all()
+    assert (ask(10) == ims).all()
+    assert (ask(4, seed=1) == np.stack([smooth_faces(1, 1000 + i)[0] for i in range(4)])).all()
     ask(4, steps=9)
     assert len(calls) == before + 1
 
 
 def test_a_sweep_goes_on_where_it_stopped(monkeypatch, tmp_path):
-    import pttface.diffusion as d
     calls, stop = [], [4]
 
-    def sample(moment, n, seed=0, start=0, **kw):
-        calls.append((moment.name, seed))
+    def sample(ref, n, seed=0, start=0, **kw):
+        calls.append((ref.name, seed))
         if len(calls) in stop:
             raise KeyboardInterrupt
-        return smooth_faces(n, ord(moment.name) + 100*seed)
-    monkeypatch.setattr(d, 'sample', sample)
-    root = open_root(tmp_path/'root', create=True)
-    data, p = SimpleNamespace(train=smooth_faces(40, 0), heldout=smooth_faces(9, 1), hash='h'), ft.Protocol('FD', 'v1', colours)
-    ms = {k: Moment(None, k, k) for k in 'abc'}
+        return smooth_faces(n, ord(ref.name) + 100*seed)
+    monkeypatch.setattr(fid, 'sample', sample)
+    root, p = open_root(tmp_path/'root', create=True), ft.Protocol('FD', 'v1', colours)
+    data = SimpleNamespace(train=smooth_faces(40, 0), heldout=smooth_faces(9, 1), hash='h')
+    refs = {k: CheckpointRef(None, k, k) for k in 'abc'}
 
-    def ask(ms, **kw):
-        return sweep(ms, data, p, n=20, seeds=2, root=root, progress=False, device='cpu', **kw)
+    def ask(refs, **kw):
+        return sweep(refs, data, p, n=20, seeds=2, root=root, progress=False, device='cpu', **kw)
     with pytest.raises(KeyboardInterrupt):
-        ask(ms)
-    first = ask(ms)
+        ask(refs)
+    first = ask(refs)
     assert calls == [('a', 0), ('a', 1), ('b', 0), ('b', 1), ('b', 1), ('c', 0), ('c', 1)]
     for o in (root/'eval/cache').glob('drawn-*'):
         o.unlink()
-    assert ask(ms).rows == first.rows and len(calls) == 7  # neither drawn nor measured again
-    more = ask({**ms, 'd': Moment(None, 'd', 'd')})
-    assert calls[7:] == [('d', 0), ('d', 1)] and more.rows[:3] == [{**r, 'good': q['good']} for r, q in zip(first.rows, more.rows)]
+    assert ask(refs).rows == first.rows and len(calls) == 7  # neither drawn nor measured again
+    more = ask({**refs, 'd': CheckpointRef(None, 'd', 'd')})
+    assert calls[7:] == [('d', 0), ('d', 1)]
+    assert more.rows[:3] == [{**r, 'good': q['good']} for r, q in zip(first.rows, more.rows)]
     assert json.loads((root/'eval/sweep.json').read_text())['rows'] == more.rows
-    assert 'nothing can be said' in sweep({'x': smooth_faces(20, 3), 'y': smooth_faces(20, 4)}, data, p, n=20, progress=False).verdict
+    one_seed = sweep({'x': smooth_faces(20, 3), 'y': smooth_faces(20, 4)}, data, p, n=20, progress=False)
+    assert 'nothing can be said' in one_seed.conclusion
     with pytest.raises(BadInput, match='give as many of each'):
         sweep({'x': smooth_faces(20, 3), 'y': smooth_faces(9, 4)}, data, p, n=20, progress=False)
+
+
+def test_a_cpu_takes_small_batches():
+    "Eight pictures at a time, a batch a core, however the device was named."
+    sizes = []
+
+    def embed(x):
+        sizes.append(len(x))
+        return colours(x)
+    for device in ('cpu', torch.device('cpu')):
+        ft.features(smooth_faces(20, 0), embed, device=device)
+    assert sorted(sizes) == [4, 4, 8, 8, 8, 8]
 
 
 def test_a_watch_knows_when_it_is_due():
@@ -416,11 +453,13 @@ def test_two_processes_find_what_one_finds(tmp_path):
     worker = str(Path(__file__).with_name('fid_worker.py'))
     for k in ('one', 'two'):
         open_root(tmp_path/k, create=True)
-    one = subprocess.run([sys.executable, worker, str(tmp_path/'one')], env=env, capture_output=True, text=True, timeout=300)
+    how = dict(env=env, capture_output=True, text=True, timeout=300)
+    one = subprocess.run([sys.executable, worker, str(tmp_path/'one')], **how)
     assert one.returncode == 0, one.stderr[-2000:]
-    flags = ['--multi_gpu', '--num_processes=2', '--num_machines=1', '--mixed_precision=no', '--dynamo_backend=no', '--main_process_port=0']  # --cpu starts one process
+    flags = ['--multi_gpu', '--num_processes=2', '--num_machines=1', '--mixed_precision=no', '--dynamo_backend=no',
+             '--main_process_port=0']  # --cpu starts one process
     cmd = [sys.executable, '-m', 'accelerate.commands.launch', *flags, worker, str(tmp_path/'two')]
-    two = subprocess.run(cmd, env=env, capture_output=True, text=True, timeout=300)
+    two = subprocess.run(cmd, **how)
     assert two.returncode == 0, two.stderr[-2000:]
     a, b = (json.loads((tmp_path/k/'eval/report.json').read_text()) for k in ('one', 'two'))
     assert a == b

@@ -22,7 +22,8 @@ top = Path(__file__).resolve().parent.parent
 def pictures(n, side=64, seed=0):
     import cv2
     rng = np.random.default_rng(seed)
-    return np.stack([cv2.resize(rng.integers(0, 256, (8, 8, 3), np.uint8), (side, side), interpolation=cv2.INTER_CUBIC) for _ in range(n)])
+    small = (rng.integers(0, 256, (8, 8, 3), np.uint8) for _ in range(n))
+    return np.stack([cv2.resize(o, (side, side), interpolation=cv2.INTER_CUBIC) for o in small])
 
 
 def write_pngs(ims, folder):
@@ -34,29 +35,39 @@ def write_pngs(ims, folder):
 
 
 def feature_net(kind):
-    "A function of (N,3,H,W) floats 0…255 and its width: EfficientNet-Lite0 as we fold it, or 2,048 random projections, which cost next to nothing."
+    """A function of (N,3,H,W) floats 0…255 and its width: EfficientNet-Lite0 as we fold it, or 2,048 random
+    projections, which cost next to nothing."""
     import torch
 
     from pttface.evaluation.features import load_protocol, square
     if kind == 'lite0':
         net = load_protocol(device='cpu').net
-        return lambda x: net.extract_features((square(x.permute(0, 2, 3, 1), 224, 'cpu') - 127)/128).mean((2, 3)), 1280
+
+        def lite0(x):
+            return net.extract_features((square(x.permute(0, 2, 3, 1), 224, 'cpu') - 127)/128).mean((2, 3))
+        return lite0, 1280
     proj = torch.from_numpy(np.random.default_rng(0).normal(size=(768, 2048)).astype(np.float32)/28)
     return lambda x: ((x.permute(0, 2, 3, 1).flatten(1)/127.5 - 1) @ proj).relu(), 2048
 
 
 class Ours:
     def __init__(self, kind):
+        import torch
+
         from pttface.evaluation.features import Protocol
-        self.net, _ = feature_net(kind)
-        self.protocol = 'efficientnet' if kind == 'lite0' else Protocol('FD', 'custom', lambda ims: self.net(__import__('torch').from_numpy(ims).permute(0, 3, 1, 2).float()))
+        net, _ = feature_net(kind)
+
+        def embed(ims):
+            return net(torch.from_numpy(ims).permute(0, 3, 1, 2).float())
+        self.protocol = 'efficientnet' if kind == 'lite0' else Protocol('FD', 'custom', embed)
 
     def features(self, folder):
         from pttface.evaluation.features import features
         return features(folder, self.protocol, device='cpu')
 
     def distance(self, mu, a, mv, b):
-        from pttface.evaluation.metrics import Stats, frechet_distance
+        from pttface.evaluation.metrics import Stats
+        from pttface.fid import frechet_distance
         return frechet_distance(Stats(mu, a, 10**6), Stats(mv, b, 10**6))
 
     def report(self, real, fake):
@@ -65,7 +76,8 @@ class Ours:
         from pttface.evaluation.features import as_images
         from pttface.fid import evaluate
         train = as_images(real)
-        return evaluate(fake, SimpleNamespace(train=train, heldout=pictures(max(6, len(train)//9), train.shape[1], 7)), self.protocol, n=len(train), batch=500, progress=False, detector=None)
+        data = SimpleNamespace(train=train, heldout=pictures(max(6, len(train)//9), train.shape[1], 7))
+        return evaluate(fake, data, self.protocol, n=len(train), batch=500, progress=False, detector=None)
 
 
 class CleanFid:
@@ -80,7 +92,10 @@ class CleanFid:
         self.net = Net()
 
     def features(self, folder):
-        return self.fid.get_folder_features(str(folder), self.net, num_workers=2, batch_size=32, device=__import__('torch').device('cpu'), custom_fn_resize=lambda x: x.astype(np.float32), verbose=False)
+        import torch
+        return self.fid.get_folder_features(str(folder), self.net, num_workers=2, batch_size=32,
+                                            device=torch.device('cpu'), custom_fn_resize=lambda x: x.astype(np.float32),
+                                            verbose=False)
 
     def distance(self, mu, a, mv, b):
         return self.fid.frechet_distance(mu, a, mv, b)
@@ -101,7 +116,8 @@ class PytorchFid:
         self.net = Net()
 
     def features(self, folder):
-        return self.fid.get_activations(sorted(Path(folder).glob('*.png')), self.net, batch_size=50, dims=self.dims, num_workers=2)
+        files = sorted(Path(folder).glob('*.png'))
+        return self.fid.get_activations(files, self.net, batch_size=50, dims=self.dims, num_workers=2)
     def distance(self, mu, a, mv, b):
         return self.fid.calculate_frechet_distance(mu, a, mv, b)
     def report(self, real, fake):
@@ -127,18 +143,22 @@ class TorchFidelity:
     def features(self, folder):
         from torch_fidelity.datasets import ImagesPathDataset
         from torch_fidelity.utils import get_featuresdict_from_dataset
-        return get_featuresdict_from_dataset(ImagesPathDataset(sorted(str(p) for p in Path(folder).glob('*.png'))), self.net, 64, False, False, True)[self.layer].numpy()
+        files = ImagesPathDataset(sorted(str(p) for p in Path(folder).glob('*.png')))
+        return get_featuresdict_from_dataset(files, self.net, 64, False, False, True)[self.layer].numpy()
 
     def distance(self, mu, a, mv, b):
         from torch_fidelity.metric_fid import fid_statistics_to_metric
-        return fid_statistics_to_metric(dict(mu=mu, sigma=a), dict(mu=mv, sigma=b), False)['frechet_inception_distance']
+        found = fid_statistics_to_metric(dict(mu=mu, sigma=a), dict(mu=mv, sigma=b), False)
+        return found['frechet_inception_distance']
 
     def report(self, real, fake):
+        import torch
         from torch_fidelity.metric_fid import fid_featuresdict_to_statistics, fid_statistics_to_metric
         from torch_fidelity.metric_kid import kid_featuresdict_to_metric
-        x, y = ({self.layer: __import__('torch').from_numpy(self.features(o))} for o in (real, fake))
+        x, y = ({self.layer: torch.from_numpy(self.features(o))} for o in (real, fake))
         stats = [fid_featuresdict_to_statistics(o, self.layer) for o in (x, y)]
-        return fid_statistics_to_metric(*stats, False), kid_featuresdict_to_metric(x, y, self.layer, kid_subset_size=min(1000, len(x[self.layer])))
+        kid = kid_featuresdict_to_metric(x, y, self.layer, kid_subset_size=min(1000, len(x[self.layer])))
+        return fid_statistics_to_metric(*stats, False), kid
 
 
 SIDES = {'ours': Ours, 'clean-fid': CleanFid, 'pytorch-fid': PytorchFid, 'torch-fidelity': TorchFidelity}
@@ -152,7 +172,10 @@ def worker(side, kind):
     import torch
     warnings.filterwarnings('ignore')
     answers = os.fdopen(os.dup(1), 'w')
-    with open(os.devnull, 'w') as null, contextlib.redirect_stdout(null), contextlib.redirect_stderr(null), torch.inference_mode():
+    with contextlib.ExitStack() as stack:
+        null = stack.enter_context(open(os.devnull, 'w'))
+        for context in (contextlib.redirect_stdout(null), contextlib.redirect_stderr(null), torch.inference_mode()):
+            stack.enter_context(context)
         it = SIDES[side](kind)
         for line in sys.stdin:
             what, *args = json.loads(line)
@@ -163,7 +186,8 @@ def worker(side, kind):
             got = getattr(it, what)(*args)
             s = time.perf_counter() - t
             mb = sum(resource.getrusage(o).ru_maxrss for o in (resource.RUSAGE_SELF, resource.RUSAGE_CHILDREN))/1024
-            print(json.dumps(dict(s=s, mb=mb, value=float(np.mean(got)) if isinstance(got, (float, np.ndarray, np.floating)) else None)), file=answers, flush=True)
+            value = float(np.mean(got)) if isinstance(got, (float, np.ndarray, np.floating)) else None
+            print(json.dumps(dict(s=s, mb=mb, value=value)), file=answers, flush=True)
 
 
 class Worker:
@@ -171,14 +195,15 @@ class Worker:
     def __init__(self, side, python, kind):
         env = dict(os.environ, PYTHONPATH=os.pathsep.join([str(top), str(top/'tools')]), TQDM_DISABLE='1')
         self.log = tempfile.TemporaryFile('w+')
-        self.p = subprocess.Popen([str(python), __file__, 'worker', side, kind], stdin=subprocess.PIPE, stdout=subprocess.PIPE, stderr=self.log, text=True, env=env)
+        self.p = subprocess.Popen([str(python), __file__, 'worker', side, kind], stdin=subprocess.PIPE,
+                                  stdout=subprocess.PIPE, stderr=self.log, text=True, env=env)
 
     def ask(self, *what):
         self.p.stdin.write(json.dumps([str(o) for o in what]) + '\n')
         self.p.stdin.flush()
-        said = self.p.stdout.readline()
-        if said:
-            return json.loads(said)
+        answer = self.p.stdout.readline()
+        if answer:
+            return json.loads(answer)
         self.p.wait()
         self.log.seek(0)
         raise RuntimeError(f'{what}: {self.log.read()[-1500:]}')
@@ -199,11 +224,13 @@ def row(what, ours, unit, peer=None, theirs=None, better='higher', n=None, key=l
     f = (lambda a: per/a['s']) if per else key
     a, b = [f(o) for o in ours], [f(o) for o in theirs or []]
     ratio = float(np.median([x/y if better == 'higher' else y/x for x, y in zip(a, b)])) if b else None
-    return dict(what=what, value=float(np.median(a)), unit=unit, peer=peer, peer_value=float(np.median(b)) if b else None, ratio=ratio, n=n or len(a), spread=spread(a))
+    return dict(what=what, value=float(np.median(a)), unit=unit, peer=peer,
+                peer_value=float(np.median(b)) if b else None, ratio=ratio, n=n or len(a), spread=spread(a))
 
 
 def rounds(python, kind, jobs):
-    "Each side in turn: side → what was asked → answers. A job is (rounds, warm up first?, what, arguments); all sides stay open, each in its process."
+    """Each side in turn: side → what was asked → answers. A job is (rounds, warm up first?, what, arguments); all sides
+    stay open, each in its process."""
     from contextlib import ExitStack
     got = {}
     with ExitStack() as stack:
@@ -222,8 +249,9 @@ def half_rows(ims):
     "Half precision: how much faster, and how much it changes the distance of blurred pictures."
     import cv2
 
-    from pttface.evaluation.metrics import Stats, frechet_distance
     from pttface.evaluation.features import features
+    from pttface.evaluation.metrics import Stats
+    from pttface.fid import frechet_distance
     sets = [ims[::2], np.stack([cv2.GaussianBlur(o, (0, 0), 1) for o in ims[1::2]])]
     got, s = {}, {'float32': [], 'half': []}
     for _ in range(3):
@@ -232,8 +260,10 @@ def half_rows(ims):
             got[p] = [features(o, device='cpu', precision=p) for o in sets]
             s[p].append(dict(s=time.perf_counter() - t))
     d = {k: frechet_distance(*map(Stats.of, v)) for k, v in got.items()}
-    return [row('features images/s, half precision', s['half'], 'images/s', 'ours in float32', s['float32'], per=len(ims)),
-            dict(what='distance in half precision, relative difference', value=abs(d['half']/d['float32'] - 1), unit='share', n=1)]
+    name = 'features images/s, half precision'
+    speed = row(name, s['half'], 'images/s', 'ours in float32', s['float32'], per=len(ims))
+    difference = abs(d['half']/d['float32'] - 1)
+    return [speed, dict(what='distance in half precision, relative difference', value=difference, unit='share', n=1)]
 
 
 def copies_rows(n):
@@ -241,46 +271,64 @@ def copies_rows(n):
     import cv2
 
     from drawn import heads
-    from pttface.evaluation.memorization import Originality, look_for_copies, small_pixels
     from pttface.evaluation.features import features
+    from pttface.evaluation.memorization import find_originality
     ims = heads(2*n + n//5, 48)['images']
     train, held, fresh = ims[:n], ims[n:n + n//5], ims[n + n//5:]
     k = max(1, n//20)
     cheat = np.concatenate([fresh[k:], cv2.convertScaleAbs(train[:k, :, ::-1], alpha=1.04, beta=4)])
-    x = {name: [f(o) for o in (train, train[:, :, ::-1], held)] for name, f in (('features', features), ('pixels', small_pixels))}
-    out = []
-    for what, samples in (('fresh', fresh), ('5 % copies', cheat)):
-        found = Originality({name: look_for_copies(*x[name], f(samples)) for name, f in (('features', features), ('pixels', small_pixels))})
-        out += [dict(what=f'copies found among {n} drawn heads, {what}', value=int(found.copies.sum()), unit=f'of {0 if what == "fresh" else k}', n=n),
+    real = [train, train[:, :, ::-1], held]
+    real_features, out = [features(o) for o in real], []
+    for what, samples, expected in (('fresh', fresh, 0), ('5 % copies', cheat, k)):
+        found = find_originality([*real_features, features(samples)], [*real, samples])
+        out += [dict(what=f'copies found among {n} drawn heads, {what}', value=int(found.copies.sum()),
+                     unit=f'of {expected}', n=n),
                 dict(what=f'p of the same, {what}', value=found.p, unit='p', n=n)]
     return out
 
 
+def write_stats(path, dim):
+    "Means and covariances of two sets of `dim` features, for the distance alone."
+    rng, scale = np.random.default_rng(0), np.arange(1, dim+1)**-.6
+    x, y = (rng.normal(size=(2*dim, dim))*scale + m for m in (0, .05))
+    np.savez(path, mu=x.mean(0), a=np.cov(x.T), mv=y.mean(0), b=np.cov(y.T))
+    return path
+
+
+def peer_rows(got, dim, many):
+    "Distance and report with each peer."
+    ours, rows = got['ours'], []
+    for p in PEERS:
+        theirs = got.get(p, {}).get('distance')
+        rows.append(row('distance s', ours['distance'], f's, {dim} features', p, theirs, 'lower'))
+    value = ours['distance'][0]['value']
+    for p in PEERS:
+        if p in got:
+            difference = abs(value/got[p]['distance'][0]['value'] - 1)
+            rows.append(dict(what='distance, relative difference', value=difference, unit='share', peer=p, n=1))
+    name = 'report s for 10k' if many == 10_000 else f'report s for {many}'
+    for p in PEERS:
+        theirs = got.get(p, {}).get('report')
+        rows += [row(name, ours['report'], 's, network apart', p, theirs, 'lower'),
+                 row('peak MB', ours['report'], 'MB', p, theirs, 'lower', key=lambda a: a['mb'])]
+    return rows
+
+
 def bench(smoke=False):
-    "Rows: features images/s and distance s with each peer, the report's time and memory, half precision, copies among drawn heads."
+    "Images/s and distance s with each peer, the report's time and memory, half precision, copies among drawn heads."
     made = peer_python('fid', 'clean-fid', 'pytorch-fid', 'torch-fidelity', share=True, make=not smoke)
     python = {'ours': sys.executable, **{p: made or (sys.executable if p == 'clean-fid' else None) for p in PEERS}}
-    n, many, dim, k = (8, 40, 64, 1) if smoke else (IMAGES, REPORT, 2048, ROUNDS)
+    n, many = (8, 40) if smoke else (IMAGES, REPORT)
+    dim, k = (64, 1) if smoke else (2048, ROUNDS)
     with tempfile.TemporaryDirectory() as d:
         d = Path(d)
-        write_pngs(pictures(n), d/'few')
-        got = rounds(python, 'lite0', [(k, True, 'features', d/'few')])
-        rows = [row('features images/s', got['ours']['features'], 'images/s', p, got.get(p, {}).get('features'), per=n) for p in PEERS]
-        rng, scale = np.random.default_rng(0), np.arange(1, dim+1)**-.6
-        x, y = (rng.normal(size=(2*dim, dim))*scale + m for m in (0, .05))
-        np.savez(d/'stats.npz', mu=x.mean(0), a=np.cov(x.T), mv=y.mean(0), b=np.cov(y.T))
-        for i, name in enumerate(('real', 'fake')):
-            write_pngs(pictures(many, 16, i), d/name)
-        got = rounds(python, 'projection', [(k, not smoke, 'distance', d/'stats.npz'), (1, False, 'report', d/'real', d/'fake')])
-        rows += [row('distance s', got['ours']['distance'], f's, {dim} features', p, got.get(p, {}).get('distance'), 'lower') for p in PEERS]
-        mine = got['ours']['distance'][0]['value']
-        for p in PEERS:
-            if p in got:
-                rows.append(dict(what='distance, relative difference', value=abs(mine/got[p]['distance'][0]['value'] - 1), unit='share', peer=p, n=1))
-        for p in PEERS:
-            theirs = got.get(p, {}).get('report')
-            rows += [row('report s for 10k' if many == 10_000 else f'report s for {many}', got['ours']['report'], 's, network apart', p, theirs, 'lower'),
-                     row('peak MB', got['ours']['report'], 'MB', p, theirs, 'lower', key=lambda a: a['mb'])]
+        few = write_pngs(pictures(n), d/'few')
+        got = rounds(python, 'lite0', [(k, True, 'features', few)])
+        ours = got['ours']['features']
+        rows = [row('features images/s', ours, 'images/s', p, got.get(p, {}).get('features'), per=n) for p in PEERS]
+        real, fake = (write_pngs(pictures(many, 16, i), d/name) for i, name in enumerate(('real', 'fake')))
+        jobs = [(k, not smoke, 'distance', write_stats(d/'stats.npz', dim)), (1, False, 'report', real, fake)]
+        rows += peer_rows(rounds(python, 'projection', jobs), dim, many)
     return rows + half_rows(pictures(8 if smoke else 128)) + copies_rows(20 if smoke else 500)
 
 
