@@ -1,7 +1,7 @@
 """Turn a year of posts on PTT's Beauty board into a face generator, and say honestly how good it is.
 
-`from pttface import crawl, download, extract_faces, pack, train, sample, evaluate` gives the stages; each is loaded when
-it is first asked for, so `import pttface` costs nothing.
+`from pttface import crawl, download, extract_faces, pack, train, sample, evaluate` gives the stages. Each is loaded
+when it is first asked for, so `import pttface` costs nothing.
 """
 import sys
 from importlib import import_module

@@ -28,8 +28,7 @@ from .evaluation.sweeps import Sweep,SweepDistances,save_sweep
 from .storage.files import BadInput,open_root,read_jsonl,write_jsonl
 from .training.config import Budget
 from .training.device import processes
-from .training.samplers import generate,to_uint8
-from .training.trainer import sample
+from .diffusion import generate,to_uint8,sample
 from .vision.detectors import load_detector
 
 # %% ../nbs/06_fid.ipynb #f90ca634

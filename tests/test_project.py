@@ -4,6 +4,7 @@ import importlib
 import inspect
 import json
 import os
+import re
 import subprocess
 import sys
 import tomllib
@@ -384,3 +385,14 @@ def test_an_entry_of_a_class_in_a_folder_has_its_comments(api):
     url = 'https://github.com/pttface/pttface/blob/main/pttface/storage/drive.py#L40'
     from pttface.storage.drive import Mirror
     assert api.exported(cell_class, url) is Mirror
+
+
+def test_lines_of_modules_are_short():
+    "120 columns at most, but for the list of names that nbdev writes."
+    wide = []
+    for p in sorted((top / 'pttface').rglob('*.py')):
+        if p.name == '_modidx.py':
+            continue
+        text = re.sub(r'^__all__ = \[.*?\]\n', lambda m: '\n'*m[0].count('\n'), p.read_text(), flags=re.M | re.S)
+        wide += [f'{p.relative_to(top)}:{i}' for i, line in enumerate(text.splitlines(), 1) if len(line) > 120]
+    assert wide == []

@@ -118,7 +118,8 @@ def draw_some(root, seed, start, n, steps):
 def bench(smoke=False):
     "Rows of KID and excess FD for each set, the original's recipe as the peer; a sheet of held-out, the peer's, ours."
     from pttface.diffusion import make_net
-    from pttface.evaluation.metrics import Stats, frechet_distance, kid
+    from pttface.evaluation.metrics import Stats,kid
+    from pttface.fid import frechet_distance
     from pttface.evaluation.features import features
     from pttface.training.config import find_recipe
     from pttface.display import montage

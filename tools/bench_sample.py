@@ -53,7 +53,7 @@ def bench(smoke=False):
     from pttface.diffusion import train
     from pttface.evaluation.metrics import kid
     from pttface.evaluation.features import features
-    from pttface.fid import newest
+    from pttface.evaluation.samples import newest
     from pttface.training.device import half_type
     from pttface.storage.files import read_npz, write_npz
     n, many = (12, 4) if smoke else (SAMPLES, 999)

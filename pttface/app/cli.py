@@ -223,7 +223,7 @@ def sample_run(
     progress:bool=True,    # Show a bar?
 )->Path: # What was written
     "Draw pictures from the averaged weights of a run, into one file."
-    from pttface.training.trainer import Run,sample
+    from pttface.diffusion import Run,sample
     r = Run.open(root, run)
     out = Path(out or r.path/'samples.npz')
     if out.suffix not in ('.npz','.png'):
@@ -249,7 +249,7 @@ def fid_run(
 ): # The report
     "Say how good a run's samples are, how sure that is, and whether they are copies."
     from pttface.dataset import FaceData
-    from pttface.training.trainer import Run
+    from pttface.diffusion import Run
     from pttface.fid import evaluate
     data = FaceData.load(root)
     return evaluate(Run.open(root, run), data, protocol=protocol, n=n or min(10_000, len(data.train)), seeds=seeds,

@@ -257,7 +257,7 @@ def denoising(
 )->np.ndarray: # (n, ncols, H, W, 3) uint8
     "Moments of drawing pictures 0 to `n` of `seed`."
     import torch
-    from pttface.training.samplers import generate,to_uint8
+    from pttface.diffusion import generate,to_uint8
     sigma_data = run.record['sigma_data']
     frames = []
 
