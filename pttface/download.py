@@ -353,7 +353,7 @@ def _to_ask(month, settings, optout, retry_failed):
 def _request_options(gateway, rate, allow_private, max_bytes, workers, streams, scheduler):
     "Arguments for `fetch_all`"
     client = dict(gateway=gateway, allow_private=allow_private, max_bytes=max_bytes, retries=2 if gateway else 3,
-                  patience=120., fuse=30.)
+                  patience=120., give_up_after=30.)
     if rate is not None:
         limits,other = {},(rate, 6)
     elif gateway:

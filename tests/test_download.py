@@ -197,7 +197,7 @@ def quick(monkeypatch, **kw):
     monkeypatch.setattr(module, 'Client', lambda *a,**k: client(*a, **k | kw))
 
 def test_a_dead_host_costs_little(files, tmp_path, monkeypatch):
-    quick(monkeypatch, backoff=.01, fuse=.2, connect=1)
+    quick(monkeypatch, backoff=.01, give_up_after=.2, connect=1)
     asked,ask = Counter(),pttface.net.http._hop
     monkeypatch.setattr(pttface.net.http, '_hop', lambda client,url: asked.update([url]) or ask(client, url))
     with serving(answer(files), faults={'*':'delay'}) as server:

@@ -229,7 +229,7 @@ class Client:
         timeout:float=20.,         # Longest wait for the next bytes, s
         connect:float=6.,          # Longest wait for a connection, s
         total:float=60.,           # Longest time for one request in all, s
-        fuse:float=0.,             # A host that gave no answer for so many seconds is given up; 0: never
+        give_up_after:float=0.,             # A host that gave no answer for so many seconds is given up; 0: never
         max_bytes:int=30_000_000,  # Largest body
         redirects:int=5,           # Longest chain of redirects
         headers:dict=None,         # Sent with every request
@@ -243,7 +243,7 @@ class Client:
         self.patience = patience
         self.timeout,self.total = (min(connect, timeout),timeout),total
         self.max_bytes,self.redirects = max_bytes,redirects
-        self.judge,self.fuse = judge,fuse
+        self.judge,self.give_up_after = judge,give_up_after
         self.headers = headers or {}
         self.asked = 0       # Requests so far
         self.silent = {}     # Host → attempts without an answer, since when, the last reason
@@ -416,7 +416,7 @@ def given_up(self:Client,
 )->str: # Why it is not asked any more; empty when it is
     "Whether `host` has been silent for too long."
     n,since,reason = self.silent.get(host) or (0,0.,'')
-    return reason if self.fuse and n >= 5 and time.monotonic() - since > self.fuse else ''
+    return reason if self.give_up_after and n >= 5 and time.monotonic() - since > self.give_up_after else ''
 
 # %% ../../nbs/net/http.ipynb #6549b82f
 @patch
