@@ -12,13 +12,13 @@ import base64,errno,json,logging,re,sqlite3,threading,time,zlib
 from contextlib import closing,contextmanager
 from pathlib import Path
 from urllib.parse import urljoin,urlsplit
-from urllib.robotparser import RobotFileParser
 
 from fastcore.basics import patch
 
 from ..net.http import Answer,Blocked,Client,agent
 from .parse import gated
 from ..storage.files import BadInput,dumps
+from ..policy import Robots
 
 # %% ../../nbs/ptt/cache.ipynb #fe006099
 log = logging.getLogger(__name__)
@@ -283,18 +283,16 @@ def ask_robots(
     pages:Pages,  # With its client
     board:str,    # Name of the board
 )->float: # Seconds between two requests that it asks for
-    "Ask for robots.txt and keep to the rate it asks for; raises `Blocked` when it forbids the board."
+    "Ask for robots.txt and keep to the rate it asks for; raises `Blocked` when it forbids the board, or cannot be read."
     url = urljoin(pages.base_url, '/robots.txt')
     a = pages.client.get(url)
     pages.asked += 1
-    if a.status != 200:
-        return 0.
-    robots = RobotFileParser()
-    robots.parse(a.body.decode('utf-8', 'replace').splitlines())
+    robots = Robots(a.body, a.status)
+    if a.status != 200 and not robots.allows('/'):
+        raise Blocked(f'{url} cannot be read ({a.reason or a.status}), so nobody knows what may be asked: run again later')
     for name in ('index.html','M.1704040318.A.E87.html'):
-        if not robots.can_fetch(agent, urljoin(url, f'/bbs/{board}/{name}')):
+        if not robots.allows(f'/bbs/{board}/{name}'):
             raise Blocked(f'{url} asks robots to keep out of /bbs/{board}/{name}')
-    asked,limiter = robots.request_rate(agent),pages.client.limiter(urlsplit(url).hostname)
-    gap = max(float(robots.crawl_delay(agent) or 0), asked.seconds/asked.requests if asked else 0)
-    limiter.gap = max(limiter.gap, gap)
-    return gap
+    limiter = pages.client.limiter(urlsplit(url).hostname)
+    limiter.gap = max(limiter.gap, robots.delay)
+    return robots.delay
