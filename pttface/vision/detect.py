@@ -75,10 +75,10 @@ def min_face_px(
     "How small a face in a photo of `shape` may be by the rule of 1.5 % of its area."
     return max(12., (share*shape[0]*shape[1])**.5)
 
-# %% ../../nbs/vision/detect.ipynb #77991045
+# %% ../../nbs/vision/detect.ipynb #ea00d379
 def kps_shape(
     kps:np.ndarray,  # Landmarks, (…,5,2) px
-)->tuple: # Nose beside the eyes' midpoint, nose on the way to the mouth, mouth beside the midpoint, and roll in degrees
+)->tuple: # Nose beside the eyes' midpoint, nose on the way to the mouth, mouth beside it, and roll in degrees
     "What the landmarks say of the head's turn, whatever its place, size and roll."
     kps = np.asarray(kps, float)
     mid = kps[...,:2,:].mean(-2)
@@ -370,14 +370,15 @@ def middle_terms(
     y = np.stack([np.ones_like(yaw), eyes[...,1], nose[...,1], mouth[...,1], eye_distance])
     return x,y
 
-# %% ../../nbs/vision/detect.ipynb #3d65620f
+# %% ../../nbs/vision/detect.ipynb #4ebbd31d
 def middle(
     bbox:np.ndarray,  # Box of a level face, (4,) px
     kps:np.ndarray,   # Its landmarks, (5,2) px
 )->np.ndarray: # x y px
     "The middle of a level face."
     x,y = middle_terms(bbox, kps)
-    return np.asarray(bbox, float).reshape(2,2).mean(0) + np.array([MID_X@x, MID_Y@y])*float((bbox[2:] - bbox[:2]).max())
+    centre = np.asarray(bbox, float).reshape(2,2).mean(0)
+    return centre + np.array([MID_X@x, MID_Y@y])*float((bbox[2:] - bbox[:2]).max())
 
 # %% ../../nbs/vision/detect.ipynb #238964f7
 def cuda_advice(
