@@ -1,5 +1,11 @@
-"Faults a page would illustrate badly: processes that die, shards cut short, poisoned photos, a run that is interrupted."
-import io,json,os,signal,subprocess,sys,time
+"Faults that a page would illustrate badly: killed processes, cut shards, broken photos, an interrupted run."
+import io
+import json
+import os
+import signal
+import subprocess
+import sys
+import time
 from pathlib import Path
 
 import cv2
@@ -20,13 +26,21 @@ def jpeg(im):
 
 @pytest.fixture(scope='module')
 def photos():
-    return [jpeg(h.im) for h in draw_heads([dict(seed=i, size=(250,200), scale=.5) for i in range(6)], workers=1, progress=False)]
+    drawn = [dict(seed=i, size=(250,200), scale=.5) for i in range(6)]
+    return [jpeg(h.im) for h in draw_heads(drawn, workers=1, progress=False)]
+
+def png(im):
+    return cv2.imencode('.png', im)[1].tobytes()
+
+def record(key, photo):
+    "One photo of a shard, with its metadata"
+    return key,{'jpg':photo, 'json':dumps(dict(url=f'https://i.imgur.com/{key}.jpg')).encode()}
 
 @pytest.fixture
 def root(tmp_path, photos):
     root = open_root(tmp_path/'run', create=True)
     for m in ('01','02','03'):
-        write_tar(root/f'photos/images_{m}_part_1.tar', [(f'{m}{i:05d}', {'jpg':b, 'json':dumps(dict(url=f'https://i.imgur.com/{m}{i}.jpg')).encode()}) for i,b in enumerate(photos)])
+        write_tar(root/f'photos/images_{m}_part_1.tar', [record(f'{m}{i:05d}', b) for i,b in enumerate(photos)])
     write_json(root/'photos/download.json', {})
     return root
 
@@ -61,15 +75,18 @@ def test_a_torn_shard_is_reported_and_the_others_finish(root):
     assert not found.failed and len(found.kept) == 18
     assert [r['key'] for r in found.rows] == sorted(r['key'] for r in found.rows)
 
-def test_poisoned_photos_drop_their_row(root, photos):
-    bad = [b'', b'<html>not found</html>', photos[0][:800], b'\x89PNG\r\n\x1a\n' + b'\0'*50, cv2.imencode('.png', np.zeros((1,1,3), np.uint8))[1].tobytes(), photos[1]]
-    write_tar(root/'photos/images_01_part_1.tar', [(f'01{i:05d}', {'jpg':b, 'json':b'{"url": '} if i else {'jpg':b}) for i,b in enumerate(bad)])
+def test_broken_photos_drop_their_row(root, photos):
+    header = b'\x89PNG\r\n\x1a\n' + b'\0'*50
+    bad = [b'', b'<html>not found</html>', photos[0][:800], header, png(np.zeros((1,1,3), np.uint8)), photos[1]]
+    records = [(f'01{i:05d}', {'jpg':b, 'json':b'{"url": '} if i else {'jpg':b}) for i,b in enumerate(bad)]
+    write_tar(root/'photos/images_01_part_1.tar', records)
     rows = [r for r in F.extract_faces(root, workers=1).rows if r['month'] == '01']
     assert [r['status'] for r in rows] == ['dropped']*5 + ['kept']
-    assert {r['reason'] for r in rows[:5]} <= {'unreadable','blurred','no_face'} and rows[0]['reason'] == rows[1]['reason'] == 'unreadable'
+    assert {r['reason'] for r in rows[:5]} <= {'unreadable','blurred','no_face'}
+    assert rows[0]['reason'] == rows[1]['reason'] == 'unreadable'
 
 class Fake:
-    "A detector that says what it is told"
+    "A detector that returns the faces it was given"
     def __init__(self, *faces):
         self.faces = list(faces)
     def __call__(self, im, min_face=None):
@@ -92,7 +109,7 @@ KPS = np.array([[80,90],[120,90],[100,110],[85,130],[115,130]], np.float32)
     (Face(np.array([-50,-60,260,240.]), KPS, .9), None),
 ])
 def test_reasons(noise, face, reason):
-    row,crops = F.face_row(cv2.imencode('.png', noise)[1].tobytes(), Fake(face))
+    row,crops = F.face_row(png(noise), Fake(face))
     assert row['reason'] == reason and (crops is None) == (reason is not None)
     json.loads(dumps(row))
     assert 'NaN' not in dumps(row)
@@ -108,7 +125,7 @@ def test_a_detector_that_raises_drops_the_row(noise):
     class Broken:
         def __call__(self, im, min_face=None):
             raise ValueError('ONNX says no')
-    row,_ = F.face_row(cv2.imencode('.png', noise)[1].tobytes(), Broken())
+    row,_ = F.face_row(png(noise), Broken())
     assert row['reason'] == 'unreadable' and 'ONNX says no' in row['error']
 
 def test_original_preset_falls_back_to_the_untouched_photo(noise):
@@ -150,14 +167,20 @@ def test_photos_are_decoded_as_the_gate_decodes_them(photos):
     pil = Image.fromarray(whole)
     detect = F.load_detector('mtcnn')
     want = F.face_row(saved(pil, quality=95), detect)[0]
-    for b in (saved(pil.transpose(Image.Transpose.ROTATE_90), exif=exif, quality=95), saved(pil.convert('CMYK'), quality=95), saved(pil, 'PNG'), saved(pil, 'WEBP', quality=95)):
+    files = [
+        saved(pil.transpose(Image.Transpose.ROTATE_90), exif=exif, quality=95),
+        saved(pil.convert('CMYK'), quality=95),
+        saved(pil, 'PNG'),
+        saved(pil, 'WEBP', quality=95),
+    ]
+    for b in files:
         row,crops = F.face_row(b, detect)
         assert row['status'] == 'kept' and crops[60].shape == (60,60,3) and (row['height'],row['width']) == (250,200)
         np.testing.assert_allclose(row['centre'], want['centre'], atol=6)
     assert F.face_row(photos[0][:900], detect)[0]['error'] == 'truncated'
 
 class Describing(Fake):
-    "A detector that looks at several faces together, and cannot bear one photo"
+    "A detector that describes several faces together, and fails on a dark photo"
     batch = 3
     def __init__(self, *faces):
         super().__init__(*faces)
@@ -169,15 +192,15 @@ class Describing(Fake):
         for _,f in pairs:
             f.age,f.gender,f.yaw = 30.,1,-33.
 
-def test_faces_are_described_together_and_a_poisoned_one_apart(noise):
-    png = lambda im: cv2.imencode('.png', im)[1].tobytes()
+def test_faces_are_described_together_and_a_failing_one_apart(noise):
     face = lambda: Face(np.array([60,60,140,160.]), KPS, .9)
     class Fresh(Describing):
         def __call__(self, im, min_face=None):
             return [face()]
     detect = Fresh()
     rows = F.face_rows([png(noise)]*3, detect)
-    assert detect.asked == [3] and all(r['age'] == 30 and r['pose'] == 'left' and r['gender'] == 1 for r,_ in rows)
+    assert detect.asked == [3]
+    assert all(r['age'] == 30 and r['pose'] == 'left' and r['gender'] == 1 for r,_ in rows)
     rows = F.face_rows([png(noise), png(noise//2), png(noise)], detect)
     assert [r['reason'] for r,_ in rows] == [None,'unreadable',None] and 'too dark' in rows[1][0]['error']
 
@@ -225,7 +248,9 @@ def children(pid):
 def start(root, tmp_path):
     script = tmp_path/'go.py'
     script.write_text(RUN)
-    return subprocess.Popen([sys.executable,str(script),str(root)], stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, env=os.environ | dict(OMP_NUM_THREADS='1', TQDM_DISABLE='1'))
+    env = os.environ | dict(OMP_NUM_THREADS='1', TQDM_DISABLE='1')
+    return subprocess.Popen([sys.executable,str(script),str(root)], env=env, text=True,
+                            stdout=subprocess.PIPE, stderr=subprocess.PIPE)
 
 def test_a_killed_worker_changes_nothing_but_time(root, tmp_path):
     F.extract_faces(root, workers=1)
@@ -234,10 +259,10 @@ def test_a_killed_worker_changes_nothing_but_time(root, tmp_path):
         p.unlink()
     job = start(root, tmp_path)
     end = time.time() + 15
-    while not (kids := children(job.pid)) and time.time() < end:
+    while not (workers := children(job.pid)) and time.time() < end:
         time.sleep(.02)
-    assert kids
-    os.kill(kids[0], signal.SIGKILL)
+    assert workers
+    os.kill(workers[0], signal.SIGKILL)
     out,err = job.communicate(timeout=60)
     assert job.returncode == 0, err
     assert out.strip() == '18' and read_jsonl(root/'faces/faces.jsonl') == want
@@ -245,7 +270,9 @@ def test_a_killed_worker_changes_nothing_but_time(root, tmp_path):
 @pytest.fixture(scope='module')
 def cluster(tmp_path_factory):
     distributed = pytest.importorskip('distributed')
-    with distributed.LocalCluster(n_workers=2, threads_per_worker=1, dashboard_address=None, host='127.0.0.1', local_directory=str(tmp_path_factory.mktemp('dask')), silence_logs=50) as c:
+    folder = str(tmp_path_factory.mktemp('dask'))
+    with distributed.LocalCluster(n_workers=2, threads_per_worker=1, dashboard_address=None, host='127.0.0.1',
+                                  local_directory=folder, silence_logs=50) as c:
         yield c
 
 def fresh(root):
@@ -270,9 +297,10 @@ def test_dask_gives_what_this_process_gives(root, cluster):
 
 def test_a_dask_worker_killed_in_the_middle(root, cluster, monkeypatch):
     F.extract_faces(root, workers=1)
-    want,killed,put = artefacts(root),[],shards.write_part
+    want,killed = artefacts(root),[]
+    write_part = shards.write_part
     def first(*a):
-        put(*a)
+        write_part(*a)
         if not killed:
             killed.append(next(iter(cluster.workers.values())).pid)
             os.kill(killed[0], signal.SIGKILL)
@@ -284,7 +312,8 @@ def test_a_dask_worker_killed_in_the_middle(root, cluster, monkeypatch):
 
 def test_a_shard_that_fails_is_tried_again_then_reported(root, monkeypatch):
     F.extract_faces(root, workers=1)
-    want,real,calls = artefacts(root),shards.read_tar,[]
+    want,calls = artefacts(root),[]
+    real = shards.read_tar
     def flaky(until):
         def read(p):
             calls.append(p)
@@ -300,7 +329,8 @@ def test_a_shard_that_fails_is_tried_again_then_reported(root, monkeypatch):
     calls.clear()
     monkeypatch.setattr(shards, 'read_tar', flaky(99))
     found = F.extract_faces(root, workers=1)
-    assert list(found.failed) == ['images_02_part_1'] and 'Input/output error' in found.failed['images_02_part_1'] and len(found) == 12
+    assert list(found.failed) == ['images_02_part_1'] and len(found) == 12
+    assert 'Input/output error' in found.failed['images_02_part_1']
     monkeypatch.setattr(shards, 'read_tar', real)
     assert not F.extract_faces(root, workers=1).failed
     same(root, want)

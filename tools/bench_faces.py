@@ -1,4 +1,6 @@
-"Faces on drawn heads of known pose: geometry against the truth, reasons, speed against the original's rules (N heads from FACES_N, 500 by default)."
+"""Faces on drawn heads of known pose: geometry against the truth, reasons, speed against the original's rules.
+
+FACES_N is the number of heads, 500 by default."""
 import os
 import time
 from collections import Counter
@@ -22,9 +24,12 @@ def _bad(n):
     from pttface.synthetic.lighting import draw_scene
     rng = np.random.default_rng(0)
     grainy = lambda im: np.clip(im + rng.normal(0, 9, im.shape), 0, 255).astype(np.uint8)
-    heads = draw_heads([dict(seed=9000 + i, scale=.1, pitch=0) for i in range(n)] + [dict(seed=9500 + i, blur=4.) for i in range(n)], progress=False)
-    photos = [(grainy(h.im), 'face_too_small_before') for h in heads[:n]] + [(h.im, 'blurred') for h in heads[n:]]
-    photos = [(_jpeg(im), why) for im, why in photos + [(grainy(draw_scene(9900 + i)), 'no_face') for i in range(n)]]
+    small = [dict(seed=9000 + i, scale=.1, pitch=0) for i in range(n)]
+    blurred = [dict(seed=9500 + i, blur=4.) for i in range(n)]
+    heads = draw_heads(small + blurred, progress=False)
+    photos = [(_jpeg(grainy(h.im)), 'face_too_small_before') for h in heads[:n]]
+    photos += [(_jpeg(h.im), 'blurred') for h in heads[n:]]
+    photos += [(_jpeg(grainy(draw_scene(9900 + i))), 'no_face') for i in range(n)]
     return photos + [(photos[i][0][:300] if i % 2 else b'<html></html>', 'unreadable') for i in range(n)]
 
 
@@ -71,30 +76,18 @@ def _compared(what, spent, n):
     return _row(what, 1/ours, '1/s/core', 'preset original', 1/theirs, theirs/ours, n, (q[1] - q[0])/2/ours)
 
 
-def bench(smoke=False):
-    from pttface.vision.detectors import load_detector
-    from pttface.vision.detect import overlap
-    from pttface.faces import FACE_PRESETS,face_row,find_face,pose_of
+def _accuracy(heads, detect):
+    "Rows of geometry against the truth"
+    from pttface.faces import find_face,pose_of
     from pttface.vision.geometry import transform_points
-    from pttface.synthetic.heads import draw_heads
-    n, few, repeats = (10, 5, 1) if smoke else (int(os.environ.get('FACES_N', 500)), 100, 5)
-    cv2.setNumThreads(1)
-    detect, heads = load_detector('mtcnn'), draw_heads(n, seed=60_000, progress=False)
     found = [(o, h) for h in heads if not (o := find_face(h.im, detect)).reason]
     eyes = np.array([transform_points(o.M, h.eyes) for o, h in found])
     line = eyes[:, 1] - eyes[:, 0]
     angle = np.abs(np.degrees(np.arctan2(line[:, 1], line[:, 0])))
-    off = np.array([np.hypot(*(transform_points(o.M, h.bbox.reshape(2, 2).mean(0)) - o.centre))/o.side for o, h in found])
+    centres = [transform_points(o.M, h.bbox.reshape(2, 2).mean(0)) for o, h in found]
+    off = np.array([np.hypot(*(centre - o.centre))/o.side for centre, (o, _) in zip(centres, found)])
     yaw = np.array([[o.face.yaw, h.yaw] for o, h in found])
     clear = yaw[np.abs(np.abs(yaw[:, 1]) - 20) > 5]
-    bad = _bad(1 if smoke else 25)
-    judged = [face_row(b, detect)[0]['reason'] == why for b, why in bad]
-    photos = [_jpeg(h.im) for h in heads[:few]]
-    spent, rows = _speed(photos, detect, FACE_PRESETS, repeats)
-    iou = [overlap(np.array(a['bbox']), np.array(b['bbox'])) for a, b in zip(rows['default'], rows['original']) if a.get('bbox') and b.get('bbox')]
-    lenient = {k: replace(v, sharpness=0.) for k, v in FACE_PRESETS.items()}
-    large = [_jpeg(cv2.resize(h.im, None, fx=3, fy=3, interpolation=cv2.INTER_CUBIC)) for h in heads[:max(few//5, 2)]]
-    steps = {k: _steps(photos, detect, v) for k, v in lenient.items()}
     return [
         _row('eye angle median deg', float(np.median(angle)), 'deg', n=len(found)),
         _row('eye angle p95 deg', float(np.percentile(angle, 95)), 'deg', n=len(found)),
@@ -102,11 +95,47 @@ def bench(smoke=False):
         _row('yaw MAE deg', float(np.abs(yaw[:, 0] - yaw[:, 1]).mean()), 'deg', n=len(found)),
         _row('pose accuracy', float(np.mean([pose_of(a) == pose_of(b) for a, b in clear])), 'share', n=len(clear)),
         _row('detection rate', len(found)/len(heads), 'share', n=len(heads)),
-        _row('drop reasons right', float(np.mean(judged)), 'share', n=len(judged)),
+    ]
+
+
+def _agreement(rows):
+    "The share of photos on which the two presets' boxes agree"
+    from pttface.vision.detect import overlap
+    boxes = [(a.get('bbox'), b.get('bbox')) for a, b in zip(rows['default'], rows['original'])]
+    iou = np.array([overlap(np.array(a), np.array(b)) for a, b in boxes if a and b])
+    return _row('boxes IoU>=0.9', float(np.mean(iou >= .9)), 'share', 'preset original', n=len(iou))
+
+
+def _step_rows(photos, detect, presets):
+    spent = {k: _steps(photos, detect, v) for k, v in presets.items()}
+    peer = spent['original']
+    return [_row(f'step {k}', v, 'ms', 'preset original', peer[k], peer[k]/max(v, 1e-6), len(photos))
+            for k, v in spent['default'].items()]
+
+
+def bench(smoke=False):
+    from pttface.vision.detectors import load_detector
+    from pttface.faces import FACE_PRESETS,face_row
+    from pttface.synthetic.heads import draw_heads
+    n = 10 if smoke else int(os.environ.get('FACES_N', 500))
+    few, repeats = (5, 1) if smoke else (100, 5)
+    cv2.setNumThreads(1)
+    detect, heads = load_detector('mtcnn'), draw_heads(n, seed=60_000, progress=False)
+    accuracy = _accuracy(heads, detect)
+    reasons_right = [face_row(b, detect)[0]['reason'] == why for b, why in _bad(1 if smoke else 25)]
+    photos = [_jpeg(h.im) for h in heads[:few]]
+    spent, rows = _speed(photos, detect, FACE_PRESETS, repeats)
+    lenient = {k: replace(v, sharpness=0.) for k, v in FACE_PRESETS.items()}
+    enlarged = [cv2.resize(h.im, None, fx=3, fy=3, interpolation=cv2.INTER_CUBIC) for h in heads[:max(few//5, 2)]]
+    large = [_jpeg(im) for im in enlarged]
+    steps = _step_rows(photos, detect, lenient)
+    return [
+        *accuracy,
+        _row('drop reasons right', float(np.mean(reasons_right)), 'share', n=len(reasons_right)),
         _compared('photos/s', spent, len(photos)),
-        _row('boxes IoU>=0.9', float(np.mean(np.array(iou) >= .9)), 'share', 'preset original', None, None, len(iou)),
+        _agreement(rows),
         _compared('photos/s, 1200 x 1500', _speed(large, detect, lenient, repeats)[0], len(large)),
-        *[_row(f'step {k}', v, 'ms', 'preset original', steps['original'][k], steps['original'][k]/max(v, 1e-6), len(photos)) for k, v in steps['default'].items()],
+        *steps,
     ]
 
 

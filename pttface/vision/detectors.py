@@ -1,4 +1,4 @@
-"""Load a face detector by its name
+"""Load a face detector by its name.
 
 Docs: https://pttface.github.io/pttface/vision/detectors.html.md"""
 

@@ -1,4 +1,4 @@
-"""A photo in; its faces with pose, gender and age, from InsightFace's networks, out
+"""Find faces with InsightFace's networks, which also tell gender and age.
 
 Docs: https://pttface.github.io/pttface/vision/insightface.html.md"""
 
@@ -21,9 +21,25 @@ from ..storage.files import BadInput
 # %% ../../nbs/vision/insightface.ipynb #7912d102
 log = logging.getLogger(__name__)
 
-# %% ../../nbs/vision/insightface.ipynb #9b700857
+# %% ../../nbs/vision/insightface.ipynb #8977857e
+def _bgr(im):
+    return np.ascontiguousarray(im[...,::-1])
+
+def _from_insight(o):
+    "InsightFace's face as ours"
+    gender = None if o.gender is None else int(o.gender)
+    age = None if o.age is None else float(o.age)
+    kps = None if o.kps is None else np.asarray(o.kps, np.float32)
+    face = Face(np.asarray(o.bbox, np.float32), kps, float(o.det_score), gender=gender, age=age)
+    if o.pose is not None:
+        face.pitch,face.yaw,face.roll = map(float, o.pose)
+    elif face.sound:
+        face.yaw,face.pitch,face.roll = kps_pose(kps)
+    return face
+
+# %% ../../nbs/vision/insightface.ipynb #a8f3bbe3
 class InsightFace:
-    "A face detector: InsightFace's own `FaceAnalysis`, with pose, gender and age where its folder of networks has them"
+    "A face detector: InsightFace's own `FaceAnalysis`, with pose, gender and age where there are networks for them"
     def __init__(self,
         min_face:float=None,      # Side of the smallest face to return, px; `None`: all that it finds
         models:str='buffalo_l',   # Name of a model pack, or a folder of ONNX files
@@ -39,41 +55,16 @@ class InsightFace:
             raise BadInput(f'The detector insightface needs its extra ({e}): pip install "pttface[insightface]"') from e
         if det_size < 32 or det_size % 32:
             raise BadInput(f'det_size must be a multiple of 32 px, not {det_size}')
-        self.min_face,self.models,self.det_size,self.batch = min_face,models,det_size,batch
-        self.app = FaceAnalysis(name=str(models), providers=providers, allowed_modules=['detection','landmark_3d_68','genderage'])
+        self.min_face,self.models = min_face,models
+        self.det_size,self.batch = det_size,batch
+        modules = ['detection','landmark_3d_68','genderage']
+        self.app = FaceAnalysis(name=str(models), providers=providers, allowed_modules=modules)
         self.app.prepare(ctx_id=0, det_thresh=threshold, det_size=(det_size,det_size))
         self.provider = self.app.det_model.session.get_providers()[0]
-        self.advice = cuda_advice(onnxruntime.get_available_providers(), Path('/proc/driver/nvidia/version').exists(), self.provider)
+        card = Path('/proc/driver/nvidia/version').exists()
+        self.advice = cuda_advice(onnxruntime.get_available_providers(), card, self.provider)
         if self.advice:
-            log.warning('InsightFace runs on %s although there is a GPU; to mend it: %s', self.provider, self.advice)
-
-    def __call__(self,
-        im:np.ndarray,        # Photo, (H,W,3) uint8 RGB
-        min_face:float=None,  # Side of the smallest face to return, px, for this photo only
-    )->list[Face]: # Largest first
-        "The faces of `im`, all that its networks say of them; raises `BadInput` when it is no photo."
-        return self.ranked(map(_from_insight, self.app.get(_bgr(check_photo(im)))), min_face)
-
-    def largest(self,
-        im:np.ndarray,   # Photo, (H,W,3) uint8 RGB
-        size:int=None,   # Side of the square it is fitted into, px, a multiple of 32
-    )->list[Face]: # Largest first, not yet described
-        "The faces of `im`, detected and no more; raises `BadInput` when it is no photo."
-        boxes,kps = self.app.det_model.detect(_bgr(check_photo(im)), input_size=size and (size,size))
-        faces = [Face(b[:4], None if kps is None else kps[i], float(b[4])) for i,b in enumerate(boxes)]
-        for f in faces:
-            if f.sound:
-                f.yaw,f.pitch,f.roll = kps_pose(f.kps)
-        return self.ranked(faces, 1 if size else None)
-
-    def again(self,
-        im:np.ndarray,   # Picture, (H,W,3) uint8 RGB
-        box:np.ndarray,  # Where the face is, (4,) px
-    )->Face|None: # The face that overlaps `box` most; `None` when none does by a third
-        "Look again at the face in `box`, at the picture's own size."
-        found = [(overlap(f.bbox, box), f) for f in self.largest(im, min(self.det_size, -(-max(im.shape[:2])//32)*32))]
-        share,face = max(found, key=lambda o: o[0], default=(0,None))
-        return face if share > 1/3 else None
+            log.warning('InsightFace runs on %s although there is a GPU; to fix it: %s', self.provider, self.advice)
 
     def ranked(self,
         faces,          # From the networks
@@ -81,24 +72,86 @@ class InsightFace:
     )->list[Face]: # Largest first
         return sorted((f for f in faces if f.area >= (min_face or self.min_face or 0)**2), key=lambda f: -f.area)
 
+    def __call__(self,
+        im:np.ndarray,        # Photo, (H,W,3) uint8 RGB
+        min_face:float=None,  # Side of the smallest face to return, px, for this photo only
+    )->list[Face]: # Largest first
+        "The faces of `im`, with all that its networks tell; raises `BadInput` when it is no photo."
+        return self.ranked(map(_from_insight, self.app.get(_bgr(check_photo(im)))), min_face)
+
     def __repr__(self):
         return f'InsightFace({self.models}, det_size {self.det_size}, on {self.provider})'
 
-# %% ../../nbs/vision/insightface.ipynb #c22b6055
-def _bgr(im):
-    return np.ascontiguousarray(im[...,::-1])
+# %% ../../nbs/vision/insightface.ipynb #d2ded5a1
+@patch
+def largest(self:InsightFace,
+    im:np.ndarray,   # Photo, (H,W,3) uint8 RGB
+    size:int=None,   # Side of the square it is fitted into, px, a multiple of 32
+)->list[Face]: # Largest first, not yet described
+    "The faces of `im`, detected and no more; raises `BadInput` when it is no photo."
+    boxes,kps = self.app.det_model.detect(_bgr(check_photo(im)), input_size=size and (size,size))
+    faces = [Face(b[:4], None if kps is None else kps[i], float(b[4])) for i,b in enumerate(boxes)]
+    for f in faces:
+        if f.sound:
+            f.yaw,f.pitch,f.roll = kps_pose(f.kps)
+    return self.ranked(faces, 1 if size else None)
 
-def _from_insight(o):
-    "InsightFace's face as ours"
-    kps = None if o.kps is None else np.asarray(o.kps, np.float32)
-    face = Face(np.asarray(o.bbox, np.float32), kps, float(o.det_score), gender=None if o.gender is None else int(o.gender), age=None if o.age is None else float(o.age))
-    if o.pose is not None:
-        face.pitch,face.yaw,face.roll = map(float, o.pose)
-    elif face.sound:
-        face.yaw,face.pitch,face.roll = kps_pose(kps)
-    return face
+# %% ../../nbs/vision/insightface.ipynb #471a96f7
+@patch
+def again(self:InsightFace,
+    im:np.ndarray,   # Picture, (H,W,3) uint8 RGB
+    box:np.ndarray,  # Where the face is, (4,) px
+)->Face|None: # The face that overlaps `box` most; `None` when none does by a third
+    "Look again at the face in `box`, at the picture's own size."
+    size = min(self.det_size, -(-max(im.shape[:2])//32)*32)
+    found = [(overlap(f.bbox, box), f) for f in self.largest(im, size)]
+    share,face = max(found, key=lambda o: o[0], default=(0,None))
+    return face if share > 1/3 else None
 
-# %% ../../nbs/vision/insightface.ipynb #9fb09d7b
+# %% ../../nbs/vision/insightface.ipynb #936a63e3
+class _Collected(Exception):
+    "Raised in place of an answer: the input has been collected"
+
+class _SessionStandIn:
+    "Takes the place of a network's session: collects the inputs, or returns `answers` one by one"
+    def __init__(self, answers=None):
+        self.inputs,self.answers = [],answers
+
+    def run(self,
+        names,  # Outputs of the network, not used
+        feed,   # Its inputs by name
+    ):
+        if self.answers:
+            return [self.answers.pop(0)[None]]
+        self.inputs += feed.values()
+        raise _Collected
+
+# %% ../../nbs/vision/insightface.ipynb #2a7b56fe
+def _run_batches(net, session, inputs, batch):
+    "The answers of `net`'s real `session` to `inputs`, with one run for `batch` of them"
+    parts = [np.concatenate(inputs[i:i+batch]) for i in range(0, len(inputs), batch)]
+    runs = [session.run(net.output_names, {net.input_name:part})[0] for part in parts]
+    return [answer for run in runs for answer in run]
+
+def _get_all(net, pairs, batch):
+    "InsightFace's `net.get` for many faces, with one run of the network for `batch` of them"
+    session = net.session
+    if batch < 2 or isinstance(session.get_inputs()[0].shape[0], int):
+        for im,f in pairs:
+            net.get(im, f)
+        return
+    try:
+        net.session = first = _SessionStandIn()
+        for im,f in pairs:
+            with suppress(_Collected):
+                net.get(im, f)
+        net.session = _SessionStandIn(_run_batches(net, session, first.inputs, batch))
+        for im,f in pairs:
+            net.get(im, f)
+    finally:
+        net.session = session
+
+# %% ../../nbs/vision/insightface.ipynb #81c8b2e4
 @patch
 def describe(self:InsightFace,
     pairs,  # Pictures and a face of each
@@ -110,38 +163,6 @@ def describe(self:InsightFace,
         if name != 'detection':
             _get_all(net, theirs, self.batch)
     for (_,f),(_,o) in zip(pairs, theirs):
-        o = _from_insight(o)
-        f.yaw,f.pitch,f.roll,f.gender,f.age = o.yaw,o.pitch,o.roll,o.gender,o.age
-
-# %% ../../nbs/vision/insightface.ipynb #9412d478
-class _Taken(Exception):
-    pass
-
-class _Between:
-    "Stands where a network's session stands: collects what it is asked, or hands out answers"
-    def __init__(self, answers=None):
-        self.asked,self.answers = [],answers
-    def run(self, names, feed):
-        if self.answers:
-            return [self.answers.pop(0)[None]]
-        self.asked += feed.values()
-        raise _Taken
-
-def _get_all(net, pairs, batch):
-    "InsightFace's `net.get` for many faces, with one run of the network for `batch` of them"
-    session = net.session
-    if batch < 2 or isinstance(session.get_inputs()[0].shape[0], int):
-        for im,f in pairs:
-            net.get(im, f)
-        return
-    try:
-        net.session = first = _Between()
-        for im,f in pairs:
-            with suppress(_Taken):
-                net.get(im, f)
-        runs = [session.run(net.output_names, {net.input_name:np.concatenate(first.asked[i:i+batch])})[0] for i in range(0, len(pairs), batch)]
-        net.session = _Between([o for run in runs for o in run])
-        for im,f in pairs:
-            net.get(im, f)
-    finally:
-        net.session = session
+        described = _from_insight(o)
+        for name in ('yaw','pitch','roll','gender','age'):
+            setattr(f, name, getattr(described, name))
