@@ -283,13 +283,13 @@ def ask_robots(
     pages:Pages,  # With its client
     board:str,    # Name of the board
 )->float: # Seconds between two requests that it asks for
-    "Ask for robots.txt and keep to the rate it asks for; raises `Blocked` when it forbids the board, or cannot be read."
+    "Ask for robots.txt and keep to its rate; raises `Blocked` when it forbids the board, or cannot be read."
     url = urljoin(pages.base_url, '/robots.txt')
     a = pages.client.get(url)
     pages.asked += 1
     robots = Robots(a.body, a.status)
     if a.status != 200 and not robots.allows('/'):
-        raise Blocked(f'{url} cannot be read ({a.reason or a.status}), so nobody knows what may be asked: run again later')
+        raise Blocked(f'{url} cannot be read ({a.reason or a.status}), so what may be asked is unknown: run again later')
     for name in ('index.html','M.1704040318.A.E87.html'):
         if not robots.allows(f'/bbs/{board}/{name}'):
             raise Blocked(f'{url} asks robots to keep out of /bbs/{board}/{name}')
