@@ -29,11 +29,11 @@ from .display import Picture,Table
 from .net.http import RETRYABLE,Client,Stopped
 from .net.scheduler import HOST_LIMITS,OTHER_HOSTS,fetch_all
 from .policy import opted_out,read_optout,tagged,young
-from .storage.files import BadInput,find_preset,need,read_json,read_jsonl,write_json
+from .storage.files import BadInput,find_preset,need,read_json,read_jsonl,read_tar,write_json,write_tar
 from .storage.shards import (drop_photo,drop_withdrawn,open_months,photo_hashes,store_results,write_record,
                                     write_shards)
 from .vision.detectors import load_detector
-from .vision.images import Unusable,decode,encode_jpeg,opened,perceptual_hash,sharpness
+from .vision.images import Unusable,decode,encode_jpeg,opened,perceptual_hash,sharpness,strip_metadata
 
 # %% ../nbs/01_download.ipynb #5eca5323
 log = logging.getLogger(__name__)
@@ -73,6 +73,7 @@ class DownloadSettings:
     shard:int=500               # Photos a tar
     keep_rejected:bool=False    # Keep rejected photos too, in tars of their own? (regate then needs no download)
     screen_titles:bool=True     # Leave out articles whose title names an age under 20, or a school below university?
+    strip_metadata:bool=True    # Leave out what a photo says of places, times, devices and names? False: byte for byte
     robots_tag:bool=True        # Leave out what its server marks X-Robots-Tag: noai, noindex or the like?
 
 # %% ../nbs/01_download.ipynb #9f9bc11d
@@ -171,7 +172,23 @@ def look(self:Gate,
         measured = dict(format=form, **self.examine(im))
         if verdict(measured, s)[0] != 'kept' and not s.keep_rejected:
             return measured,b''
-        return measured,body if form == 'JPEG' else encode_jpeg(im, s.quality)
+        return measured,self.as_kept(body, im, form)
+
+# %% ../nbs/01_download.ipynb #2ccbad45
+@patch
+def as_kept(self:Gate,
+    body:bytes,     # What came
+    im:np.ndarray,  # Its pixels, upright
+    form:str,       # Its format
+)->bytes: # A JPEG
+    "The file that goes into the tar."
+    s = self.settings
+    if form != 'JPEG':
+        return encode_jpeg(im, s.quality)
+    try:
+        return strip_metadata(body) if s.strip_metadata else body
+    except Unusable:
+        return encode_jpeg(im, s.quality)
 
 # %% ../nbs/01_download.ipynb #9acb7288
 @patch
@@ -393,6 +410,23 @@ def _worker_gate(settings, optout):
 def _fetch_on_worker(jobs, client, settings, optout):
     return fetch_links(jobs, client, _worker_gate(settings, optout))
 
+# %% ../nbs/01_download.ipynb #9e1c6d83
+def _strip_old(folder, settings):
+    "Leave metadata out of the photos of a record that does not say whether it was left out"
+    if not settings.strip_metadata or 'strip_metadata' in read_json(folder/'download.json')['settings']:
+        return
+    for tar in sorted(folder.glob('*_part_*.tar')):
+        samples = list(read_tar(tar))
+        stripped = [(key, files | dict(jpg=_stripped(files['jpg'], settings))) for key,files in samples]
+        if stripped != samples:
+            write_tar(tar, stripped)
+
+def _stripped(photo, settings):
+    try:
+        return strip_metadata(photo)
+    except Unusable:
+        return encode_jpeg(decode(photo)[0], settings.quality)
+
 # %% ../nbs/01_download.ipynb #e93fb198
 def download(
     root:str='data',           # Artefact folder, after a crawl
@@ -411,7 +445,8 @@ def download(
     "Fetch every link of the crawl and keep the photos with a sharp face; raises `BadInput` on what it cannot use."
     settings = find_preset(settings, DOWNLOAD_PRESETS, 'the download')
     jobs,wanted = _check(root, months, workers, streams, rate)
-    every,optout = open_months(Path(root)/'photos', jobs, settings, force),read_optout(root)
+    folder,optout = Path(root)/'photos',read_optout(root)
+    every = open_months(folder, jobs, settings, force, before=dict(strip_metadata=settings.strip_metadata))
     drop_withdrawn(every.values(), optout)
     todo = {every[m]:_to_ask(every[m], settings, optout, retry_failed) for m in wanted}
     options = _request_options(gateway, rate, allow_private, settings.max_bytes, workers, streams, scheduler)
@@ -420,7 +455,8 @@ def download(
         fetch = partial(fetch_all, fetch=there if scheduler else here, **options)
         _fetch_twice(todo, fetch, [*every.values()], settings.shard, progress)
     write_shards([*every.values()], settings.shard)
-    return Photos(*write_record(Path(root)/'photos', every, settings))
+    _strip_old(folder, settings)
+    return Photos(*write_record(folder, every, settings))
 
 # %% ../nbs/01_download.ipynb #6fbb178a
 def _rejudge(r, settings, stored):
@@ -442,21 +478,23 @@ def regate(
     "Judge every photo again by other thresholds, from stored measurements; raises `BadInput` before a download."
     record = read_json(need(root, 'photos/download.json', 'download'))
     settings = DownloadSettings(**record['settings'] | dict(score=score, sharpness=sharpness))
-    write_json(Path(root)/'photos/download.json', record | dict(settings=settings, done=False))
-    every = open_months(Path(root)/'photos', plan(root))
+    folder = Path(root)/'photos'
+    _strip_old(folder, settings)
+    write_json(folder/'download.json', record | dict(settings=settings, done=False))
+    every = open_months(folder, plan(root))
     stored = photo_hashes(every.values())
     for m in every.values():
         for r in list(m.ledger.rows.values()):
             if (new := _rejudge(r, settings, stored)) != r:
                 m.ledger.append(new)
     write_shards([*every.values()], settings.shard)
-    return Photos(*write_record(Path(root)/'photos', every, settings))
+    return Photos(*write_record(folder, every, settings))
 
 # %% ../nbs/01_download.ipynb #c12936b3
 DEAD = ('removed','404','410','not_image','dns','redirects','empty')
 
 def _state(r):
-    if r['status'] != 'failed':
+    if r['status'] != 'failed' or r['reason'].startswith('format_'):
         return 'there'
     return 'gone' if r['reason'] in DEAD else 'unsure'
 

@@ -1,5 +1,5 @@
 "What a notebook would illustrate badly: every fault a host can have, a killed download, and running again."
-import io,json,multiprocessing,os,random,shutil,signal,subprocess,sys,threading,time
+import hashlib,io,json,multiprocessing,os,random,shutil,signal,subprocess,sys,threading,time
 from collections import Counter
 from pathlib import Path
 
@@ -10,9 +10,10 @@ from PIL import Image
 from skimage import data
 
 import pttface.net.http,pttface.storage.shards
-from pttface.download import DownloadSettings,Photos,download,regate
+from pttface.download import DownloadSettings,Photos,download,link_rot,regate
 from pttface.synthetic.server import Fault,Reply,faults,serving
 from pttface.storage.files import BadInput,Ledger,open_root,read_jsonl,read_tar,write_jsonl
+from pttface.vision.images import decode
 
 portrait = data.astronaut()[:256, 96:352].copy()
 scene = cv2.resize(data.coffee(), (256,256))
@@ -402,3 +403,47 @@ def test_killed_twenty_times(files, tmp_path):
     assert len(read_jsonl(tmp_path/'killed/photos/ledger_01.jsonl')) == 30
     shutil.rmtree(tmp_path/'killed')
     assert len(Photos.load(tmp_path/'whole')) == 60
+
+def talking(seed, orientation=1):
+    "A JPEG that tells of a place, a device and a person"
+    exif = Image.Exif()
+    exif[0x0112],exif[0x010f] = orientation,'Pear 12'
+    exif.get_ifd(0x8825).update({1:'N', 2:(25.,2.,1.)})
+    buf = io.BytesIO()
+    im = Image.open(io.BytesIO(jpeg(portrait, seed)))
+    im = im.transpose(Image.Transpose.ROTATE_90) if orientation == 6 else im
+    im.save(buf, 'JPEG', quality=92, exif=exif, comment=b'by Mei', xmp=b'<x:xmpmeta>Mei</x:xmpmeta>')
+    return buf.getvalue() + buf.getvalue()
+
+def photos_in(root):
+    return {k:p['jpg'] for f in sorted((root/'photos').glob('*.tar')) for k,p in read_tar(f)}
+
+def test_photos_tell_nothing_besides(tmp_path):
+    urls,bodies = [name(i) for i in range(3)],[talking(0), talking(1, 6), jpeg(portrait, 2)]
+    with serving(answer({f'/i.imgur.com/pic{i:04d}.jpg':o for i,o in enumerate(bodies)})) as server:
+        photos = get(listed(tmp_path/'a', urls, 1), server)
+        bare = DownloadSettings(strip_metadata=False)
+        get(listed(tmp_path/'b', urls, 1), server, settings=bare)
+        kept,whole = photos_in(tmp_path/'a'),photos_in(tmp_path/'b')
+        assert [r['sha256'] for r in photos.kept] == [hashlib.sha256(o).hexdigest() for o in bodies]
+        assert [*whole.values()] == bodies and kept[photos.kept[2]['key']] == bodies[2]
+        for body,was in zip(kept.values(), bodies):
+            assert not any(o in body for o in (b'Pear', b'Mei', b'xmpmeta'))
+            assert dict(Image.open(io.BytesIO(body)).getexif()) in ({}, {0x0112:6})
+            assert np.array_equal(decode(body)[0], decode(was)[0])
+        record = tmp_path/'b/photos/download.json'
+        old = json.loads(record.read_text())
+        del old['settings']['strip_metadata']
+        record.write_text(json.dumps(old))
+        server.clear()
+        get(tmp_path/'b', server)
+        assert not server.requests and state(tmp_path/'a') == state(tmp_path/'b')
+
+def test_formats_that_are_not_decoded_are_no_dead_links(tmp_path):
+    heic,tiff = b'\0\0\0\x18ftypheic\0\0\0\0mif1heic' + bytes(900),io.BytesIO()
+    Image.fromarray(portrait).save(tiff, 'TIFF')
+    with serving(answer({'/i.imgur.com/pic0000.jpg':heic, '/i.imgur.com/pic0001.jpg':tiff.getvalue()})) as server:
+        photos = get(listed(tmp_path, [name(i) for i in range(3)], 1), server)
+    assert [r['reason'] for r in photos.rows] == ['format_heic','format_tiff','404']
+    rot, = link_rot(photos).rows
+    assert (rot['there'], rot['gone']) == (2, 1)

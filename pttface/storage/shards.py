@@ -188,6 +188,7 @@ def open_months(
     jobs:dict,       # Month label → its links
     settings=None,   # Must be those that made the folder; `None`: take it as it is
     force:bool=False,  # Begin anew where lists or settings are others?
+    before:dict=None,  # Settings that older releases lacked, with the values that count for them
 )->dict: # Month label → `MonthShard`
     "The months of a download; raises `BadInput` when the folder was made from other lists or by other settings."
     if settings is not None:
@@ -195,7 +196,7 @@ def open_months(
         if strays and not force:
             raise BadInput(f'{folder} has the months {", ".join(strays)}, which the crawl has not (any more): '
                            'use another folder, or --force to download again')
-        if (not same_settings(folder/'download.json', settings, force) or strays) and force:
+        if (not same_settings(folder/'download.json', settings, force, before) or strays) and force:
             shutil.rmtree(folder, ignore_errors=True)
         folder.mkdir(exist_ok=True)
         if not (folder/'download.json').exists():
