@@ -21,7 +21,7 @@ from .ptt.board_range import (BoardRange,CrawlState,Links,article_url,audit,craw
                                      nothing_found,removed_if_nothing,save_links)
 from .ptt.cache import Pages,ask_robots,board_client,check_board
 from .ptt.parse import Page,posted,taipei
-from .ptt.urls import canonical
+from .ptt.urls import canonical_all
 from .storage.files import BadInput,find_preset,open_root,same_settings
 from . import callable_module
 
@@ -126,8 +126,7 @@ def article_row(
     "The row of one article: its images, and the links that were skipped."
     origins = {'body', *(['addition'] if settings.additions else []), *(['push'] if settings.pushes else [])}
     links,skipped = {},[]
-    for origin,raw in page.links:
-        url,reason = canonical(raw)
+    for origin,raw,url,reason in ((origin,raw,*o) for origin,raw in page.links for o in canonical_all(raw)):
         if url and origin not in origins:
             reason = 'origin'
         elif url and settings.framed and not page.framed:

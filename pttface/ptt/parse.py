@@ -60,7 +60,13 @@ def text_of(
     pushes:list=None,  # Gets the text of the comments, which leave `\0number\0` behind; None: they stay where they are
 )->str:
     "The text of `o`: links as their addresses, without scripts, previews and header lines."
-    return (o.text or '') + ''.join(_piece(c, pushes) + (c.tail or '') for c in o)
+    return (o.text or '') + ''.join(_joined(_piece(c, pushes), c) for c in o)
+
+def _joined(text, o):
+    "The text of a child and what follows it; PTT ends a link where Chinese begins, though its file's name may go on"
+    tail = o.tail or ''
+    goes_on = o.tag == 'a' and tail[:1] > '\x7f' and tail[0].isalnum() and text == f' {o.get("href")} '
+    return (text[:-1] if goes_on else text) + tail
 
 def _piece(o, pushes):
     "The text of one child"
