@@ -23,7 +23,7 @@ from PIL import Image
 
 from .display import Picture,Table
 from .policy import read_optout
-from .storage.files import atomic_path,find_preset,need,read_npz,same_settings,write_json
+from .storage.files import BadInput,atomic_path,find_preset,need,read_npz,same_settings,write_json
 from .storage.shards import PreviousRun,merge_parts,photo_shards
 from .vision.detect import Face,check_photo,draw_faces,kps_shape,middle,overlap
 from .vision.detectors import load_detector
@@ -554,7 +554,7 @@ def extract_faces(
     scheduler:str|None=None,  # Address of a dask.distributed scheduler; its workers must see `root` under this path
     batch:int=8,              # Photos that InsightFace describes together
 )->Faces: # What became of every photo
-    "Make a face of every photo that has one; raises `BadInput` when there are no photos, or faces made by other rules."
+    "Make a face of every photo that has one; raises `BadInput` without photos, when all shards fail, or on other rules."
     root = need(root, 'photos/download.json', 'download').parent.parent
     settings = find_preset(settings, FACE_PRESETS, 'faces')
     shards,folder = photo_shards(root),root/'faces'
@@ -564,6 +564,9 @@ def extract_faces(
     workers = workers or (1 if detector == 'insightface' else os.cpu_count() or 1)
     failed = faces_of_shards(todo, folder, face_rows, detector, settings, out, batch, workers, scheduler)
     rows = merge_parts(shards, before, failed, lambda rows: _counts(root, rows), bool(todo))
+    if len(failed) == len(shards):
+        reasons = '; '.join(f'{shard}: {reason}' for shard,reason in list(failed.items())[:5])
+        raise BadInput(f'None of {len(shards)} shards gave faces. {reasons}')
     if png:
         write_pngs(root, rows)
     return Faces(root, rows, failed)

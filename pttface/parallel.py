@@ -8,7 +8,7 @@ Docs: https://pttface.github.io/pttface/parallel.html.md"""
 __all__ = ['uninterrupted', 'map_processes', 'run_bounded', 'run_tasks', 'map_threads', 'ThreadTuner']
 
 # %% ../nbs/parallel.ipynb #8f85292e
-import math,multiprocessing,os,signal,threading,time
+import math,multiprocessing,os,signal,sys,threading,time
 from concurrent.futures import FIRST_COMPLETED,CancelledError,ProcessPoolExecutor,ThreadPoolExecutor,wait
 from concurrent.futures.process import BrokenProcessPool
 from contextlib import contextmanager
@@ -65,6 +65,25 @@ def _kill(pool):
     for p in list((pool._processes or {}).values()):
         p.kill()
 
+# %% ../nbs/parallel.ipynb #8596ec67
+_hiding = threading.RLock()
+
+@contextmanager
+def _hidden_main(f):
+    "Processes that start in this block do not run the main script, unless `f` is defined there"
+    main = vars(sys.modules['__main__'])
+    if getattr(getattr(f, 'func', f), '__module__', None) == '__main__':
+        yield
+        return
+    with _hiding:
+        held = {k:main[k] for k in ('__file__','__spec__') if k in main}
+        main.pop('__file__', None)
+        main['__spec__'] = None
+        try:
+            yield
+        finally:
+            main.update(held)
+
 # %% ../nbs/parallel.ipynb #93ac8b5a
 def map_processes(
     f,                 # Function of a module, called as `f(item)`
@@ -81,7 +100,7 @@ def map_processes(
         return
     pool,done = _new_pool(workers, init, f),False
     try:
-        with uninterrupted():
+        with uninterrupted(),_hidden_main(f):
             results = pool.map(f, items, chunksize=chunksize)
         yield from results
         done = True
@@ -135,7 +154,7 @@ def _in_pool(f, tasks, workers, tries, ahead, lost):
     pool = _new_pool(workers)
     def submit(task):
         nonlocal pool
-        with uninterrupted():
+        with uninterrupted(),_hidden_main(f):
             try:
                 job = pool.submit(_attempt, f, tries, task)
             except BrokenProcessPool:

@@ -162,6 +162,74 @@ def test_an_error_ends_the_others_at_once():
     assert time.monotonic() - start < 30
 
 
+SCRIPT = '''
+from pttface import crawl, download, extract_faces, pack
+from pttface.parallel import run_tasks
+from pttface.synthetic.board import make_board, serve
+
+print('begin')
+with serve(make_board(40)) as server:
+    crawl('Beauty', '2024-01-01', '2024-12-31', 'data', base_url=server.url, rate=0)
+    download('data', gateway=server.url)
+faces = extract_faces('data', workers=2)
+data = pack('data')
+print(len(faces), len(data), len(faces.failed), dict(run_tasks(divmod, [(7, 2), (9, 3)], workers=2)))
+'''
+
+
+def run_script(folder, text):
+    (folder/'script.py').write_text(text)
+    env = os.environ | dict(OMP_NUM_THREADS='1', TQDM_DISABLE='1')
+    return subprocess.run([sys.executable, 'script.py'], cwd=folder, capture_output=True, text=True, env=env)
+
+
+def test_a_script_without_a_guard(tmp_path):
+    "The README's lines, saved as a file and run: no process runs the script again."
+    run = run_script(tmp_path, SCRIPT)
+    assert run.returncode == 0, run.stderr
+    first, last = run.stdout.splitlines()
+    faces, images, failed, results = last.split(' ', 3)
+    assert first == 'begin' and int(faces) >= 20 and int(images) > 10 and failed == '0'
+    assert results == '{(7, 2): (3, 1), (9, 3): (3, 0)}'
+
+
+OWN = '''
+import __main__
+from pttface.parallel import map_processes, run_tasks
+def double(x): return 2*x
+if __name__ == '__main__':
+    before = __main__.__file__, __main__.__spec__
+    print(list(map_processes(double, range(3), workers=2)), dict(run_tasks(double, [(4,), (5,)], workers=2)))
+    print(before == (__main__.__file__, __main__.__spec__))
+'''
+
+
+def test_a_function_of_the_script_itself(tmp_path):
+    run = run_script(tmp_path, OWN)
+    assert run.returncode == 0, run.stderr
+    assert run.stdout.splitlines()[0].startswith('[0, 2, 4] {') and run.stdout.endswith('True\n')
+
+
+HIDDEN = '''
+import math, os
+from threading import Thread
+import __main__
+from pttface.parallel import map_processes, run_tasks
+roots = lambda: list(map_processes(math.sqrt, [1, 4, 9], workers=2))
+threads = [Thread(target=roots) for _ in range(3)]
+for t in threads: t.start()
+for t in threads: t.join()
+print(roots(), os.path.basename(__main__.__file__), __main__.__spec__)
+'''
+
+
+def test_the_script_is_shown_again(tmp_path):
+    "Several threads may start processes at a time; afterwards the main module is as it was."
+    run = run_script(tmp_path, HIDDEN)
+    assert run.returncode == 0, run.stderr
+    assert run.stdout.splitlines() == ['[1.0, 2.0, 3.0] script.py None']
+
+
 def start(script, **kw):
     return subprocess.Popen([sys.executable, script], stdout=subprocess.PIPE, text=True, start_new_session=True, **kw)
 
