@@ -5,8 +5,11 @@ import numpy as np
 import pytest
 import torch
 
-from pttface.dataset import FaceData,PackSettings,duplicate_groups,held_out,near_pairs,pack
-from pttface.storage.files import BadInput,dumps,open_root,read_json,write_json,write_jsonl,write_npz
+from pttface.dataset import (FaceData,PackSettings,duplicate_groups,duplicate_pairs,held_out,mirrored_hashes,near_pairs,
+                             pack,split_articles)
+from pttface.storage.files import (BadInput,content_hash,dumps,open_root,read_json,read_jsonl,read_npz,write_json,
+                                   write_jsonl,write_npz)
+from pttface.synthetic.heads import draw_heads
 
 def article(i):
     return f'https://www.ptt.cc/bbs/Beauty/M.{1704040000 + i}.A.E87.html'
@@ -19,7 +22,7 @@ def make(root, n=60, extra=()):
     hashes = [f'{h:016x}' for h in rng.integers(0, 2**63, n)]
     at = [*range(n), *extra]
     rows = [dict(key=f'01{k:05d}', month='01', status='kept', reason=None, row=k, url=f'https://i.imgur.com/{k}.jpg',
-                 article=article(k//2 if i < n else 1000 + i), sha256=f'{k:064x}', score=.9 + i/1000,
+                 article=article(k//2 if k < n else 1000 + k), sha256=f'{k:064x}', score=.9 + i/1000,
                  pose=('frontal','left','right')[i%3], gender=None, phash=hashes[i], face_sharpness=100. - k,
                  side=200.) for k,i in enumerate(at)]
     rows.append(dict(key='0199999', month='01', status='dropped', reason='blurred', url='u', article='a', shard='s'))
@@ -207,3 +210,141 @@ def test_batches(tmp_path):
     assert .3 < np.mean(mirrored) < .7
     assert not torch.equal(whole[0], next(data.batches(7, seed=4)))
     assert data.at(32) is data.at(32) and data.at(32).images.shape[1:] == (32,32,3) and data.at(64) is data
+
+SIDES = {side: [article(i) for i in range(400) if held_out(article(i)) == side] for side in (False, True)}
+
+def make_linked(root, *names):
+    "A face for each of `names`, `(article, picture)` pairs: what has one picture is one picture"
+    make(root, len(names))
+    pictures = sorted({picture for _,picture in names})
+    which = [pictures.index(picture) for _,picture in names]
+    rows, arrays = read_jsonl(root/'faces/faces.jsonl'), dict(read_npz(root/'faces/faces_01.npz'))
+    hashes = [r['phash'] for r in rows if r['status'] == 'kept']
+    for row,(name,_),k in zip(rows, names, which):
+        row |= dict(article=name, phash=hashes[k])
+    write_jsonl(root/'faces/faces.jsonl', rows)
+    write_npz(root/'faces/faces_01.npz', **arrays | {k: arrays[k][which] for k in ('im64', 'im60')})
+    return root
+
+def sides_of(data):
+    out = {}
+    for name,side in zip(data.article.tolist(), data.split.tolist()):
+        out.setdefault(name, set()).add(side)
+    return out
+
+@pytest.mark.parametrize('first', [False, True])
+def test_connected_articles_lie_on_one_side_whatever_the_chain(tmp_path, first):
+    a = SIDES[first][0]
+    b,c,d = [o for o in SIDES[not first] if o > a][:3]
+    faces = [(a,'1'), (a,'a'), (b,'1'), (b,'2'), (b,'b'), (c,'2'), (c,'3'), (d,'3'), (d,'d')]
+    data = pack(make_linked(tmp_path/'run', *faces, (SIDES[False][5],'x'), (SIDES[True][5],'y')))
+    sides = sides_of(data)
+    assert all(sides.get(o, {int(first)}) == {int(first)} for o in (a,b,c,d)) and len(data) == 8
+    assert sides[SIDES[False][5]] == {0} and sides[SIDES[True][5]] == {1} and 'left_heldout' not in data.card
+
+def test_training_wins_where_a_later_article_connects_two_sides(tmp_path):
+    trained,held,other = SIDES[False][0],SIDES[True][0],SIDES[True][1]
+    late = article(5000)
+    old = [(trained,'1'), (trained,'2'), (held,'3'), (held,'4'), (other,'5')]
+    assert sides_of(pack(make_linked(tmp_path/'run', *old))) == {trained: {0}, held: {1}, other: {1}}
+    for root in ('run', 'fresh'):
+        data = pack(make_linked(tmp_path/root, *old, (late,'1'), (late,'3'), (late,'6')))
+        assert sides_of(data) == {trained: {0}, late: {0}, other: {1}}
+        assert data.card['left_heldout'] == dict(faces=2, articles=[held])
+        assert data.card['counts']['on one side'] == 6 and data.card['counts']['faces'] == 8
+
+def test_an_older_article_that_comes_later_moves_nothing(tmp_path):
+    for side in (False, True):
+        packed = SIDES[side][-1]
+        older = SIDES[not side][0]
+        root = tmp_path/f'{side}'
+        other = (SIDES[False][2],'9')
+        pack(make_linked(root, (packed,'1'), (packed,'2'), other))
+        assert sides_of(pack(make_linked(root, (packed,'1'), (packed,'2'), other, (older,'1'), (older,'3')))) == {
+            packed: {int(side)}, older: {int(side)}, SIDES[False][2]: {0}}
+
+def test_whatever_comes_no_side_changes_and_no_connected_two_differ():
+    rng, names = np.random.default_rng(6), SIDES[False][:40] + SIDES[True][:40]
+    names = sorted(names)
+    edges = rng.integers(0, 80, (60,2))
+    for known in (20, 40, 60):
+        split = {}
+        for n in (known, 80):
+            links = {a: {names[j] for e in edges for i,j in (e, e[::-1]) if names[i] == a and max(i,j) < n and i != j}
+                     for a in names[:n]}
+            before, split = split, split_articles(links)
+            assert all(split[a] == s or (s,split[a]) == (1,2) for a,s in before.items())
+            assert not [a for a in links for b in links[a] if {split[a],split[b]} == {0,1}]
+
+def test_faces_without_an_article_are_split_by_their_key(tmp_path):
+    data = pack(make_linked(tmp_path/'run', *[(None,str(i).zfill(2)) for i in range(60)]))
+    assert data.split.tolist() == [held_out(k) for k in data.key] and 0 < data.split.sum() < 20
+
+def test_a_set_of_0_1_0_is_left_alone_unless_articles_are_connected(tmp_path):
+    trained,held = SIDES[False][0],[o for o in SIDES[True] if o > SIDES[False][0]][0]
+    for faces,changes in ([(trained,'1'), (held,'2')], False), ([(trained,'1'), (held,'1'), (held,'2')], True):
+        root = make_linked(tmp_path/f'{changes}', *faces)
+        data = pack(root)
+        rows,card = read_jsonl(root/'faces/faces.jsonl'),dict(data.card)
+        arrays = {k: v for k,v in data.arrays.items() if k not in ('url','sha256')}
+        arrays['split'] = np.array([0,1], np.uint8)
+        old = {k: arrays[k] for k in ('images','split','key')}
+        card |= dict(source=content_hash(2, rows, [], []), hash=content_hash(*old.values()))
+        write_npz(root/'dataset/faces.npz', **arrays)
+        write_json(root/'dataset/card.json', card)
+        stamp = (root/'dataset/card.json').stat().st_mtime_ns
+        assert FaceData.load(root).hash == card['hash']
+        assert (pack(root).hash != card['hash']) == changes
+        assert ((root/'dataset/card.json').stat().st_mtime_ns != stamp) == changes
+
+def change_colour(gain):
+    return lambda im: np.clip(im*np.float32(gain), 0, 255).astype(np.uint8)
+
+def to_grey(im):
+    return np.repeat((im@np.float32([.299,.587,.114]))[...,None], 3, 2).astype(np.uint8)
+
+CHANGES = dict(mirrored=lambda im: im[:,::-1], grey=to_grey, warm=change_colour([1.2,1,.75]),
+               cold=change_colour([.75,.95,1.25]), washed=lambda im: (im*.7 + np.float32([76,36,48])).astype(np.uint8),
+               mirrored_grey=lambda im: to_grey(im[:,::-1]))
+
+def test_mirrored_grey_and_tinted_reposts_are_found_and_no_other():
+    specs = [dict(size=(64,64), scale=.8, centre=(.5,.5))]*40
+    heads = np.stack([h.im for h in draw_heads(specs, seed=70, workers=1, progress=False)])
+    changed = [np.ascontiguousarray(f(im)) for im in heads[:10] for f in CHANGES.values()]
+    ims = np.concatenate([heads, np.stack(changed)])
+    group = duplicate_groups(mirrored_hashes(ims[:,:,::-1]), ims)
+    assert (group[40:].reshape(10,-1) == group[:10,None]).all()
+    assert len(set(group)) == 40 and not len(duplicate_pairs(mirrored_hashes(heads[:,:,::-1]), heads))
+
+def forget_labels(root):
+    "A set as 0.1.0 wrote it: addresses and hashes are in the faces' rows alone"
+    arrays = read_npz(root/'dataset/faces.npz')
+    write_npz(root/'dataset/faces.npz', **{k: v for k,v in arrays.items() if k not in ('url','sha256')})
+
+@pytest.mark.parametrize('old', [False, True])
+@pytest.mark.parametrize('entry,gone', [
+    ('https://i.imgur.com/3.jpg', ['0100003']), (article(5), ['0100010', '0100011']),
+    (f'{7:064x}', ['0100007']), ('https://i.imgur.com/60.jpg', ['0100000'])])
+def test_load_obeys_the_opt_out_list_without_a_new_pack(tmp_path, caplog, old, entry, gone):
+    root = make(tmp_path/'run', extra=range(6))
+    data = pack(root)
+    if old:
+        forget_labels(root)
+    (root/'optout.txt').write_text('# nothing of ours\nhttps://i.imgur.com/other.jpg\n')
+    assert len(FaceData.load(root)) == 60 and not caplog.records
+    (root/'optout.txt').write_text(entry + '\n')
+    fewer = FaceData.load(root)
+    assert sorted(set(data.key) - set(fewer.key)) == gone and len(fewer) == 60 - len(gone)
+    assert f'{len(gone)} of the 60 packed faces' in caplog.text and fewer.card['opted_out'] == len(gone)
+    assert fewer.hash != data.hash and fewer.card['counts']['train'] == len(fewer.train)
+    assert pack(root).hash == fewer.hash
+
+def test_load_obeys_without_the_faces_rows_and_says_when_nobody_is_left(tmp_path):
+    root = make(tmp_path/'run')
+    data = pack(root)
+    (root/'faces/faces.jsonl').unlink()
+    (root/'optout.txt').write_text(f'https://i.imgur.com/3.jpg\n{9:064x}\n{article(10)}\n')
+    assert sorted(set(data.key) - set(FaceData.load(root).key)) == ['0100003', '0100009', '0100020', '0100021']
+    (root/'optout.txt').write_text('\n'.join(data.article.tolist()))
+    with pytest.raises(BadInput, match='60 of 60'):
+        FaceData.load(root)
