@@ -13,7 +13,8 @@ import pttface.net.http,pttface.storage.shards
 from pttface.download import DownloadSettings,Photos,download,link_rot,regate
 from pttface.synthetic.server import Fault,Reply,faults,serving
 from pttface.storage.files import BadInput,Ledger,open_root,read_jsonl,read_tar,write_jsonl
-from pttface.vision.images import decode
+from pttface.synthetic.heads import draw_head
+from pttface.vision.images import decode,encode_jpeg
 
 portrait = data.astronaut()[:256, 96:352].copy()
 scene = cv2.resize(data.coffee(), (256,256))
@@ -123,7 +124,8 @@ def test_what_is_missing_is_made_anew(files, tmp_path):
         get(tmp_path, server)
     assert state(tmp_path) == was
 
-def test_opting_out_later(files, tmp_path):
+def test_opting_out_later(files, tmp_path, monkeypatch):
+    monkeypatch.setattr('pttface.policy.TWIN_BITS', -1)  # these photos are one portrait; their twins have a test below
     with serving(answer(files)) as server:
         photos = get(listed(tmp_path, [name(i) for i in range(60)]), server)
         article,url = photos.rows[0]['article'],photos.kept[20]['url']
@@ -447,3 +449,33 @@ def test_formats_that_are_not_decoded_are_no_dead_links(tmp_path):
     assert [r['reason'] for r in photos.rows] == ['format_heic','format_tiff','404']
     rot, = link_rot(photos).rows
     assert (rot['there'], rot['gone']) == (2, 1)
+
+def test_twins_and_other_articles_of_what_was_opted_out(tmp_path):
+    "A copy under another address, byte for byte or encoded anew, and a photo that two articles show"
+    heads = [draw_head(i, size=(250,200), blur=0) for i in (3,7,11)]
+    files = {f'/i.imgur.com/drawn0{i}.jpg':encode_jpeg(h.im) for i,h in enumerate(heads)}
+    first,second,third = files
+    again = io.BytesIO()
+    Image.open(io.BytesIO(files[first])).save(again, 'JPEG', quality=75)
+    host = 'https://i.imgur.com/'
+    copies = {'/i.imgur.com/copies1.jpg':files[first], '/i.imgur.com/encoded.jpg':again.getvalue()}
+    name_of = lambda path: f'https:/{path}'
+    articles = [f'https://www.ptt.cc/bbs/Beauty/M.170404031{i}.A.E87.html' for i in range(3)]
+    shown = [[first, second], ['/i.imgur.com/copies1.jpg', third], ['/i.imgur.com/encoded.jpg', second]]
+    open_root(tmp_path, create=True)
+    rows = [dict(date='0101', title='[正妹] 元旦', url=article, images=list(map(name_of, paths)))
+            for article,paths in zip(articles, shown)]
+    write_jsonl(tmp_path/'links/monthly_jsonl/image_links_01.jsonl', rows)
+    with serving(answer(files | copies)) as server:
+        before = get(tmp_path, server)
+        (tmp_path/'optout.txt').write_text(f'{name_of(first)}\n{articles[2]}\n')
+        after = get(tmp_path, server)
+        (tmp_path/'optout.txt').unlink()
+        (tmp_path/'photos/ledger_01.jsonl').unlink()
+        anew = get(tmp_path, server)
+    kept = lambda photos: sorted({r['url'] for r in photos.rows if r['status'] == 'kept'})
+    assert name_of(first) in kept(before) and name_of(third) in kept(before)
+    assert kept(after) == [name_of(third)], 'the photo, its copies, and what the article shows are gone'
+    assert {r['reason'] for r in after.rows if r['status'] != 'kept'} == {'opt_out'}
+    assert kept(anew) == [name_of(third)], 'for good: the hashes remain when the list is gone'
+    assert 'imgur' not in (tmp_path/'optout_hashes.jsonl').read_text() and host in after.rows[0]['url']

@@ -289,7 +289,7 @@ def ask_robots(
     pages.asked += 1
     robots = Robots(a.body, a.status)
     if a.status != 200 and not robots.allows('/'):
-        raise Blocked(f'{url} cannot be read ({a.reason or a.status}), so what may be asked is unknown: run again later')
+        raise Blocked(f'{url} cannot be read ({a.reason or a.status}): what may be asked is unknown, run again later')
     for name in ('index.html','M.1704040318.A.E87.html'):
         if not robots.allows(f'/bbs/{board}/{name}'):
             raise Blocked(f'{url} asks robots to keep out of /bbs/{board}/{name}')
