@@ -25,7 +25,7 @@ from ..storage.files import BadInput
 class Face:
     "One face of a photo, in the photo's pixels; `None` where the detector cannot say"
     bbox:np.ndarray        # Box, (4,) x1 y1 x2 y2 px
-    kps:np.ndarray|None    # Image-left and image-right eye, nose tip, image-left and image-right mouth corner, (5,2) px
+    kps:np.ndarray|None    # Image-left eye, image-right eye, nose tip, image-left and image-right mouth corner, (5,2)
     score:float            # How sure the detector is that it is a face, 0 to 1
     yaw:float|None=None    # Degrees; negative: the nose points to the image's left
     pitch:float|None=None  # Degrees; positive: looks up
