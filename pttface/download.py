@@ -29,7 +29,7 @@ from .display import Picture,Table
 from .net.http import RETRYABLE,Client,Stopped
 from .net.scheduler import HOST_LIMITS,OTHER_HOSTS,fetch_all
 from .policy import opted_out,read_optout,tagged,young
-from .storage.files import BadInput,find_preset,need,read_json,read_jsonl,read_tar,write_json,write_tar
+from .storage.files import BadInput,find_preset,locked,need,read_json,read_jsonl,read_tar,write_json,write_tar
 from .storage.shards import (drop_photo,drop_withdrawn,open_months,photo_hashes,store_results,write_record,
                                     write_shards)
 from .vision.detectors import load_detector
@@ -413,13 +413,18 @@ def _fetch_on_worker(jobs, client, settings, optout):
 # %% ../nbs/01_download.ipynb #9e1c6d83
 def _strip_old(folder, settings):
     "Leave metadata out of the photos of a record that does not say whether it was left out"
-    if not settings.strip_metadata or 'strip_metadata' in read_json(folder/'download.json')['settings']:
+    record,changed = read_json(folder/'download.json'),False
+    if not settings.strip_metadata or 'strip_metadata' in record['settings']:
         return
     for tar in sorted(folder.glob('*_part_*.tar')):
         samples = list(read_tar(tar))
         stripped = [(key, files | dict(jpg=_stripped(files['jpg'], settings))) for key,files in samples]
         if stripped != samples:
             write_tar(tar, stripped)
+            changed = True
+    if changed:
+        record['settings']['strip_metadata'] = True
+        write_json(folder/'download.json', record)
 
 def _stripped(photo, settings):
     try:
@@ -444,19 +449,21 @@ def download(
 )->Photos: # What became of every link
     "Fetch every link of the crawl and keep the photos with a sharp face; raises `BadInput` on what it cannot use."
     settings = find_preset(settings, DOWNLOAD_PRESETS, 'the download')
-    jobs,wanted = _check(root, months, workers, streams, rate)
-    folder,optout = Path(root)/'photos',read_optout(root)
-    every = open_months(folder, jobs, settings, force, before=dict(strip_metadata=settings.strip_metadata))
-    drop_withdrawn(every.values(), optout)
-    todo = {every[m]:_to_ask(every[m], settings, optout, retry_failed) for m in wanted}
-    options = _request_options(gateway, rate, allow_private, settings.max_bytes, workers, streams, scheduler)
-    with Gate(settings, optout) as gate:
-        here,there = partial(fetch_links, gate=gate),partial(_fetch_on_worker, settings=settings, optout=optout)
-        fetch = partial(fetch_all, fetch=there if scheduler else here, **options)
-        _fetch_twice(todo, fetch, [*every.values()], settings.shard, progress)
-    write_shards([*every.values()], settings.shard)
-    _strip_old(folder, settings)
-    return Photos(*write_record(folder, every, settings))
+    _check(root, months, workers, streams, rate)
+    with locked(root, 'download'):
+        jobs,wanted = _check(root, months, workers, streams, rate)
+        folder,optout = Path(root)/'photos',read_optout(root)
+        every = open_months(folder, jobs, settings, force, before=dict(strip_metadata=settings.strip_metadata))
+        drop_withdrawn(every.values(), optout)
+        todo = {every[m]:_to_ask(every[m], settings, optout, retry_failed) for m in wanted}
+        options = _request_options(gateway, rate, allow_private, settings.max_bytes, workers, streams, scheduler)
+        with Gate(settings, optout) as gate:
+            here,there = partial(fetch_links, gate=gate),partial(_fetch_on_worker, settings=settings, optout=optout)
+            fetch = partial(fetch_all, fetch=there if scheduler else here, **options)
+            _fetch_twice(todo, fetch, [*every.values()], settings.shard, progress)
+        write_shards([*every.values()], settings.shard)
+        _strip_old(folder, settings)
+        return Photos(*write_record(folder, every, settings))
 
 # %% ../nbs/01_download.ipynb #6fbb178a
 def _rejudge(r, settings, stored):
@@ -479,16 +486,17 @@ def regate(
     record = read_json(need(root, 'photos/download.json', 'download'))
     settings = DownloadSettings(**record['settings'] | dict(score=score, sharpness=sharpness))
     folder = Path(root)/'photos'
-    _strip_old(folder, settings)
-    write_json(folder/'download.json', record | dict(settings=settings, done=False))
-    every = open_months(folder, plan(root))
-    stored = photo_hashes(every.values())
-    for m in every.values():
-        for r in list(m.ledger.rows.values()):
-            if (new := _rejudge(r, settings, stored)) != r:
-                m.ledger.append(new)
-    write_shards([*every.values()], settings.shard)
-    return Photos(*write_record(folder, every, settings))
+    with locked(root, 'download'):
+        _strip_old(folder, settings)
+        write_json(folder/'download.json', record | dict(settings=settings, done=False))
+        every = open_months(folder, plan(root))
+        stored = photo_hashes(every.values())
+        for m in every.values():
+            for r in list(m.ledger.rows.values()):
+                if (new := _rejudge(r, settings, stored)) != r:
+                    m.ledger.append(new)
+        write_shards([*every.values()], settings.shard)
+        return Photos(*write_record(folder, every, settings))
 
 # %% ../nbs/01_download.ipynb #c12936b3
 DEAD = ('removed','404','410','not_image','dns','redirects','empty')
