@@ -20,7 +20,7 @@ import numpy as np
 from fastcore.basics import patch
 
 from ..policy import opted_out
-from .files import (BadInput,Ledger,dumps,read_json,read_jsonl,read_npz,read_tar,same_settings,
+from .files import (BadInput,Ledger,append_whole,dumps,read_json,read_jsonl,read_npz,read_tar,same_settings,
                                    write_json,write_jsonl,write_npz,write_tar)
 
 # %% ../../nbs/storage/shards.ipynb #e6956198
@@ -77,8 +77,7 @@ class MonthShard:
         if photo:
             if self._f is None:
                 self._f = open(self.spool, 'ab', buffering=0)
-            row['at'] = [self._f.tell(), len(photo), zlib.crc32(photo)]
-            self._f.write(photo)
+            row['at'] = [append_whole(self._f, photo), len(photo), zlib.crc32(photo)]
         if (tar := self.tar_of.get(row['url'])):
             row['was'] = tar
         if row != self.ledger.rows.get(row['url']):
@@ -269,7 +268,8 @@ def write_record(
         months={m.name:dict(links=len(m.jobs), **_statuses(m.ledger.rows.values())) for m in months.values()},
         shards=sorted({r['shard'] for r in rows if 'shard' in r}),
         done=tried and not any(r['reason'] == 'not_stored' for r in rows))
-    if read_json(folder/'download.json') != record:
+    was = read_json(folder/'download.json')
+    if was != record | dict(settings={k:v for k,v in settings.__dict__.items() if k in was['settings']}):
         write_json(folder/'download.json', record)
     return rows,record
 

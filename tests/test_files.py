@@ -1,0 +1,184 @@
+"Files that must survive full disks, killed writers, other processes and foreign tars."
+import io,json,os,resource,signal,socket,subprocess,sys,tarfile,time
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from pttface.storage.files import (LOCK,BadInput,Ledger,append_whole,atomic_path,dumps,locked,open_root,read_jsonl,
+                                   read_tar,sweep,write_tar)
+
+def full_after(n, code):
+    "Run `code` in a process whose files may hold `n` bytes"
+    def limit():
+        signal.signal(signal.SIGXFSZ, signal.SIG_IGN)
+        resource.setrlimit(resource.RLIMIT_FSIZE, (n, n))
+    return subprocess.run([sys.executable, '-c', code], preexec_fn=limit, capture_output=True, text=True)
+
+def test_a_full_disk_takes_no_row_apart(tmp_path):
+    code = f'''
+from pttface.storage.files import Ledger
+ledger,errors = Ledger({str(tmp_path/'l.jsonl')!r}),0
+for i in range(20):
+    try:
+        ledger.append(dict(key=str(i), text='x'*70))
+    except OSError:
+        errors += 1
+print(errors, len(ledger))
+'''
+    errors,rows = map(int, full_after(1000, code).stdout.split())
+    assert errors > 0 and errors + rows == 20
+    assert len(read_jsonl(tmp_path/'l.jsonl')) == rows and (tmp_path/'l.jsonl').read_bytes().endswith(b'\n')
+
+def test_append_whole_takes_back_a_short_write(tmp_path):
+    class Full(io.FileIO):
+        def write(self, data):
+            return super().write(bytes(data[:5])) if len(data) > 5 else 0
+    with Full(tmp_path/'f', 'ab') as f:
+        with pytest.raises(OSError, match='of 12 bytes'):
+            append_whole(f, b'x'*12)
+    assert (tmp_path/'f').read_bytes() == b''
+
+def test_reading_a_ledger_changes_nothing(tmp_path):
+    path = tmp_path/'l.jsonl'
+    with Ledger(path) as writer:
+        writer.append(dict(key='a'))
+        with open(path, 'ab') as f:
+            f.write(b'{"key": "b", "te')
+        assert len(Ledger(path)) == 1
+        with open(path, 'ab') as f:
+            f.write(b'xt": 1}\n')
+    assert [r['key'] for r in read_jsonl(path)] == ['a','b']
+    path.write_bytes(path.read_bytes() + b'{"key": "c"')
+    with Ledger(path) as writer:
+        writer.append(dict(key='d'))
+    assert [r['key'] for r in read_jsonl(path)] == ['a','b','d']
+
+def ended_pid():
+    p = subprocess.Popen([sys.executable, '-c', ''])
+    p.wait()
+    return p.pid
+
+def test_files_of_killed_writers_are_swept(tmp_path):
+    code = f'''
+import os, signal
+from pttface.storage.files import atomic_path
+with atomic_path({str(tmp_path/'a.npz')!r}) as p:
+    p.write_bytes(bytes(99))
+    os.kill(os.getpid(), signal.SIGKILL)
+'''
+    subprocess.run([sys.executable, '-c', code])
+    assert len(list(tmp_path.glob('.a.npz.*.tmp'))) == 1
+    old,new = tmp_path/'.b.npz.abcdefgh.tmp',tmp_path/'.c.npz.abcdefgh.tmp'
+    old.touch()
+    new.touch()
+    os.utime(old, (0, 0))
+    with atomic_path(tmp_path/'d.npz') as p:
+        p.write_bytes(b'd')
+    assert {o.name for o in tmp_path.iterdir()} == {'d.npz', new.name}
+    with atomic_path(tmp_path/'d.npz') as p:
+        assert sweep(tmp_path) == [] and p.exists()
+
+def test_the_folder_is_synced(tmp_path, monkeypatch):
+    synced,real = [],os.fsync
+    monkeypatch.setattr(os, 'fsync', lambda fd: synced.append(os.readlink(f'/proc/self/fd/{fd}')) or real(fd))
+    with atomic_path(tmp_path/'a') as p:
+        p.write_bytes(b'a')
+    assert synced[-1] == str(tmp_path) and len(synced) == 2
+
+def test_one_writer_a_root(tmp_path):
+    root = open_root(tmp_path/'root', create=True)
+    code = f'''
+import sys
+from pttface.storage.files import locked
+with locked({str(root)!r}, 'crawl'):
+    print('in', flush=True)
+    sys.stdin.read()
+'''
+    p = subprocess.Popen([sys.executable, '-c', code], stdin=subprocess.PIPE, stdout=subprocess.PIPE)
+    assert p.stdout.readline() == b'in\n'
+    with pytest.raises(BadInput, match=rf'`pttface crawl` \(process {p.pid} on {socket.gethostname()}, since 2'):
+        with locked(root, 'download'):
+            pass
+    p.kill()
+    p.wait()
+    with locked(root, 'download'):
+        assert json.loads((root/LOCK).read_text())['stage'] == 'download'
+    assert not (root/LOCK).exists()
+    p.stdin.close()
+    p.stdout.close()
+
+@pytest.mark.parametrize(('host','pid','age','free'), [('elsewhere', 1, 0, False), ('elsewhere', 1, 3600, True),
+                                                       ('here', 'ended', 0, True), ('here', 'mine', 0, True),
+                                                       ('damaged', 1, 0, False), ('damaged', 1, 60, True)])
+def test_locks_of_the_dead(tmp_path, host, pid, age, free):
+    root = open_root(tmp_path/'root', create=True)
+    pid = dict(ended=ended_pid(), mine=os.getpid()).get(pid, pid)
+    host = socket.gethostname() if host == 'here' else host
+    text = dumps(dict(stage='faces', host=host, pid=pid, time='then', born='1', id='00'))
+    (root/LOCK).write_text('' if host == 'damaged' else text)
+    os.utime(root/LOCK, (time.time() - age,)*2)
+    if free:
+        with locked(root, 'download'):
+            pass
+        assert not (root/LOCK).exists()
+    else:
+        with pytest.raises(BadInput, match='is being written by'), locked(root, 'download'):
+            pass
+        assert (root/LOCK).exists()
+
+def parts(i):
+    return {'jpg':bytes([i])*900, 'json':b'{"n": %d}' % i}
+
+def test_any_flipped_bit_of_a_header_is_noticed(tmp_path):
+    write_tar(tmp_path/'a.tar', [(f'{i:07d}', parts(i)) for i in range(4)])
+    whole = list(read_tar(tmp_path/'a.tar'))
+    body,rng = (tmp_path/'a.tar').read_bytes(),np.random.default_rng(0)
+    with tarfile.open(tmp_path/'a.tar') as t:
+        offsets = [m.offset for m in t]
+    for n,at in enumerate(offsets):
+        for bit in rng.integers(0, 257*8, 12):
+            hurt = bytearray(body)
+            hurt[at + bit//8] ^= 1 << bit % 8
+            (tmp_path/'b.tar').write_bytes(hurt)
+            last = f'{(n - 1)//2:07d}' if n else 'None'
+            try:
+                assert list(read_tar(tmp_path/'b.tar')) == whole and 154 <= bit//8 < 156  # behind the checksum
+            except BadInput as e:
+                assert f'damaged after {last}' in str(e)
+        zeros = bytearray(body)
+        zeros[at:at+1024] = bytes(1024)
+        (tmp_path/'b.tar').write_bytes(zeros)
+        with pytest.raises(BadInput, match='damaged after'):
+            list(read_tar(tmp_path/'b.tar'))
+
+def packed(path, names):
+    with tarfile.open(path, 'w') as t:
+        for name in names:
+            info = tarfile.TarInfo(name)
+            info.type = tarfile.DIRTYPE if name.endswith('/') else tarfile.REGTYPE
+            info.size = 0 if name.endswith('/') else len(name)
+            t.addfile(info, io.BytesIO(name.encode()))
+    return path
+
+def as_webdataset(path):
+    import webdataset
+    return [(Path(s['__key__']).name, {k:v for k,v in s.items() if k[0] != '_'})
+            for s in webdataset.WebDataset(str(path), shardshuffle=False)]
+
+@pytest.mark.parametrize('names', [
+    ['./', './1.jpg', './1.json', './2.jpg', './2.json'],
+    ['x/', 'x/y/', 'x/y/1.jpg', 'x/y/1.json', 'x/y/2.json'],
+    ['._1.jpg', '1.jpg', '._1.json', '1.json', '.DS_Store', '2.jpg', '2.json'],
+    ['README', '1.JPG', '1.json', '2.jpg', '3.json'],
+    ['a/1.jpg', 'a/1.json', 'b/2.jpg', 'b/2.json']])
+def test_tars_of_others_are_read_as_webdataset_reads_them(tmp_path, names):
+    path = packed(tmp_path/'a.tar', names)
+    assert list(read_tar(path)) == as_webdataset(path)
+
+@pytest.mark.parametrize('names', [['a/1.jpg','b/1.jpg','a/1.json','b/1.json'],
+                                   ['a/1.jpg','a/1.json','b/1.json','b/1.jpg'],
+                                   ['1.jpg','2.jpg','1.json','2.json'], ['1.jpg','1.jpg']])
+def test_two_photos_of_one_name_are_an_error(tmp_path, names):
+    with pytest.raises(BadInput, match='damaged after 2?1?: .*1.* comes twice'):
+        list(read_tar(packed(tmp_path/'a.tar', names)))
