@@ -7,7 +7,7 @@ Docs: https://pttface.github.io/pttface/download.html.md"""
 # %% auto #0
 __all__ = ['DOWNLOAD_PRESETS', 'placeholders', 'TRANSIENT', 'DEAD', 'measure', 'DownloadSettings', 'verdict', 'removed',
            'screen_answer', 'Gate', 'ask', 'fetch_link', 'fetch_links', 'is_transient', 'plan', 'why_not_asked',
-           'Photos', 'account', 'download', 'regate', 'link_rot', 'rot_picture']
+           'learn_optout', 'Photos', 'account', 'download', 'regate', 'link_rot', 'rot_picture']
 
 # %% ../nbs/01_download.ipynb #8c145f68
 import hashlib,logging,os,threading
@@ -28,7 +28,7 @@ from . import callable_module
 from .display import Picture,Table
 from .net.http import RETRYABLE,Client,Stopped
 from .net.scheduler import HOST_LIMITS,OTHER_HOSTS,fetch_all
-from .policy import opted_out,read_optout,tagged,young
+from .policy import NO_OPTOUT,OptOut,opted_out,read_optout,remember_optout,tagged,young
 from .storage.files import BadInput,find_preset,locked,need,read_json,read_jsonl,read_tar,write_json,write_tar
 from .storage.shards import (drop_photo,drop_withdrawn,open_months,photo_hashes,store_results,write_record,
                                     write_shards)
@@ -113,7 +113,7 @@ def removed(
 def screen_answer(
     a,                             # `Answer` to an image link
     settings:DownloadSettings,     # Does it respect `X-Robots-Tag`?
-    optout:frozenset=frozenset(),  # Links, articles and hashes that are left alone
+    optout:OptOut=NO_OPTOUT,       # Links, articles and photos that are left alone
 )->dict: # Fields of the row; with a `status` when that is the end of it
     "What can be said of an answer before it is decoded."
     if not a.ok:
@@ -133,7 +133,7 @@ class Gate:
     "Judges answers: one thread and one detector a core"
     def __init__(self,
         settings:DownloadSettings,     # Thresholds
-        optout:frozenset=frozenset(),  # Links, articles and hashes that are left alone
+        optout:OptOut=NO_OPTOUT,       # Links, articles and photos that are left alone
         threads:int|None=None,         # By default one a core
     ):
         self.settings,self.optout = settings,optout
@@ -151,6 +151,8 @@ class Gate:
             measured,photo = self.pool.submit(self.look, a.body).result()
         except Unusable as e:
             return dict(status='failed', reason=str(e), **row),b''
+        if self.optout.is_twin(row['sha256'], measured['phash']):
+            return dict(status='refused', reason='opt_out', phash=measured['phash'], **row),b''
         return dict(zip(('status','reason'), verdict(measured, self.settings)), **row, **measured),photo
 
     def close(self):
@@ -264,25 +266,26 @@ def is_transient(
 
 # %% ../nbs/01_download.ipynb #6fd526bf
 def _plan_month(month, rows, seen):
-    "The links of a month that are not in `seen`, which is added to"
+    "The links of a month that are not in `seen`, to which they are added; a link seen before notes the article"
     jobs = []
     for row in rows:
         written_http = {o['url'] for o in row.get('links', ()) if o.get('raw', '')[:5].lower() == 'http:'}
         for url in row['images']:
             if url in seen:
+                seen[url].setdefault('articles', []).append(row['url'])
                 continue
-            seen.add(url)
-            jobs.append(dict(url=url, key=f'{month}{len(jobs):05d}', article=row['url'], month=month,
-                             title=row['title'], http=url in written_http))
+            seen[url] = dict(url=url, key=f'{month}{len(jobs):05d}', article=row['url'], month=month,
+                             title=row['title'], http=url in written_http)
+            jobs.append(seen[url])
     return jobs
 
 # %% ../nbs/01_download.ipynb #50822457
 def plan(
     root,  # Artefact folder
-)->dict: # Month label → list of dict(url, key, article, month, title, http)
+)->dict: # Month label → list of dict(url, key, article, month, title, http), `articles`: others
     "Every distinct link in the order of the crawl, by month of its first appearance; `http` when it was written so."
     folder = need(root, 'links/monthly_jsonl', 'crawl')
-    seen,months = set(),{}
+    seen,months = {},{}
     for f in sorted(folder.glob('image_links_*.jsonl')):
         m = f.stem.removeprefix('image_links_')
         months[m] = _plan_month(m, read_jsonl(f), seen)
@@ -294,12 +297,28 @@ def plan(
 def why_not_asked(
     job:dict,                   # From `plan`
     settings:DownloadSettings,  # Are titles screened?
-    optout:frozenset,           # From `read_optout`
+    optout:OptOut,              # From `read_optout`
 )->str: # Reason; empty when it may be asked for
     "Whether policy forbids to ask for a link."
-    if opted_out(dict(url=job['url'], article=job['article']), optout):
+    if opted_out(job, optout):
         return 'opt_out'
     return 'too_young_title' if settings.screen_titles and young(job['title']) else ''
+
+# %% ../nbs/01_download.ipynb #ea385ab5
+def learn_optout(
+    root,           # Artefact folder
+    jobs:dict,      # From `plan`
+    months,         # Every `MonthShard`
+    optout:OptOut,  # From `read_optout`; learns addresses and hashes
+)->int: # Photos whose hashes were new
+    "Enter what opted-out articles show, and keep the hashes of photos that were opted out after they had come."
+    if not optout:
+        return 0
+    for job in (job for js in jobs.values() for job in js):
+        if opted_out(job, optout):
+            optout.add_link(job['url'])
+    rows = [r for m in months for r in m.ledger.rows.values() if r.get('sha256')]
+    return remember_optout(root, optout, [r for r in rows if opted_out(r, optout)])
 
 # %% ../nbs/01_download.ipynb #16ef64ce
 class Photos:
@@ -454,6 +473,7 @@ def download(
         jobs,wanted = _check(root, months, workers, streams, rate)
         folder,optout = Path(root)/'photos',read_optout(root)
         every = open_months(folder, jobs, settings, force, before=dict(strip_metadata=settings.strip_metadata))
+        learn_optout(root, jobs, every.values(), optout)
         drop_withdrawn(every.values(), optout)
         todo = {every[m]:_to_ask(every[m], settings, optout, retry_failed) for m in wanted}
         options = _request_options(gateway, rate, allow_private, settings.max_bytes, workers, streams, scheduler)
