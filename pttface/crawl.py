@@ -126,7 +126,8 @@ def article_row(
     "The row of one article: its images, and the links that were skipped."
     origins = {'body', *(['addition'] if settings.additions else []), *(['push'] if settings.pushes else [])}
     links,skipped = {},[]
-    for origin,raw,url,reason in ((origin,raw,*o) for origin,raw in page.links for o in canonical_all(raw)):
+    found = ((origin,raw,*file) for origin,raw in page.links for file in canonical_all(raw))
+    for origin,raw,url,reason in found:
         if url and origin not in origins:
             reason = 'origin'
         elif url and settings.framed and not page.framed:
