@@ -114,7 +114,7 @@ def why_left_out(
     "Why an article is not read; empty when it is."
     if article_url(board, row['id']) in optout:
         return 'opt_out'
-    return left_out(row['title'], settings.announcements, settings.min_age, posted(row['id']).year)
+    return left_out(row['title'], settings.announcements, settings.min_age)
 
 # %% ../nbs/00_crawl.ipynb #6e9c4992
 def article_row(
@@ -126,8 +126,8 @@ def article_row(
     "The row of one article: its images, and the links that were skipped."
     origins = {'body', *(['addition'] if settings.additions else []), *(['push'] if settings.pushes else [])}
     links,skipped = {},[]
-    written = [(origin, raw, *found) for origin,raw in page.links for found in canonical_all(raw)]
-    for origin,raw,url,reason in written:
+    found = ((origin,raw,*file) for origin,raw in page.links for file in canonical_all(raw))
+    for origin,raw,url,reason in found:
         if url and origin not in origins:
             reason = 'origin'
         elif url and settings.framed and not page.framed:
