@@ -114,7 +114,7 @@ def why_left_out(
     "Why an article is not read; empty when it is."
     if article_url(board, row['id']) in optout:
         return 'opt_out'
-    return left_out(row['title'], settings.announcements, settings.min_age)
+    return left_out(row['title'], settings.announcements, settings.min_age, posted(row['id']).year)
 
 # %% ../nbs/00_crawl.ipynb #6e9c4992
 def article_row(

@@ -554,7 +554,7 @@ def extract_faces(
     scheduler:str|None=None,  # Address of a dask.distributed scheduler; its workers must see `root` under this path
     batch:int=8,              # Photos that InsightFace describes together
 )->Faces: # What became of every photo
-    "Make a face of every photo that has one; raises `BadInput` without photos, when all shards fail, or on other rules."
+    "Make a face of every photo that has one; raises `BadInput` without photos, if all shards fail, and on other rules."
     root = need(root, 'photos/download.json', 'download').parent.parent
     settings = find_preset(settings, FACE_PRESETS, 'faces')
     shards,folder = photo_shards(root),root/'faces'

@@ -55,7 +55,7 @@ class Answer:
 
 RETRYABLE = {'timeout','reset','too_slow','truncated','dns','connection_refused',
              '408','425','429','500','502','503','504',
-             '520','521','522','523','524'}  # The last five are Cloudflare's, for a server behind it that is down or slow
+             '520','521','522','523','524'}  # The last five are Cloudflare's: the server behind is down
 
 # %% ../../nbs/net/http.ipynb #f3166709
 _words = ((socket.gaierror, 'dns'), (ConnectionRefusedError, 'connection_refused'),

@@ -92,7 +92,7 @@ longest = 8000  # Characters of an address; RFC 9110 asks no server to take more
 def canonical(
     raw:str,  # An address as it was written
 )->tuple[str,str]: # The file's address, or ''; and the reason there is none, or ''
-    "The first file that `raw` leads to; album, page, video, format, thumbnail, board and bad_url say that there is none."
+    "The first file that `raw` leads to; album, page, video, format, thumbnail, board and bad_url say there is none."
     found = canonical_all(raw)
     return next((o for o in found if o[0]), found[0])
 
