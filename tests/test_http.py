@@ -25,7 +25,7 @@ def server():
     server.server_close()
 
 def head(status, *lines):
-    return '\r\n'.join([f'HTTP/1.1 {status} X', *lines, '', '']).encode()
+    return '\r\n'.join([f'HTTP/1.1 {status} X', 'Connection: close', *lines, '', '']).encode()
 
 def get(server, answer, **kw):
     server.answers['a'] = answer
@@ -51,10 +51,10 @@ def test_what_cloudflare_says_of_a_server_behind_it_may_pass(server, status):
     assert get(server, head(status, 'Content-Length: 0')).transient
 
 def test_an_address_in_raw_utf8_is_followed(server):
-    a = get(server, 'HTTP/1.1 302 Found\r\nLocation: /正\r\nContent-Length: 0\r\n\r\n'.encode())
+    a = get(server, 'HTTP/1.1 302 Found\r\nLocation: /正\r\nConnection: close\r\nContent-Length: 0\r\n\r\n'.encode())
     assert a.body == b'photo' and a.final.endswith('/正')
     server.answers['%A5%BF'] = server.answers['%E6%AD%A3']
-    a = get(server, b'HTTP/1.1 302 Found\r\nLocation: /\xa5\xbf\r\nContent-Length: 0\r\n\r\n')
+    a = get(server, b'HTTP/1.1 302 Found\r\nLocation: /\xa5\xbf\r\nConnection: close\r\nContent-Length: 0\r\n\r\n')
     assert a.body == b'photo', (a, server.paths)
 
 @pytest.mark.parametrize('retries', [0, 1])
