@@ -12,7 +12,7 @@ from skimage import data
 import pttface.net.http,pttface.storage.shards
 from pttface.download import DownloadSettings,Photos,download,link_rot,regate
 from pttface.synthetic.server import Fault,Reply,faults,serving
-from pttface.storage.files import BadInput,Ledger,open_root,read_jsonl,read_tar,write_jsonl
+from pttface.storage.files import BadInput,Ledger,locked,open_root,read_jsonl,read_tar,write_jsonl
 from pttface.vision.images import decode
 
 portrait = data.astronaut()[:256, 96:352].copy()
@@ -447,3 +447,9 @@ def test_formats_that_are_not_decoded_are_no_dead_links(tmp_path):
     assert [r['reason'] for r in photos.rows] == ['format_heic','format_tiff','404']
     rot, = link_rot(photos).rows
     assert (rot['there'], rot['gone']) == (2, 1)
+
+def test_two_downloads_at_a_time(files, tmp_path):
+    with serving(answer(files)) as server, locked(listed(tmp_path, [name(0)], 1), 'crawl'):
+        with pytest.raises(BadInput, match='`pttface crawl` .process'):
+            get(tmp_path, server)
+        assert not server.requests and not (tmp_path/'photos').exists()
