@@ -5,6 +5,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 
+from pttface.storage.shards import crops_of_rows
 from pttface.storage.files import (LOCK,BadInput,Ledger,append_whole,atomic_path,dumps,locked,open_root,read_jsonl,
                                    read_tar,sweep,write_tar)
 
@@ -146,6 +147,8 @@ def test_any_flipped_bit_of_a_header_is_noticed(tmp_path):
                 assert list(read_tar(tmp_path/'b.tar')) == whole and 154 <= bit//8 < 156  # behind the checksum
             except BadInput as e:
                 assert f'damaged after {last}' in str(e)
+        if at == offsets[-1]:
+            break
         zeros = bytearray(body)
         zeros[at:at+1024] = bytes(1024)
         (tmp_path/'b.tar').write_bytes(zeros)
@@ -182,3 +185,12 @@ def test_tars_of_others_are_read_as_webdataset_reads_them(tmp_path, names):
 def test_two_photos_of_one_name_are_an_error(tmp_path, names):
     with pytest.raises(BadInput, match='damaged after 2?1?: .*1.* comes twice'):
         list(read_tar(packed(tmp_path/'a.tar', names)))
+
+def test_crops_are_joined_by_key():
+    rows = [dict(key=k, status='kept', row=i) for i,k in enumerate('abc')] + [dict(key='e', status='dropped')]
+    ims = np.arange(3).reshape(3,1,1,1)
+    moved = dict(key=np.array(['c','x','a']), im64=ims)
+    assert crops_of_rows(moved, rows[:1] + rows[2:], 'f')[64].ravel().tolist() == [2,0]
+    assert crops_of_rows(dict(im64=ims), rows, 'f')[64].ravel().tolist() == [0,1,2]
+    with pytest.raises(BadInput, match='no crop of b .1 of 3'):
+        crops_of_rows(dict(key=np.array(['c','x','a']), im64=ims), rows, 'f')

@@ -497,7 +497,7 @@ def locked(
         ended.set()
         _held.discard(me['id'])
         if lock.exists() and _holder(lock).get('id') == me['id']:
-            lock.unlink(missing_ok=True)
+            os.unlink(lock)
 
 # %% ../../nbs/storage/files.ipynb #316a44f0
 def content_hash(

@@ -7,7 +7,7 @@ Docs: https://pttface.github.io/pttface/storage/shards.html.md"""
 # %% auto #0
 __all__ = ['MonthShard', 'write_shards', 'open_months', 'drop_withdrawn', 'photo_hashes', 'drop_photo', 'store_results',
            'write_record', 'photo_shards', 'month_of', 'stamp_of', 'part_path', 'write_part', 'read_part', 'withdrawn',
-           'PreviousRun', 'merge_parts']
+           'PreviousRun', 'crops_of_rows', 'merge_parts']
 
 # %% ../../nbs/storage/shards.ipynb #f0b8ea04
 import hashlib,json,logging,shutil,zlib
@@ -390,6 +390,22 @@ class PreviousRun:
         except (OSError, KeyError, ValueError, EOFError, BadZipFile):
             return None
 
+# %% ../../nbs/storage/shards.ipynb #ae92de80
+def crops_of_rows(
+    arrays:dict,  # Content of a month's `faces_MM.npz`; a very old one has no keys
+    rows:list,    # Rows of `faces.jsonl` of that month
+    file,         # Path of the arrays, for the message
+)->dict: # Crops of the kept rows, in their order, by size
+    "The crops that belong to `rows`; raises `BadInput` when the arrays lack one."
+    kept = [r for r in rows if r['status'] == 'kept']
+    keys = arrays['key'].tolist() if 'key' in arrays else None
+    at = {key:i for i,key in enumerate(keys)} if keys is not None else {r['key']:r['row'] for r in kept}
+    if (lost := [r['key'] for r in kept if r['key'] not in at]):
+        raise BadInput(f'{file} has no crop of {lost[0]} ({len(lost)} of {len(kept)} are missing): '
+                       'run `pttface faces` again')
+    wanted = [at[r['key']] for r in kept]
+    return {int(k[2:]):v[wanted] for k,v in arrays.items() if k != 'key'}
+
 # %% ../../nbs/storage/shards.ipynb #93db6fbf
 def _merge_month(m, mine, fresh, before):
     "The rows of one month; writes its crops when some of them are new"
@@ -402,7 +418,7 @@ def _merge_month(m, mine, fresh, before):
         if p in fresh:
             found,ims = read_part(part_path(before.folder, p))
         else:
-            found,ims = _from_month(have, before.rows.get(p.stem, []))
+            found,ims = before.rows.get(p.stem, []),crops_of_rows(have, before.rows.get(p.stem, []), file)
         rows += found
         for size,v in ims.items():
             crops.setdefault(size, []).append(v)
@@ -412,12 +428,6 @@ def _merge_month(m, mine, fresh, before):
     arrays = {f'im{size}':np.concatenate(v) for size,v in crops.items()}
     write_npz(file, key=np.array([r['key'] for r in kept], 'U32'), **arrays)
     return rows
-
-def _from_month(have, rows):
-    "Rows of a shard, and their crops from the arrays of its month"
-    at = {key:i for i,key in enumerate(have['key'].tolist())}
-    wanted = [at[r['key']] for r in rows if r['status'] == 'kept']
-    return rows,{int(k[2:]):v[wanted] for k,v in have.items() if k != 'key'}
 
 # %% ../../nbs/storage/shards.ipynb #984efead
 def merge_parts(
