@@ -6,7 +6,7 @@ Docs: https://pttface.github.io/pttface/crawl.html.md"""
 
 # %% auto #0
 __all__ = ['CRAWL_PRESETS', 'day', 'middles', 'boundary', 'day_span', 'find_range', 'CrawlSettings', 'why_left_out',
-           'article_row', 'crawl']
+           'article_row', 'recorded_name', 'crawl']
 
 # %% ../nbs/00_crawl.ipynb #73387a0b
 from collections import deque
@@ -22,7 +22,7 @@ from .ptt.board_range import (BoardRange,CrawlState,Links,article_url,audit,craw
 from .ptt.cache import Pages,ask_robots,board_client,check_board
 from .ptt.parse import Page,posted,taipei
 from .ptt.urls import canonical_all
-from .storage.files import BadInput,find_preset,open_root,same_settings
+from .storage.files import BadInput,find_preset,open_root,read_json,same_settings
 from . import callable_module
 
 # %% ../nbs/00_crawl.ipynb #02797203
@@ -143,6 +143,16 @@ def article_row(
     return dict(date=f'{time:%m%d}', title=title, url=article_url(board, row['id']), images=list(links), id=row['id'],
                 time=time.isoformat(), author=row['author'], links=list(links.values()), skipped=skipped)
 
+# %% ../nbs/00_crawl.ipynb #54cb4134
+def recorded_name(
+    folder:Path,  # `links` in the root
+    board:str,    # Name of the board, in capitals or not
+)->str: # As the board itself spells it, if the crawl of this folder knows
+    "The name of a board as an earlier crawl has read it from the board's pages."
+    path = folder/'crawl.json'
+    known = read_json(path).get('settings', {}).get('board', '') if path.exists() else ''
+    return known if known.casefold() == board.casefold() else board
+
 # %% ../nbs/00_crawl.ipynb #fa542147
 def crawl(
     board:str='Beauty',       # Name of the board
@@ -162,9 +172,10 @@ def crawl(
     settings = find_preset(settings, CRAWL_PRESETS, 'the crawl')
     start,end = day_span(since, until)
     server = check_board(board, base_url, rate, workers)
-    want = dict(board=board, since=since, until=until, server=server, **vars(settings))
     with removed_if_nothing(Path(root)):
         folder = open_root(root, create=True)/'links'
+        board = recorded_name(folder, board)
+        want = dict(board=board, since=since, until=until, server=server, **vars(settings))
         made = same_settings(folder/'crawl.json', want, force) and not offline and not force
         if made and (finished := finished_links(folder)):
             return finished
@@ -172,10 +183,12 @@ def crawl(
         with Pages(folder/'pages.sqlite', base_url, client) as pages:
             if client:
                 ask_robots(pages, board)
+            rng = BoardRange(pages, board, start, end)
+            board = want['board'] = rng.board
             wanted = partial(why_left_out, board=board, settings=settings, optout=read_optout(root))
             read_row = partial(article_row, board=board, settings=settings)
-            state = CrawlState(BoardRange(pages, board, start, end), wanted, read_row)
-            find_range(state.rng)
+            state = CrawlState(rng, wanted, read_row)
+            find_range(rng)
             crawl_range(state, workers, progress)
             if not (links := state.links()):
                 raise nothing_found(state, since, until)

@@ -480,3 +480,36 @@ def test_a_damaged_store_is_a_sentence(tmp_path):
     (tmp_path/'pages.sqlite').write_bytes(b'not a database' * 1000)
     with pytest.raises(BadInput, match='pages.sqlite is damaged .*: delete it and run the stage again'):
         len(PageStore(tmp_path/'pages.sqlite'))
+
+# ---- the board's name
+
+def test_the_board_is_called_as_its_pages_spell_it(small, tmp_path):
+    def any_case(path, *args):
+        return small.answer(path.replace('/bbs/beauty/', '/bbs/Beauty/'), *args)
+    may = dict(since='2024-05-01', until='2024-05-31', rate=0, progress=False)
+    with serving(any_case) as server:
+        links = crawl('beauty', root=tmp_path/'a', base_url=server.url, **may)
+        assert not [p for p in server.requests if 'beauty/M.' in p]
+        server.clear()
+        again = crawl('BEAUTY', root=tmp_path/'a', base_url=server.url, **may)
+        assert not server.requests and again.rows == links.rows
+        crawl('Beauty', root=tmp_path/'b', base_url=server.url, **may)
+    assert links.audit['settings']['board'] == 'Beauty' and '/bbs/Beauty/' in links.rows[0]['url']
+    assert outputs(tmp_path/'a') == outputs(tmp_path/'b')
+
+def test_a_page_of_another_board_is_refused(small, tmp_path):
+    def other(path, *args):
+        return small.answer(path.replace('/bbs/C_Chat/', '/bbs/Beauty/'), *args)
+    with serving(other) as server, pytest.raises(BadInput, match='is a page of Beauty'):
+        crawl('C_Chat', root=tmp_path/'c', base_url=server.url, **year)
+    assert not (tmp_path/'c').exists()
+
+@pytest.mark.parametrize('name, ok', [
+    ('C_Chat',True), ('Gossiping.tw',True), ('a-b.c_d',True), ('..',False), ('.a',False), ('a/b',False), ('看板',False)])
+def test_names_of_boards(name, ok):
+    from pttface.ptt.cache import check_board
+    if ok:
+        assert check_board(name, 'https://www.ptt.cc', 2, 4) == 'www.ptt.cc'
+        return
+    with pytest.raises(BadInput, match='is not the name of a board'):
+        check_board(name, 'https://www.ptt.cc', 2, 4)

@@ -53,13 +53,11 @@ def test_what_cloudflare_says_of_a_server_behind_it_may_pass(server, status):
 def test_an_address_in_raw_utf8_is_followed(server):
     a = get(server, 'HTTP/1.1 302 Found\r\nLocation: /正\r\nContent-Length: 0\r\n\r\n'.encode())
     assert a.body == b'photo' and a.final.endswith('/正')
-    server.answers['%A5%BF'] = server.answers['%E6%AD%A3']
-    a = get(server, b'HTTP/1.1 302 Found\r\nLocation: /\xa5\xbf\r\nContent-Length: 0\r\n\r\n')
-    assert a.body == b'photo', (a, server.paths)
 
 @pytest.mark.parametrize('retries', [0, 1])
 def test_retry_after_stops_those_who_wait_in_line(server, retries):
-    server.answers |= {'busy':head(429, 'Retry-After: 1', 'Content-Length: 0'), 'b':head(200, 'Content-Length: 1') + b'b'}
+    server.answers['busy'] = head(429, 'Retry-After: 1', 'Content-Length: 0')
+    server.answers['b'] = head(200, 'Content-Length: 1') + b'b'
     base = f'http://127.0.0.1:{server.server_port}/'
     with Client({'127.0.0.1':RateLimiter(10, 8)}, allow_private=True, retries=retries) as client:
         threads = [threading.Thread(target=client.get, args=(base + o,)) for o in ['busy'] + ['b']*5]
@@ -74,8 +72,8 @@ def test_retry_after_stops_those_who_wait_in_line(server, retries):
     times = sorted(at for _,at in rest)
     assert min(b - a for a,b in zip(times, times[1:])) > .05
 
-@pytest.mark.parametrize('ip', '''64:ff9b::a9fe:a9fe 64:ff9b::a00:1 64:ff9b:1::808:808 ::7f00:1 ::808:808 ::ffff:0:7f00:1
-    ::ffff:0:808:808 fec0::1 ::ffff:7f00:1 2002:7f00:1:: fc00::1 fe80::1%eth0 ff02::1 :: ::1'''.split())
+@pytest.mark.parametrize('ip', '''64:ff9b::a9fe:a9fe 64:ff9b::a00:1 64:ff9b:1::808:808 ::7f00:1 ::808:808
+    ::ffff:0:7f00:1 ::ffff:0:808:808 fec0::1 ::ffff:7f00:1 2002:7f00:1:: fc00::1 fe80::1%eth0 ff02::1 :: ::1'''.split())
 def test_what_leads_inside_is_not_public(ip):
     assert not public(ip)
 
