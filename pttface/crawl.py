@@ -6,9 +6,10 @@ Docs: https://pttface.github.io/pttface/crawl.html.md"""
 
 # %% auto #0
 __all__ = ['CRAWL_PRESETS', 'day', 'middles', 'boundary', 'day_span', 'find_range', 'CrawlSettings', 'why_left_out',
-           'article_row', 'recorded_name', 'crawl']
+           'article_row', 'recorded_name', 'keep_apart', 'crawl']
 
 # %% ../nbs/00_crawl.ipynb #73387a0b
+import re
 from collections import deque
 from dataclasses import dataclass
 from datetime import datetime
@@ -153,6 +154,25 @@ def recorded_name(
     known = read_json(path).get('settings', {}).get('board', '') if path.exists() else ''
     return known if known.casefold() == board.casefold() else board
 
+# %% ../nbs/00_crawl.ipynb #a2531a58
+def keep_apart(
+    folder:Path,   # `links` in the root
+    base_url:str,  # The server that is to be asked now
+):
+    "Put the cached pages of another server aside, and take back those of this one."
+    record = folder/'crawl.json'
+    before = read_json(record).get('base_url', base_url) if record.exists() else base_url
+    old,new = (re.sub(r'\W+', '_', urlsplit(o).netloc.lower()) for o in (before, base_url))
+    if old == new:
+        return
+    for name in ('pages.sqlite','pages.sqlite-wal','pages.sqlite-shm','pages.jsonl'):
+        store = folder/name
+        if store.exists():
+            store.replace(store.with_stem(f'pages.{old}'))
+        if (mine := store.with_stem(f'pages.{new}')).exists():
+            mine.replace(store)
+    record.unlink()
+
 # %% ../nbs/00_crawl.ipynb #fa542147
 def crawl(
     board:str='Beauty',       # Name of the board
@@ -179,6 +199,8 @@ def crawl(
         made = same_settings(folder/'crawl.json', want, force) and not offline and not force
         if made and (finished := finished_links(folder)):
             return finished
+        if force:
+            keep_apart(folder, base_url)
         client = None if offline else board_client(rate, workers, session)
         with Pages(folder/'pages.sqlite', base_url, client) as pages:
             if client:

@@ -513,3 +513,18 @@ def test_names_of_boards(name, ok):
         return
     with pytest.raises(BadInput, match='is not the name of a board'):
         check_board(name, 'https://www.ptt.cc', 2, 4)
+
+# ---- two servers, one root
+
+def test_pages_of_two_servers_never_mix(tmp_path):
+    boards = [make_board(n_photos=30, seed=seed, n_articles=90) for seed in (21, 22)]
+    with serve(boards[0]) as one, serve(boards[1]) as two:
+        urls = [one.url, two.url]
+        for i in (0, 1):
+            crawl(root=tmp_path/str(i), base_url=urls[i], **year)
+        for i in (0, 1, 0):
+            crawl(root=tmp_path/'both', base_url=urls[i], force=True, **year)
+            assert outputs(tmp_path/'both') == outputs(tmp_path/str(i))
+        first = len([p for p in one.requests if '/M.' in p])
+        crawl(root=tmp_path/'both', base_url=urls[0], force=True, **year)
+        assert len([p for p in one.requests if '/M.' in p]) == first
