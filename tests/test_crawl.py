@@ -9,7 +9,7 @@ from pttface.synthetic.board import make_board,serve
 from pttface.app.cli import main
 from pttface.crawl import CRAWL_PRESETS,CrawlSettings,crawl
 from pttface.ptt.board_range import Links
-from pttface.ptt.cache import PageStore
+from pttface.ptt.cache import PageStore,check_board
 from pttface.ptt.parse import posted
 from pttface.net.http import Blocked
 from pttface.synthetic.server import Fault,Reply,faults,serving,some_faults
@@ -507,7 +507,6 @@ def test_a_page_of_another_board_is_refused(small, tmp_path):
 @pytest.mark.parametrize('name, ok', [
     ('C_Chat',True), ('Gossiping.tw',True), ('a-b.c_d',True), ('..',False), ('.a',False), ('a/b',False), ('看板',False)])
 def test_names_of_boards(name, ok):
-    from pttface.ptt.cache import check_board
     if ok:
         assert check_board(name, 'https://www.ptt.cc', 2, 4) == 'www.ptt.cc'
         return
