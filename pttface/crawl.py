@@ -6,9 +6,10 @@ Docs: https://pttface.github.io/pttface/crawl.html.md"""
 
 # %% auto #0
 __all__ = ['CRAWL_PRESETS', 'day', 'middles', 'boundary', 'day_span', 'find_range', 'CrawlSettings', 'why_left_out',
-           'article_row', 'crawl']
+           'article_row', 'recorded_name', 'keep_apart', 'crawl']
 
 # %% ../nbs/00_crawl.ipynb #73387a0b
+import re
 from collections import deque
 from dataclasses import dataclass
 from datetime import datetime
@@ -22,7 +23,7 @@ from .ptt.board_range import (BoardRange,CrawlState,Links,article_url,audit,craw
 from .ptt.cache import Pages,ask_robots,board_client,check_board
 from .ptt.parse import Page,posted,taipei
 from .ptt.urls import canonical_all
-from .storage.files import BadInput,find_preset,open_root,same_settings
+from .storage.files import BadInput,find_preset,open_root,read_json,same_settings
 from . import callable_module
 
 # %% ../nbs/00_crawl.ipynb #02797203
@@ -143,6 +144,35 @@ def article_row(
     return dict(date=f'{time:%m%d}', title=title, url=article_url(board, row['id']), images=list(links), id=row['id'],
                 time=time.isoformat(), author=row['author'], links=list(links.values()), skipped=skipped)
 
+# %% ../nbs/00_crawl.ipynb #54cb4134
+def recorded_name(
+    folder:Path,  # `links` in the root
+    board:str,    # Name of the board, in capitals or not
+)->str: # As the board itself spells it, if the crawl of this folder knows
+    "The name of a board as an earlier crawl has read it from the board's pages."
+    path = folder/'crawl.json'
+    known = read_json(path).get('settings', {}).get('board', '') if path.exists() else ''
+    return known if known.casefold() == board.casefold() else board
+
+# %% ../nbs/00_crawl.ipynb #a2531a58
+def keep_apart(
+    folder:Path,   # `links` in the root
+    base_url:str,  # The server that is to be asked now
+):
+    "Put the cached pages of another server aside, and take back those of this one."
+    record = folder/'crawl.json'
+    before = read_json(record).get('base_url', base_url) if record.exists() else base_url
+    old,new = (re.sub(r'\W+', '_', urlsplit(o).netloc.lower()) for o in (before, base_url))
+    if old == new:
+        return
+    for name in ('pages.sqlite','pages.sqlite-wal','pages.sqlite-shm','pages.jsonl'):
+        store = folder/name
+        if store.exists():
+            store.replace(store.with_stem(f'pages.{old}'))
+        if (mine := store.with_stem(f'pages.{new}')).exists():
+            mine.replace(store)
+    record.unlink()
+
 # %% ../nbs/00_crawl.ipynb #fa542147
 def crawl(
     board:str='Beauty',       # Name of the board
@@ -162,20 +192,25 @@ def crawl(
     settings = find_preset(settings, CRAWL_PRESETS, 'the crawl')
     start,end = day_span(since, until)
     server = check_board(board, base_url, rate, workers)
-    want = dict(board=board, since=since, until=until, server=server, **vars(settings))
     with removed_if_nothing(Path(root)):
         folder = open_root(root, create=True)/'links'
+        board = recorded_name(folder, board)
+        want = dict(board=board, since=since, until=until, server=server, **vars(settings))
         made = same_settings(folder/'crawl.json', want, force) and not offline and not force
         if made and (finished := finished_links(folder)):
             return finished
+        if force:
+            keep_apart(folder, base_url)
         client = None if offline else board_client(rate, workers, session)
         with Pages(folder/'pages.sqlite', base_url, client) as pages:
             if client:
                 ask_robots(pages, board)
+            rng = BoardRange(pages, board, start, end)
+            board = want['board'] = rng.board
             wanted = partial(why_left_out, board=board, settings=settings, optout=read_optout(root))
             read_row = partial(article_row, board=board, settings=settings)
-            state = CrawlState(BoardRange(pages, board, start, end), wanted, read_row)
-            find_range(state.rng)
+            state = CrawlState(rng, wanted, read_row)
+            find_range(rng)
             crawl_range(state, workers, progress)
             if not (links := state.links()):
                 raise nothing_found(state, since, until)

@@ -9,7 +9,7 @@ from pttface.synthetic.board import make_board,serve
 from pttface.app.cli import main
 from pttface.crawl import CRAWL_PRESETS,CrawlSettings,crawl
 from pttface.ptt.board_range import Links
-from pttface.ptt.cache import PageStore
+from pttface.ptt.cache import PageStore,check_board
 from pttface.ptt.parse import posted
 from pttface.net.http import Blocked
 from pttface.synthetic.server import Fault,Reply,faults,serving,some_faults
@@ -480,3 +480,51 @@ def test_a_damaged_store_is_a_sentence(tmp_path):
     (tmp_path/'pages.sqlite').write_bytes(b'not a database' * 1000)
     with pytest.raises(BadInput, match='pages.sqlite is damaged .*: delete it and run the stage again'):
         len(PageStore(tmp_path/'pages.sqlite'))
+
+# ---- the board's name
+
+def test_the_board_is_called_as_its_pages_spell_it(small, tmp_path):
+    def any_case(path, *args):
+        return small.answer(path.replace('/bbs/beauty/', '/bbs/Beauty/'), *args)
+    may = dict(since='2024-05-01', until='2024-05-31', rate=0, progress=False)
+    with serving(any_case) as server:
+        links = crawl('beauty', root=tmp_path/'a', base_url=server.url, **may)
+        assert not [p for p in server.requests if 'beauty/M.' in p]
+        server.clear()
+        again = crawl('BEAUTY', root=tmp_path/'a', base_url=server.url, **may)
+        assert not server.requests and again.rows == links.rows
+        crawl('Beauty', root=tmp_path/'b', base_url=server.url, **may)
+    assert links.audit['settings']['board'] == 'Beauty' and '/bbs/Beauty/' in links.rows[0]['url']
+    assert outputs(tmp_path/'a') == outputs(tmp_path/'b')
+
+def test_a_page_of_another_board_is_refused(small, tmp_path):
+    def other(path, *args):
+        return small.answer(path.replace('/bbs/C_Chat/', '/bbs/Beauty/'), *args)
+    with serving(other) as server, pytest.raises(BadInput, match='is a page of Beauty'):
+        crawl('C_Chat', root=tmp_path/'c', base_url=server.url, **year)
+    assert not (tmp_path/'c').exists()
+
+@pytest.mark.parametrize('name, ok', [
+    ('C_Chat',True), ('Gossiping.tw',True), ('a-b.c_d',True), ('..',False), ('.a',False), ('a/b',False),
+    ('看板',False)])
+def test_names_of_boards(name, ok):
+    if ok:
+        assert check_board(name, 'https://www.ptt.cc', 2, 4) == 'www.ptt.cc'
+        return
+    with pytest.raises(BadInput, match='is not the name of a board'):
+        check_board(name, 'https://www.ptt.cc', 2, 4)
+
+# ---- two servers, one root
+
+def test_pages_of_two_servers_never_mix(tmp_path):
+    boards = [make_board(n_photos=30, seed=seed, n_articles=90) for seed in (21, 22)]
+    with serve(boards[0]) as one, serve(boards[1]) as two:
+        urls = [one.url, two.url]
+        for i in (0, 1):
+            crawl(root=tmp_path/str(i), base_url=urls[i], **year)
+        for i in (0, 1, 0):
+            crawl(root=tmp_path/'both', base_url=urls[i], force=True, **year)
+            assert outputs(tmp_path/'both') == outputs(tmp_path/str(i))
+        first = len([p for p in one.requests if '/M.' in p])
+        crawl(root=tmp_path/'both', base_url=urls[0], force=True, **year)
+        assert len([p for p in one.requests if '/M.' in p]) == first

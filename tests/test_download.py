@@ -12,11 +12,9 @@ from skimage import data
 import pttface.net.http,pttface.storage.shards
 from pttface.download import DownloadSettings,Photos,download,link_rot,regate
 from pttface.synthetic.server import Fault,Reply,faults,serving
-from pttface.storage.files import BadInput,Ledger,open_root,read_jsonl,read_tar,write_jsonl
 from pttface.synthetic.heads import draw_head
 from pttface.vision.images import decode,encode_jpeg
 from pttface.storage.files import BadInput,Ledger,locked,open_root,read_jsonl,read_tar,write_jsonl
-from pttface.vision.images import decode
 
 portrait = data.astronaut()[:256, 96:352].copy()
 scene = cv2.resize(data.coffee(), (256,256))
@@ -481,6 +479,7 @@ def test_twins_and_other_articles_of_what_was_opted_out(tmp_path):
     assert {r['reason'] for r in after.rows if r['status'] != 'kept'} == {'opt_out'}
     assert kept(anew) == [name_of(third)], 'for good: the hashes remain when the list is gone'
     assert 'imgur' not in (tmp_path/'optout_hashes.jsonl').read_text() and host in after.rows[0]['url']
+
 def test_two_downloads_at_a_time(files, tmp_path):
     with serving(answer(files)) as server, locked(listed(tmp_path, [name(0)], 1), 'crawl'):
         with pytest.raises(BadInput, match='`pttface crawl` .process'):

@@ -56,7 +56,7 @@ class BoardRange:
         self.shrunk = False   # Was a page asked for that the board no longer has?
         self._read_newest()
         if not pages.client:
-            for m in map(re.compile(self.path(r'(\d+)')).fullmatch, pages.store.paths(board)):
+            for m in map(re.compile(re.escape(self.path('#')).replace(r'\#', r'(\d+)')).fullmatch, pages.store.paths(board)):
                 if m:
                     self.read(int(m[1]))
 
@@ -82,6 +82,11 @@ def _read_newest(self:BoardRange):
     if why:
         raise NothingToCrawl(f'{urljoin(self.pages.base_url, path)} cannot be read ({why}): '
                              'is the board called so, and is this its server?')
+    if newest.board and newest.board != self.board:
+        if newest.board.casefold() != self.board.casefold():
+            raise NothingToCrawl(f'{urljoin(self.pages.base_url, path)} is a page of {newest.board}: is that the board?')
+        self.board = newest.board
+        return self._read_newest()
     self.last = newest.number
     self.index[self.last],self.spans[self.last] = newest,newest.span
     self.snapshot,self.moved = known.get('snapshot'),known.get('moved', False)
@@ -210,7 +215,7 @@ def enter_article(self:CrawlState,
 def unlisted(self:CrawlState)->list[dict]: # Rows like those of an index page
     "Articles of the range that are in the cache and no longer on the index."
     store,board = self.rng.pages.store,self.rng.board
-    name = re.compile(f'/bbs/{board}/({ids.pattern})\\.html')
+    name = re.compile(f'/bbs/{re.escape(board)}/({ids.pattern})\\.html')
     found = [m for m in map(name.fullmatch, store.paths(board)) if m and m[1] not in self.rows]
     known = [(m[1], store.about(m[0])) for m in found if self.rng.covers(m[1])]
     return [dict(id=i, title=row.get('title', ''), author=row.get('author', ''), date='') for i,row in known]

@@ -51,7 +51,7 @@ def check_board(
     workers:int,   # Requests under way at a time
 )->str: # Name of the server, to be recorded
     "Check where and how the board is to be asked; raises `BadInput`."
-    if not re.fullmatch(r'[\w-]+', board):
+    if not re.fullmatch(r'[A-Za-z0-9_][A-Za-z0-9_.-]*', board):
         raise BadInput(f'{board!r} is not the name of a board')
     if not 0 <= rate < float('inf') or workers < 1:
         raise BadInput(f'rate={rate} and workers={workers}: the rate is 0 or more, and one worker the least')

@@ -105,6 +105,7 @@ class Index:
     number:int     # Its page number
     last:bool      # Is it the newest page?
     reason:str=''  # Why it cannot be read; empty when it can
+    board:str=''   # Name of the board, as the page spells it; '' when it does not say
 
     @property
     def span(self): # Unix times of its oldest and newest article; None when all are deleted
@@ -114,6 +115,7 @@ class Index:
 # %% ../../nbs/ptt/parse.ipynb #3618ea97
 _rows = etree.XPath(f'//*[{having("r-ent")} or {having("r-list-sep")}]')
 _paging = etree.XPath(f'//*[{having("btn-group-paging")}]')
+_board = etree.XPath(f'//a[{having("board")}]/@href')
 _buttons = etree.XPath(f'.//a[{having("wide")}]')
 
 def parse_index(
@@ -133,7 +135,8 @@ def parse_index(
         number = previous + 1
     elif following:
         number = following - 1
-    return Index(rows, number, following is None, '' if len(buttons) >= 4 else 'no_index')
+    named = re.match(r'/bbs/([^/]+)/', next(iter(_board(root)), ''))
+    return Index(rows, number, following is None, '' if len(buttons) >= 4 else 'no_index', named[1] if named else '')
 
 def _index_row(o):
     "One row of an index page, as a dict"
