@@ -117,7 +117,7 @@ def screen_answer(
 )->dict: # Fields of the row; with a `status` when that is the end of it
     "What can be said of an answer before it is decoded."
     if not a.ok:
-        refused = a.reason in ('private_address','scheme','bad_url')
+        refused = a.reason in ('private_address','scheme','bad_url','bad_port')
         return dict(status='refused' if refused else 'failed', reason=a.reason)
     if settings.robots_tag and tagged(a.headers):
         return dict(status='refused', reason='robots_tag')

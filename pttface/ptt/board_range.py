@@ -56,7 +56,8 @@ class BoardRange:
         self.shrunk = False   # Was a page asked for that the board no longer has?
         self._read_newest()
         if not pages.client:
-            for m in map(re.compile(re.escape(self.path('#')).replace(r'\#', r'(\d+)')).fullmatch, pages.store.paths(board)):
+            numbered = re.compile(re.escape(self.path('#')).replace(r'\#', r'(\d+)'))
+            for m in map(numbered.fullmatch, pages.store.paths(board)):
                 if m:
                     self.read(int(m[1]))
 
@@ -84,7 +85,7 @@ def _read_newest(self:BoardRange):
                              'is the board called so, and is this its server?')
     if newest.board and newest.board != self.board:
         if newest.board.casefold() != self.board.casefold():
-            raise NothingToCrawl(f'{urljoin(self.pages.base_url, path)} is a page of {newest.board}: is that the board?')
+            raise NothingToCrawl(f'{urljoin(self.pages.base_url, path)} is a page of {newest.board}: is it meant?')
         self.board = newest.board
         return self._read_newest()
     self.last = newest.number
