@@ -6,10 +6,9 @@ Docs: https://pttface.github.io/pttface/crawl.html.md"""
 
 # %% auto #0
 __all__ = ['CRAWL_PRESETS', 'day', 'middles', 'boundary', 'day_span', 'find_range', 'CrawlSettings', 'why_left_out',
-           'article_row', 'recorded_name', 'keep_apart', 'crawl']
+           'article_row', 'recorded_name', 'crawl']
 
 # %% ../nbs/00_crawl.ipynb #73387a0b
-import re
 from collections import deque
 from dataclasses import dataclass
 from datetime import datetime
@@ -19,7 +18,7 @@ from urllib.parse import urlsplit
 
 from .policy import left_out,read_optout
 from .ptt.board_range import (BoardRange,CrawlState,Links,article_url,audit,crawl_range,finished_links,
-                                     nothing_found,removed_if_nothing,save_links)
+                                     keep_apart,nothing_found,removed_if_nothing,save_links)
 from .ptt.cache import Pages,ask_robots,board_client,check_board
 from .ptt.parse import Page,posted,taipei
 from .ptt.urls import canonical_all
@@ -64,7 +63,7 @@ def boundary(
     while lo < hi:
         at,s = next(((n,s) for n in middles(lo, hi) if (s := span(n))), (None,None))
         if s is None:
-            break
+            return lo,hi
         lo,hi = (lo,at) if s[1] >= when else (at + 1,hi)
     return lo,hi
 
@@ -153,25 +152,6 @@ def recorded_name(
     path = folder/'crawl.json'
     known = read_json(path).get('settings', {}).get('board', '') if path.exists() else ''
     return known if known.casefold() == board.casefold() else board
-
-# %% ../nbs/00_crawl.ipynb #a2531a58
-def keep_apart(
-    folder:Path,   # `links` in the root
-    base_url:str,  # The server that is to be asked now
-):
-    "Put the cached pages of another server aside, and take back those of this one."
-    record = folder/'crawl.json'
-    before = read_json(record).get('base_url', base_url) if record.exists() else base_url
-    old,new = (re.sub(r'\W+', '_', urlsplit(o).netloc.lower()) for o in (before, base_url))
-    if old == new:
-        return
-    for name in ('pages.sqlite','pages.sqlite-wal','pages.sqlite-shm','pages.jsonl'):
-        store = folder/name
-        if store.exists():
-            store.replace(store.with_stem(f'pages.{old}'))
-        if (mine := store.with_stem(f'pages.{new}')).exists():
-            mine.replace(store)
-    record.unlink()
 
 # %% ../nbs/00_crawl.ipynb #fa542147
 def crawl(

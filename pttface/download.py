@@ -409,15 +409,18 @@ def _fetch_twice(todo, fetch, months, shard, progress):
         if rest:
             _fetch_once(rest, fetch, months, shard, bar)
 
+# %% ../nbs/01_download.ipynb #6910f0f2
 def _fetch_once(todo, fetch, months, shard, bar):
     with closing(fetch(todo)) as results:
         for job,row in store_results(results, todo, months, shard, _unfinished):
             bar.update()
             bar.set_postfix_str(f'{job["url"].split("/")[2]}: {row["status"]} {row["reason"]}', refresh=False)
 
+# %% ../nbs/01_download.ipynb #f2ad31d9
 def _unfinished(month, jobs):
     return [j for j in jobs if (r := month.ledger.rows.get(j['url'])) is None or is_transient(r)]
 
+# %% ../nbs/01_download.ipynb #39e643e7
 def _count(todo):
     return sum(map(len, todo.values()))
 
@@ -445,6 +448,7 @@ def _strip_old(folder, settings):
         record['settings']['strip_metadata'] = True
         write_json(folder/'download.json', record)
 
+# %% ../nbs/01_download.ipynb #9e204339
 def _stripped(photo, settings):
     try:
         return strip_metadata(photo)

@@ -6,7 +6,8 @@ Docs: https://pttface.github.io/pttface/ptt/board_range.html.md"""
 
 # %% auto #0
 __all__ = ['seconds', 'NothingToCrawl', 'BoardRange', 'article_url', 'CrawlState', 'crawl_range', 'index_check', 'deleted_in',
-           'extension', 'audit', 'Links', 'save_links', 'finished_links', 'nothing_found', 'removed_if_nothing']
+           'extension', 'audit', 'Links', 'save_links', 'finished_links', 'nothing_found', 'removed_if_nothing',
+           'keep_apart']
 
 # %% ../../nbs/ptt/board_range.ipynb #681951c9
 import logging,re,shutil
@@ -16,7 +17,7 @@ from contextlib import contextmanager
 from datetime import datetime
 from pathlib import Path
 from queue import SimpleQueue
-from urllib.parse import urljoin
+from urllib.parse import urljoin,urlsplit
 
 from fastcore.basics import patch
 from tqdm.auto import tqdm
@@ -498,3 +499,22 @@ def removed_if_nothing(
         if not was_there[root] and root.is_dir() and not any(root.iterdir()):
             root.rmdir()
         raise
+
+# %% ../../nbs/ptt/board_range.ipynb #a2531a58
+def keep_apart(
+    folder:Path,   # `links` in the root
+    base_url:str,  # The server that is to be asked now
+):
+    "Put the cached pages of another server aside, and take back those of this one."
+    record = folder/'crawl.json'
+    before = read_json(record).get('base_url', base_url) if record.exists() else base_url
+    old,new = (re.sub(r'\W+', '_', urlsplit(o).netloc.lower()) for o in (before, base_url))
+    if old == new:
+        return
+    for name in ('pages.sqlite','pages.sqlite-wal','pages.sqlite-shm','pages.jsonl'):
+        store = folder/name
+        if store.exists():
+            store.replace(store.with_stem(f'pages.{old}'))
+        if (mine := store.with_stem(f'pages.{new}')).exists():
+            mine.replace(store)
+    record.unlink()
