@@ -16,7 +16,7 @@ import cv2
 import numpy as np
 from scipy import linalg,stats
 
-# %% ../nbs/06_fid.ipynb #40a4ec73
+# %% ../nbs/06_fid.ipynb #5b228db3
 from .evaluation.diagnostics import band_picture,colours,detect_all,histograms
 from .evaluation.features import Protocol,cached_features,features,load_protocol
 from .evaluation.memorization import closest_pairs,find_originality,ratio_picture
@@ -28,7 +28,7 @@ from .evaluation.sweeps import Sweep,SweepDistances,save_sweep
 from .storage.files import BadInput,open_root,read_jsonl,write_jsonl
 from .training.config import Budget
 from .training.device import processes
-from .diffusion import generate,to_uint8,sample
+from .training.samplers import generate,to_uint8
 from .vision.detectors import load_detector
 
 # %% ../nbs/06_fid.ipynb #f90ca634
@@ -169,6 +169,11 @@ def all_samples_rows(
     four = [prdc(train[:n], f[:n]) for f in x['samples']]
     return rows + [metric_row(f'{k} (all {n:,})', 'samples', [o[k] for o in four], n) for k in four[0]],fits
 
+# %% ../nbs/06_fid.ipynb #2aec6a83
+def _sample(*args, **kw):
+    from pttface.training.trainer import sample
+    return sample(*args, **kw)
+
 # %% ../nbs/06_fid.ipynb #fda9de8f
 def embed_all(
     p:Protocol,       # Loaded
@@ -210,7 +215,7 @@ def make_report(
                     train=len(train), heldout=len(x['held']))
     return Report(rows, notes + [found.verdict], settings, pictures, CAPTIONS, samples_to_look_at(found, real))
 
-# %% ../nbs/06_fid.ipynb #0f6f00b6
+# %% ../nbs/06_fid.ipynb #ccda1581
 def evaluate(
     samples,                  # A `Run`, pictures as `as_images` takes them, or a list of such sets, one a sampling seed
     data,                     # A `FaceData`: `.train`, `.heldout` and `.at(size)`
@@ -234,7 +239,7 @@ def evaluate(
     if isinstance(detector, str):
         load_detector(detector)
     p = load_protocol(protocol, device, precision, cache)
-    sets = sample_sets(sample, samples, n, seeds, cache, device=device, progress=progress, **kw)
+    sets = sample_sets(_sample, samples, n, seeds, cache, device=device, progress=progress, **kw)
     real,shared = matching_faces(sets, data),dict(folder=cache, shared=True, progress=progress)
     held = len(real.heldout) if len(real.heldout) > 1 else 200
     noise = blurred_noise(real.train, min(len(real.train), *map(len, sets), held))
@@ -261,7 +266,7 @@ def equally_good(
         return stats.t.ppf(1 - level/2, dof)*s*np.sqrt(1/len(v) + 1/len(values[best]))
     return [k for k,v in values.items() if np.mean(v) - np.mean(values[best]) <= reach(v)]
 
-# %% ../nbs/06_fid.ipynb #35a9d4e1
+# %% ../nbs/06_fid.ipynb #d0a8053d
 def sweep(
     checkpoints,              # By name: anything `sample_sets` takes; or a `Run`: then all its checkpoints
     data,                     # A `FaceData`
@@ -282,7 +287,7 @@ def sweep(
         raise BadInput(f'{len(checkpoints)} checkpoints and seeds={seeds}: a choice needs 2 checkpoints and 1 seed')
     cache,where = None if root is None else open_root(root)/'eval/cache',dict(device=device, progress=progress)
     p = load_protocol(protocol, device, precision, cache)
-    distances = SweepDistances(data, p, frechet_distance, sample, n, cache, batch=batch, **where)
+    distances = SweepDistances(data, p, frechet_distance, _sample, n, cache, batch=batch, **where)
     values = {k:distances.of(v, seeds, **where, **kw) for k,v in checkpoints.items()}
     out = Sweep.of(p.label, values, equally_good(values), distances.n_measured)
     if root is not None and processes(device).is_main_process:

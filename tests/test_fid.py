@@ -398,7 +398,7 @@ def test_a_sweep_goes_on_where_it_stopped(monkeypatch, tmp_path):
         if len(calls) in stop:
             raise KeyboardInterrupt
         return smooth_faces(n, ord(ref.name) + 100*seed)
-    monkeypatch.setattr(fid, 'sample', sample)
+    monkeypatch.setattr(fid, '_sample', sample)
     root, p = open_root(tmp_path/'root', create=True), ft.Protocol('FD', 'v1', colours)
     data = SimpleNamespace(train=smooth_faces(40, 0), heldout=smooth_faces(9, 1), hash='h')
     refs = {k: CheckpointRef(None, k, k) for k in 'abc'}
