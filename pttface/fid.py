@@ -28,7 +28,7 @@ from .evaluation.sweeps import Sweep,SweepDistances,save_sweep
 from .storage.files import BadInput,open_root,read_jsonl,write_jsonl
 from .training.config import Budget
 from .training.device import processes
-from .training.samplers import generate,to_uint8
+from .diffusion import generate,to_uint8
 from .vision.detectors import load_detector
 
 # %% ../nbs/06_fid.ipynb #f90ca634
@@ -171,7 +171,7 @@ def all_samples_rows(
 
 # %% ../nbs/06_fid.ipynb #2aec6a83
 def _sample(*args, **kw):
-    from pttface.training.trainer import sample
+    from pttface.diffusion import sample
     return sample(*args, **kw)
 
 # %% ../nbs/06_fid.ipynb #fda9de8f
