@@ -445,7 +445,7 @@ def _strip_old(folder, settings):
             write_tar(tar, stripped)
             changed = True
     if changed:
-        record['settings']['strip_metadata'] = True
+        record['settings'] = {k:record['settings'].get(k, v) for k,v in vars(settings).items()}
         write_json(folder/'download.json', record)
 
 # %% ../nbs/01_download.ipynb #9e204339

@@ -154,13 +154,15 @@ def read_optout(
 # %% ../nbs/policy.ipynb #27f594aa
 def opted_out(
     row:dict,    # Any row with some of `url`, `article`, `articles`, `sha256`, `phash`
-    out:OptOut,  # From `read_optout`
+    out:OptOut,  # From `read_optout`; any set of addresses and hashes will do
 )->bool: # Must it not be used?
     "Is this photo, or an article it came from, on the opt-out list, or is it the twin of one that is?"
     if not out:
         return False
     names = [row.get('url'), row.get('article'), *row.get('articles', ())]
-    return any(o in out for o in names if o) or out.is_twin(row.get('sha256'), row.get('phash'))
+    if any(o in out for o in (*names, row.get('sha256')) if o):
+        return True
+    return isinstance(out, OptOut) and out.is_twin(row.get('sha256'), row.get('phash'))
 
 # %% ../nbs/policy.ipynb #e9d8954e
 def remember_optout(
