@@ -152,7 +152,8 @@ class Table:
         return tabulate(cells, cols, tablefmt=fmt, disable_numparse=True, colalign=align if cells else None)
 
     def _repr_markdown_(self):
-        return (f'**{self.title}**\n\n' if self.title else '') + self._text('github')
+        text = self._text('github').replace('![', '!\\[')  # an address in Markdown is no picture here
+        return (f'**{self.title}**\n\n' if self.title else '') + text
     def __str__(self):
         return (f'{self.title}\n' if self.title else '') + self._text('simple')
     __repr__ = __str__
