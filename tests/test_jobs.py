@@ -173,7 +173,7 @@ with serve(make_board(40)) as server:
     download('data', gateway=server.url)
 faces = extract_faces('data', workers=2)
 data = pack('data')
-print(len(faces), len(data), len(faces.failed), dict(run_tasks(divmod, [(7, 2), (9, 3)], workers=2)))
+print(len(faces), len(data), len(faces.failed), dict(sorted(run_tasks(divmod, [(7, 2), (9, 3)], workers=2))))
 '''
 
 
