@@ -71,9 +71,9 @@ def test_retry_after_stops_those_who_wait_in_line(server, retries):
             t.join()
     (first,start),*rest = server.paths
     assert first == '/busy' and len(rest) == 5 + retries
-    assert sum(at - start < .9 for _,at in rest) == 0
-    times = sorted(at for _,at in rest)
-    assert min(b - a for a,b in zip(times, times[1:])) > .05
+    # A busy machine can only make an answer later: the k-th request never comes before k intervals have passed
+    waits = sorted(at - start for _,at in rest)
+    assert [w for k,w in enumerate(waits) if w < .9 + .09*k] == []
 
 @pytest.mark.parametrize('ip', '''64:ff9b::a9fe:a9fe 64:ff9b::a00:1 64:ff9b:1::808:808 ::7f00:1 ::808:808
     ::ffff:0:7f00:1
