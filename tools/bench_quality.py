@@ -1,10 +1,15 @@
-"""Quality at equal cost: the original's recipe against ours, small, at 32 px, on drawn heads and on drawn fruit.
+"""Quality at equal cost, small, at 32 px, on drawn heads and on drawn fruit (nothing was tuned on those).
 
-(Nothing was tuned on those.) MINUTES (10) of two cores for each training, or SETS=heads,fruit:5 for other minutes for
-one of the sets: how many pictures that is for each recipe comes from its own CPU seconds a picture, measured in turns,
-so a busy machine changes nothing. Each training has one thread, two run side by side. What is trained and drawn stays
-in runs/bench/quality-MINUTES, so a bench that was cut off goes on from there; remove the folders to begin anew.
+Ours (preset `tiny`, guided as the recipe says, and plain) beside three peers with as many parameters: the original's
+recipe, drawn by the same fast sampler with the clipping of DDPM's own code; diffusers' unconditional example; and
+denoising-diffusion-pytorch's Trainer. Each peer gets the best of three learning rates (LRS), found on heads.
+
+MINUTES (10) of two cores for each training, or SETS=heads,fruit:5 for other minutes for one of the sets: how many
+pictures that is for each comes from its own CPU seconds a picture, measured in turns, so a busy machine changes
+nothing. Each training has one thread, two run side by side. What is trained and drawn stays in
+runs/bench/quality-MINUTES, so a bench that was cut off goes on from there; remove the folders to begin anew.
 """
+import json
 import os
 import shutil
 import subprocess
@@ -13,7 +18,6 @@ import tempfile
 import time
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import replace
-from itertools import product
 from pathlib import Path
 
 import cv2
@@ -24,7 +28,13 @@ top = Path(__file__).resolve().parent.parent
 MINUTES = float(os.environ.get('MINUTES', 10))
 ASKED = [o.partition(':') for o in os.environ.get('SETS', 'heads,fruit').split(',')]
 SETS = {k: float(m or MINUTES) for k, _, m in ASKED}
-OURS, PEER = 'tiny', 'tiny-original'
+OURS = 'tiny'
+PEERS = {'tiny-original': "the original's recipe, clipped, DPM++(2M)",
+         'diffusers': "diffusers' unconditional example",
+         'ddpm': "denoising-diffusion-pytorch's Trainer"}
+THEIRS = ('diffusers', 'ddpm')     # Those that run under the peers' Python
+LRS = (2e-4, 6e-4, 2e-3)           # Tried for each peer
+WAYS = dict(guided={}, plain=dict(guidance=1.))  # Ways to draw from ours; the first is what the recipe does
 TRAIN, SIZE = 2000, 32
 
 
@@ -68,126 +78,234 @@ def recipe_of(name, seed=0):
     return replace(find_recipe(name), seed=seed, report='1000M images', grid='1000M images', save='10m')
 
 
-def cpu_per_image(names, ims, rounds=5, steps=3):
-    "CPU seconds an image of each preset's training step: medians of rounds taken in turns, one thread."
+def picture_folder(kind, n):
+    "The training pictures as files, which is what the peers read."
+    folder = top/f'runs/bench/{kind}-{SIZE}-{n}'
+    if not (folder/'.done').exists():
+        (folder/'all').mkdir(parents=True, exist_ok=True)
+        for i, im in enumerate(pictures(kind, n)[:n*2//3]):
+            Image.fromarray(im).save(folder/f'all/{i:05d}.png')
+        (folder/'.done').touch()
+    return folder
+
+
+def peers_python(make=True):
+    from peers import peer_python
+    return peer_python('train', 'diffusers>=0.35', 'denoising-diffusion-pytorch>=2.1', share=True, make=make)
+
+
+def quiet_env():
+    return {**os.environ, 'OMP_NUM_THREADS': '1', 'PYTHONPATH': str(top), 'TQDM_DISABLE': '1'}
+
+
+def run_alone(python, script, *args):
+    "A process of its own; its output, or RuntimeError with the end of what it said."
+    r = subprocess.run([str(python), str(script), *map(str, args)], capture_output=True, text=True, env=quiet_env())
+    if r.returncode:
+        raise RuntimeError(r.stderr[-2000:])
+    return r.stdout
+
+
+def cpu_per_image(names, ims, folder, rounds=5, steps=3):
+    "CPU seconds an image of each contender's training step: medians of rounds taken in turns, one thread."
     import torch
 
     from pttface.diffusion import Run, make_trainer
     from pttface.storage.files import write_json
     from pttface.training.config import Budget, recipe_record
     torch.set_num_threads(1)
+    took = {n: [] for n in names}
+    peers = {n: subprocess.Popen([str(peers_python()), str(top/'tools/quality_peers.py'), 'cost', n, str(folder),
+                                  str(rounds), str(steps)], stdin=subprocess.PIPE, stdout=subprocess.PIPE,
+                                 stderr=subprocess.DEVNULL, text=True, env=quiet_env()) for n in names if n in THEIRS}
     with tempfile.TemporaryDirectory() as d:
         trainers = {}
         for n in names:
+            if n in THEIRS:
+                continue
             r = recipe_of(n)
             write_json(Path(d)/n/'recipe.json', dict(settings=recipe_record(r), sigma_data=.5))
             data = face_data(ims, len(ims))
             t = make_trainer(Run(Path(d)/n), data, Budget.parse('1M images'), 'cpu')
             trainers[n] = t, data.batches(r.batch, 0, flip=r.flip)
             t.training_step(next(trainers[n][1]))
-        took = {n: [] for n in names}
         for _ in range(rounds):
-            for n, (t, batches) in trainers.items():
+            for n in names:
+                if n in THEIRS:
+                    print('go', file=peers[n].stdin, flush=True)
+                    took[n].append(float(json.loads(peers[n].stdout.readline())))
+                    continue
+                trainer, batches = trainers[n]
                 start = time.process_time()
                 for _ in range(steps):
-                    t.training_step(next(batches))
-                took[n].append((time.process_time() - start)/steps/t.recipe.batch)
+                    trainer.training_step(next(batches))
+                took[n].append((time.process_time() - start)/steps/trainer.recipe.batch)
+    for p in peers.values():
+        p.stdin.close()
+        p.wait(60)
     return {n: float(np.median(v)) for n, v in took.items()}
 
 
-def learn(root, preset, kind, seed, n, images):
+def learn(root, preset, kind, lr, seed, n, images):
     "Train one, with one thread; `spent.json` says how many CPU seconds that took, and that it is done."
     from pttface.diffusion import train
     from pttface.storage.files import write_json
     start = time.process_time()
     data = face_data(pictures(kind, n), n*2//3)
-    run = train(data, recipe_of(preset, seed), root=root, budget=f'{images} images', device='cpu', progress=False,
-                force=True)
+    recipe = recipe_of(preset, seed)
+    recipe = replace(recipe, lr=lr, lr_end=recipe.lr_end*lr/recipe.lr) if lr else recipe
+    run = train(data, recipe, root=root, budget=f'{images} images', device='cpu', progress=False, force=True)
     write_json(Path(root)/'spent.json', dict(seconds=time.process_time() - start, run=str(run.path.relative_to(root))))
 
 
-def draw_some(root, seed, start, n, steps):
+def draw_some(root, way, seed, start, n, steps):
     "Draw pictures `start` … `start+n−1`, with one thread, in 16 bits where those suffice (both were trained so)."
     from pttface.diffusion import Run, sample
     from pttface.storage.files import read_json, write_npz
+    begin = time.process_time()
     run = Run(Path(root)/read_json(Path(root)/'spent.json')['run'])
-    ims = sample(run, n, steps=steps or None, seed=seed, start=start, batch=16, half=True, device='cpu', progress=False)
-    write_npz(Path(root)/f'{start}.npz', images=ims)
+    how = WAYS.get(way, {})
+    if run.recipe.parameterization == 'linear':
+        how = dict(sampler='dpm2m', steps=steps or 25, clip=True)
+    elif steps:
+        how = how | dict(steps=steps)
+    ims = sample(run, n, seed=seed, start=start, batch=16, half=True, device='cpu', progress=False, **how)
+    write_npz(Path(root)/f'{way}{start}.npz', images=ims, seconds=np.array(time.process_time() - begin))
+
+
+class Contest:
+    "The trainings and drawings of one set, each done once and kept in `folder`"
+
+    def __init__(self, kind, folder, n, samples, seen, pool, steps=0):
+        self.kind, self.folder, self.n, self.samples = kind, folder, n, samples
+        self.seen, self.pool, self.steps = seen, pool, steps
+
+    def home(self, who, lr, seed):
+        return self.folder/f'{self.kind}-{who}-{lr:g}-{seed}'
+
+    def learn(self, who, lr, seed):
+        "Train `who` unless that has been done."
+        d = self.home(who, lr, seed)
+        if (d/'spent.json').exists():
+            return
+        if who in THEIRS:
+            args = peers_python(), top/'tools/quality_peers.py', 'learn', who, picture_folder(self.kind, self.n), d
+            run_alone(*args, lr, seed, self.seen[who])
+        else:
+            run_alone(sys.executable, __file__, 'learn', d, who, self.kind, lr, seed, self.n, self.seen[who])
+
+    def draw(self, who, lr, seed, way, start, n):
+        "Draw pictures `start` … unless that has been done."
+        d = self.home(who, lr, seed)
+        if (d/f'{way}{start}.npz').exists():
+            return
+        if who in THEIRS:
+            run_alone(peers_python(), top/'tools/quality_peers.py', 'draw', who, d, seed, start, n)
+        else:
+            run_alone(sys.executable, __file__, 'draw', d, way, seed, start, n, self.steps)
+
+    def race(self, entries, samples):
+        "Train and draw all `entries` (who, lr, seed, way), two at a time."
+        for job in [self.pool.submit(self.learn, *o) for o in dict.fromkeys(o[:3] for o in entries)]:
+            job.result()
+        part = min(samples, 100)
+        jobs = [self.pool.submit(self.draw, *o, i, part) for o in entries for i in range(0, samples, part)]
+        for job in jobs:
+            job.result()
+
+    def images(self, who, lr, seed, way, samples):
+        from pttface.storage.files import read_npz
+        starts = range(0, samples, min(samples, 100))
+        return np.concatenate([read_npz(self.home(who, lr, seed)/f'{way}{i}.npz')['images'] for i in starts])
+
+    def seconds(self, who, lr, seed, way):
+        "CPU seconds of the training and of drawing all samples."
+        from pttface.storage.files import read_json, read_npz
+        d = self.home(who, lr, seed)
+        drawn = [float(read_npz(d/f'{way}{i}.npz')['seconds']) for i in range(0, self.samples, min(self.samples, 100))]
+        return read_json(d/'spent.json')['seconds'], sum(drawn)
+
+
+def scores(ims, real, floor, held):
+    "KID, and the FD above that of other held-out pictures."
+    from pttface.evaluation.features import features
+    from pttface.evaluation.metrics import Stats, kid
+    from pttface.fid import frechet_distance
+    f = features(ims, device='cpu')
+    bottom = frechet_distance(Stats.of(floor), Stats.of(real))
+    return kid(f, held)[0], frechet_distance(Stats.of(f), Stats.of(real)) - bottom
 
 
 def bench(smoke=False):
-    "Rows of KID and excess FD for each set, the original's recipe as the peer; a sheet of held-out, the peer's, ours."
+    "Rows of KID and excess FD for each set beside each peer; a sheet: held-out, each peer's, ours."
     from pttface.diffusion import make_net
-    from pttface.evaluation.metrics import Stats,kid
-    from pttface.fid import frechet_distance
-    from pttface.evaluation.features import features
-    from pttface.training.config import find_recipe
     from pttface.display import montage
-    from pttface.storage.files import read_json, read_npz, write_json
+    from pttface.evaluation.features import features
+    from pttface.storage.files import read_json, write_json
+    from pttface.training.config import find_recipe
     from pttface.unet import n_params
-    minutes, n, samples, seeds = (dict(heads=.01), 60, 10, [0]) if smoke else (SETS, 3*TRAIN//2, 500, [0, 1])
-    size = {p: n_params(make_net(find_recipe(p))) for p in (OURS, PEER)}
-    sets, seen = {k: pictures(k, n) for k in minutes}, {}
-    folder = {k: top/f'runs/bench/quality-{"smoke" if smoke else f"{m:g}"}' for k, m in minutes.items()}
-    if smoke:
-        shutil.rmtree(folder['heads'], ignore_errors=True)
+    minutes = dict(heads=.01) if smoke else SETS
+    n, samples, seeds, lrs = (60, 10, [0], LRS[-1:]) if smoke else (3*TRAIN//2, 500, [0, 1], LRS)
+    peers = [p for p in PEERS if p not in THEIRS or peers_python(make=not smoke)]
     rows = []
 
-    def add(what, ours, peer, unit, ratio, **kw):
-        rows.append(dict(what=what, value=ours, unit=unit, peer='preset original', peer_value=peer, ratio=ratio, **kw))
-    add('parameters', size[OURS], size[PEER], '', size[PEER]/size[OURS])
-    for k, d in folder.items():
-        if not (d/'images.json').exists():
-            cost = cpu_per_image((OURS, PEER), next(iter(sets.values()))[:100], *((1, 1) if smoke else (5, 3)))
-            d.mkdir(parents=True, exist_ok=True)
-            write_json(d/'images.json', {p: max(64, round(minutes[k]*120/c)) for p, c in cost.items()})
-        seen[k] = o = read_json(d/'images.json')
-        add(f'{k}: pictures seen in {minutes[k]:g} minutes', o[OURS], o[PEER], 'images', o[OURS]/o[PEER])
-    def alone(file, *args):
-        if file.exists():
-            return
-        env = {**os.environ, 'OMP_NUM_THREADS': '1', 'PYTHONPATH': str(top)}
-        r = subprocess.run([sys.executable, __file__, *map(str, args)], capture_output=True, text=True, env=env)
-        if r.returncode:
-            raise RuntimeError(r.stderr[-2000:])
-    at = {o: folder[o[0]]/'-'.join(map(str, o)) for o in product(sets, (PEER, OURS), seeds)}
-    part = min(samples, 100)
-    starts = range(0, samples, part)
+    def add(what, ours, peer, peer_value, unit='', **kw):
+        rows.append(dict(what=what, value=ours, unit=unit, peer=peer, peer_value=peer_value, ratio=peer_value/ours,
+                         **kw))
+    params = n_params(make_net(find_recipe(OURS)))
+    for p in peers:
+        theirs = (int(run_alone(peers_python(), top/'tools/quality_peers.py', 'size', p)) if p in THEIRS
+                  else n_params(make_net(find_recipe(p))))
+        add('parameters', params, PEERS[p], theirs)
+    best_lr, lines = {}, []
     with ThreadPoolExecutor(2) as pool:
-        for kind in sets:
-            mine = [(o, d) for o, d in at.items() if o[0] == kind]
-            trainings = [pool.submit(alone, d/'spent.json', 'learn', d, preset, kind, seed, n, seen[kind][preset])
-                         for (_, preset, seed), d in mine]
-            for job in trainings:
-                job.result()
-            drawings = [pool.submit(alone, d/f'{i}.npz', 'draw', d, seed, i, part, 3 if smoke else 0)
-                        for (_, _, seed), d in mine for i in starts]
-            for job in drawings:
-                job.result()
-    got = {o: np.concatenate([read_npz(d/f'{i}.npz')['images'] for i in starts]) for o, d in at.items()}
-    for kind, ims in sets.items():
-        held = features(ims[n*2//3:], device='cpu')
-        real, floor = held[:len(held)//2], held[len(held)//2:]
-        bottom = frechet_distance(Stats.of(floor), Stats.of(real))
-        score = {}
-        for preset, seed in product((OURS, PEER), seeds):
-            f = features(got[kind, preset, seed], device='cpu')
-            excess = frechet_distance(Stats.of(f), Stats.of(real)) - bottom
-            score.setdefault(preset, []).append((kid(f, held)[0], excess))
-        for i, what in enumerate(('KID', 'excess FD')):
-            ours, peer = (np.array(score[p])[:, i] for p in (OURS, PEER))
-            add(f'{kind}: {what}', float(ours.mean()), float(peer.mean()), 'efficientnet features',
-                float(peer.mean()/ours.mean()), n=len(seeds), spread=float(np.ptp(ours)/2/abs(ours.mean())))
-    lines = [o[:12] for k, ims in sets.items() for o in (ims[n*2//3:], got[k, PEER, 0], got[k, OURS, 0])]
-    sheet = montage(np.concatenate(lines), ncols=12)
+        for kind, m in minutes.items():
+            folder = top/f'runs/bench/quality-{"smoke" if smoke else f"{m:g}"}'
+            if smoke:
+                shutil.rmtree(folder, ignore_errors=True)
+            ims = pictures(kind, n)
+            if not (folder/'images.json').exists():
+                cost = cpu_per_image((OURS, *peers), ims[:100], picture_folder(kind, n), *((1, 1) if smoke else (5, 3)))
+                folder.mkdir(parents=True, exist_ok=True)
+                write_json(folder/'images.json', {p: max(64, round(m*120/c)) for p, c in cost.items()})
+            seen = read_json(folder/'images.json')
+            contest = Contest(kind, folder, n, samples, seen, pool, 3 if smoke else 0)
+            held = features(ims[n*2//3:], device='cpu')
+            real, floor = held[:len(held)//2], held[len(held)//2:]
+            if not best_lr:  # On the first set, which is heads
+                contest.race([(p, lr, 0, '') for p in peers for lr in lrs], samples)
+                tried = {(p, lr): scores(contest.images(p, lr, 0, '', samples), real, floor, held)[0]
+                         for p in peers for lr in lrs}
+                best_lr = {p: min(lrs, key=lambda lr, p=p: tried[p, lr]) for p in peers}
+                for p in peers:
+                    rows.append(dict(what=f'{kind}: best learning rate of {", ".join(f"{o:g}" for o in lrs)}',
+                                     peer=PEERS[p], peer_value=best_lr[p]))
+            entries = {p: [(p, best_lr[p], s, '') for s in seeds] for p in peers}
+            entries |= {way: [(OURS, 0, s, way) for s in seeds] for way in WAYS}
+            contest.race([o for v in entries.values() for o in v], samples)
+            got = {k: np.array([scores(contest.images(*o, samples), real, floor, held) for o in v])
+                   for k, v in entries.items()}
+            spent = {k: np.mean([contest.seconds(*o) for o in v], 0)/60 for k, v in entries.items()}
+            first = next(iter(WAYS))
+            for i, what in enumerate(('KID', 'excess FD')):
+                mean = {k: float(v[:, i].mean()) for k, v in got.items()}
+                spread = {k: float(np.ptp(v[:, i])/2/abs(v[:, i].mean())) for k, v in got.items()}
+                best = min(peers, key=mean.get)
+                add(f'{kind}: {what}', mean[first], f'the best peer: {PEERS[best]}', mean[best], n=len(seeds),
+                    spread=spread[first])
+                for p in peers:
+                    add(f'{kind}: {what}, {first}', mean[first], PEERS[p], mean[p], n=len(seeds), spread=spread[p])
+                for way in [*WAYS][1:]:
+                    add(f'{kind}: {what}, {way}', mean[way], PEERS[best], mean[best], n=len(seeds), spread=spread[way])
+            for p in peers:
+                add(f'{kind}: pictures seen in {m:g} minutes', seen[OURS], PEERS[p], seen[p], 'images')
+                add(f'{kind}: CPU minutes of a training', spent[first][0], PEERS[p], spent[p][0], 'min')
+                add(f'{kind}: CPU minutes of drawing {samples}', spent[first][1], PEERS[p], spent[p][1], 'min')
+            lines += [ims[n*2//3:][:12]]
+            lines += [contest.images(*entries[k][0], samples)[:12] for k in (*peers, 'plain', 'guided')]
+    sheet = montage(np.concatenate(lines), ncols=len(lines[0]))
     picture = top/f'runs/bench/quality{"-smoke" if smoke else ""}.jpg'
     Image.fromarray(sheet.repeat(2, 0).repeat(2, 1)).save(picture, quality=90)
-    for k in () if smoke else sets:
-        spent = {}
-        for p in (OURS, PEER):
-            seconds = [read_json(d/'spent.json')['seconds'] for (s, q, _), d in at.items() if (s, q) == (k, p)]
-            spent[p] = np.mean(seconds)/60
-        add(f'{k}: CPU minutes a training', spent[OURS], spent[PEER], 'min', spent[PEER]/spent[OURS])
     return rows
 
 
@@ -196,6 +314,6 @@ if __name__ == '__main__':
     torch.set_num_threads(1)
     what, root, *a = sys.argv[1:]
     if what == 'learn':
-        learn(root, a[0], a[1], *map(int, a[2:]))
+        learn(root, a[0], a[1], float(a[2]), *map(int, a[3:]))
     else:
-        draw_some(root, *map(int, a))
+        draw_some(root, a[0], *map(int, a[1:]))
