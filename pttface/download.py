@@ -222,7 +222,7 @@ def ask(
     if host in client.plain:
         return client.get(plain)
     a = client.get(url)
-    if a.reason not in ('tls','connection_refused','timeout') or not (b := client.get(plain)).ok:
+    if a.reason not in ('tls','connection_refused','timeout') or not (b := client.get(plain)).status:
         return a
     client.plain.add(host)
     return b
@@ -523,7 +523,7 @@ def _check_outcome(rows, months):
     about_links = {*DEAD} - {'dns'}
     if rows and all(r['status'] == 'failed' for r in rows) and not about_links & {*reasons}:
         listed = ', '.join(f'{n} {why}' for why,n in reasons.most_common())
-        raise BadInput(f'None of the {len(rows)} links of {len(months)} months could be fetched ({listed}): '
+        raise BadInput(f'None of the links of {", ".join(months)} could be fetched ({listed}): '
                        'check the network and the proxy, and run again')
 
 # %% ../nbs/01_download.ipynb #9e1c6d83

@@ -57,7 +57,7 @@ def _photo(url):
     return ('photo',host + SUFFIX.sub('', path)) if path else None
 
 # %% ../nbs/policy.ipynb #57f893d7
-TWIN_BITS = 6  # Perceptual hashes of 64 bits that differ in no more are of one photo
+TWIN_BITS = 10  # Perceptual hashes of 64 bits that differ in no more are of one photo
 
 def decode_text(
     data:bytes,  # A text file, as people save them

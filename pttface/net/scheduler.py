@@ -63,7 +63,7 @@ def host_limits(
 def _one_limit(domain, rate, connections):
     "A rate and a number of connections; 2 where it is not given"
     try:
-        limit = float(rate),int(connections or 2)
+        limit = float(rate),2 if connections in ('', None) else int(connections)
     except (TypeError, ValueError):
         limit = -1.,0
     named = re.fullmatch(r'\*|[\w-]+(\.[\w-]+)+', domain)

@@ -203,6 +203,8 @@ def _photo(self:Board, k:int)->Photo:
     host,ext = pick(r, hosts),pick(r, exts)
     host = dict(removed='i.imgur.com', dead='pic.dead.example').get(kind, host)
     form = pick(r, forms[ext if host != 'pbs.twimg.com' or ext == 'png' else 'jpg'])
+    if k in self.copy_of and form == 'alpha':  # Its white corners make it another picture
+        form = 'png'
     size = self.size if k % 4 else self.size[::-1]
     seed = r.randrange(2**31)
     yaw,pitch,roll = (round(max(-most, min(most, r.gauss(0, sd))), 2) for sd,most in ((28, 45), (6, 12), (6, 15)))
