@@ -6,23 +6,24 @@ Docs: https://pttface.github.io/pttface/crawl.html.md"""
 
 # %% auto #0
 __all__ = ['CRAWL_PRESETS', 'day', 'middles', 'boundary', 'day_span', 'find_range', 'CrawlSettings', 'why_left_out',
-           'article_row', 'recorded_name', 'crawl']
+           'article_row', 'recorded_name', 'forget_articles', 'crawl']
 
 # %% ../nbs/00_crawl.ipynb #73387a0b
+import unicodedata
 from collections import deque
-from dataclasses import dataclass
+from dataclasses import dataclass,replace
 from datetime import datetime
 from functools import partial
 from pathlib import Path
 from urllib.parse import urlsplit
 
-from .policy import left_out,read_optout
+from .policy import left_out,read_optout,remember_addresses
 from .ptt.board_range import (BoardRange,CrawlState,Links,article_url,audit,crawl_range,finished_links,
                                      keep_apart,nothing_found,removed_if_nothing,save_links)
-from .ptt.cache import Pages,ask_robots,board_client,check_board
-from .ptt.parse import Page,posted,taipei
+from .ptt.cache import Pages,ask_robots,board_client,check_board,count_pages
+from .ptt.parse import Page,category,parse_article,posted,push_count,taipei
 from .ptt.urls import canonical_all
-from .storage.files import BadInput,find_preset,open_root,read_json,same_settings
+from .storage.files import BadInput,find_preset,locked,open_root,read_json,same_settings
 from . import callable_module
 
 # %% ../nbs/00_crawl.ipynb #02797203
@@ -100,6 +101,8 @@ class CrawlSettings:
     framed:bool=False         # Take nothing from an article that lacks 作者 above or ※ 發信站 below, as the original?
     announcements:bool=False  # Read [公告] too?
     min_age:int=20            # Leave out articles whose title names a lower age or a school; 0 leaves none out
+    min_pushes:int=None       # Leave out articles with fewer pushes on the index page; 爆 counts as 100, X3 as -30
+    tags:tuple=()             # Take only articles of these categories, such as 正妹 神人; all by default
 
 # %% ../nbs/00_crawl.ipynb #71574eb0
 CRAWL_PRESETS = {'default':CrawlSettings(), 'original':CrawlSettings(additions=False, framed=True, min_age=0)}
@@ -110,11 +113,16 @@ def why_left_out(
     board:str,           # Name of the board
     settings:CrawlSettings=CrawlSettings(), # What to leave out
     optout=frozenset(),  # From `read_optout`
-)->str: # opt_out, announcement, young, or ''
+)->str: # opt_out, announcement, young, other_tag, few_pushes, or ''
     "Why an article is not read; empty when it is."
     if article_url(board, row['id']) in optout:
         return 'opt_out'
-    return left_out(row['title'], settings.announcements, settings.min_age, posted(row['id']).year)
+    if (why := left_out(row['title'], settings.announcements, settings.min_age, posted(row['id']).year)):
+        return why
+    if settings.tags and category(row['title']).casefold() not in map(str.casefold, settings.tags):
+        return 'other_tag'
+    few = settings.min_pushes is not None and (push_count(row.get('nrec')) or 0) < settings.min_pushes
+    return 'few_pushes' if few else ''
 
 # %% ../nbs/00_crawl.ipynb #6e9c4992
 def article_row(
@@ -122,6 +130,7 @@ def article_row(
     page:Page,  # What the article's page says
     board:str,  # Name of the board
     settings:CrawlSettings=CrawlSettings(), # Which links count
+    optout=frozenset(),  # From `read_optout`
 )->dict: # As it stands in `image_links.jsonl`
     "The row of one article: its images, and the links that were skipped."
     origins = {'body', *(['addition'] if settings.additions else []), *(['push'] if settings.pushes else [])}
@@ -134,14 +143,17 @@ def article_row(
             reason = 'no_frame'
         elif url in links:
             reason = 'repeat'
-        if reason:
+        if url and optout and url in optout:
+            skipped.append(dict(url='', origin=origin, reason='opt_out'))
+        elif reason:
             skipped.append(dict(url=url or raw, origin=origin, reason=reason))
         else:
             links[url] = dict(url=url, raw=raw, origin=origin, host=urlsplit(url).hostname)
     time = posted(row['id'])
     title = page.title if page.title.startswith(row['title']) else row['title']
     return dict(date=f'{time:%m%d}', title=title, url=article_url(board, row['id']), images=list(links), id=row['id'],
-                time=time.isoformat(), author=row['author'], links=list(links.values()), skipped=skipped)
+                time=time.isoformat(), author=row['author'], pushes=push_count(row.get('nrec')), nrec=row.get('nrec'),
+                tag=category(row['title']), links=list(links.values()), skipped=skipped)
 
 # %% ../nbs/00_crawl.ipynb #54cb4134
 def recorded_name(
@@ -152,6 +164,57 @@ def recorded_name(
     path = folder/'crawl.json'
     known = read_json(path).get('settings', {}).get('board', '') if path.exists() else ''
     return known if known.casefold() == board.casefold() else board
+
+# %% ../nbs/00_crawl.ipynb #8fa94b2f
+def forget_articles(
+    pages:Pages,  # Of the board
+    board:str,    # Its name
+    root,         # Artefact folder
+    optout,       # From `read_optout`; learns what the articles show
+)->int: # Articles whose pages were in the cache
+    "Take the pages of opted-out articles out of the cache, and keep hashes of the addresses that they show."
+    names = [f'/bbs/{board}/{id}.html' for what,id in sorted(optout.named) if what == 'article']
+    there = [path for path in names if pages.store.about(path)]
+    for path in there:
+        links = parse_article(pages.store.body(path)).links
+        remember_addresses(root, optout, [url for _,raw in links for url,_ in canonical_all(raw) if url])
+        pages.store.forget(path)
+    return len(there)
+
+# %% ../nbs/00_crawl.ipynb #155a562d
+def _nothing_to_leave_out(links, optout):
+    "Has all that a finished crawl lists been left alone by the opt-out list?"
+    return not optout or not any(o in optout for r in links.rows for o in (r['url'], *r['images']))
+
+def _check_settings(settings):
+    "The settings of a crawl as they are recorded; raises `BadInput`"
+    tags = settings.tags.split(',') if isinstance(settings.tags, str) else settings.tags
+    tags = [unicodedata.normalize('NFKC', o).strip(' []') for o in tags]
+    if not all(tags):
+        raise BadInput(f'tags={settings.tags!r}: a category such as 正妹 has at least one character')
+    if settings.min_pushes is not None and not -100 <= settings.min_pushes <= 100:
+        raise BadInput(f'min_pushes={settings.min_pushes}: the board counts from -100 (XX) to 100 (爆)')
+    return replace(settings, tags=tuple(tags))
+
+# %% ../nbs/00_crawl.ipynb #a1320ce8
+def _read_board(root, pages, want, settings, span, optout, workers, progress):
+    "Read a range of the board, and write the lists and the account"
+    if pages.client:
+        ask_robots(pages, want['board'])
+    rng = BoardRange(pages, want['board'], *span)
+    board = want['board'] = rng.board
+    forget_articles(pages, board, root, optout)
+    wanted = partial(why_left_out, board=board, settings=settings, optout=optout)
+    read_row = partial(article_row, board=board, settings=settings, optout=optout)
+    state = CrawlState(rng, wanted, read_row)
+    find_range(rng)
+    crawl_range(state, workers, progress)
+    if not (links := state.links()):
+        raise nothing_found(state, want['since'], want['until'])
+    record = dict(settings=want, base_url=pages.base_url, **audit(state, links))
+    emptied = [i for i,r in state.rows.items() if r['left_out'] == 'opt_out']
+    save_links(Path(root)/'links', links, record, emptied)
+    return Links(links, record, pages.asked)
 
 # %% ../nbs/00_crawl.ipynb #fa542147
 def crawl(
@@ -165,38 +228,31 @@ def crawl(
     settings:CrawlSettings=CrawlSettings(),  # What counts; in Python the name of a preset will do: default, original
     offline:bool=False,       # Ask nothing, read the cached pages again
     force:bool=False,         # Take other settings than last time, and make the links again
-    session=None,             # A `requests.Session` of your own, for a proxy say
+    session=None,             # A `requests.Session` of your own
+    proxy:str=None,           # Ask through this proxy, such as http://127.0.0.1:3128
+    contact:str=None,         # Whom the board's operators may write to, such as me@example.org
     progress:bool=True,       # Show a bar?
 )->Links:
     "Find every image link of some days; raises `BadInput` on dates or folders it cannot use, `Blocked` when refused."
-    settings = find_preset(settings, CRAWL_PRESETS, 'the crawl')
-    start,end = day_span(since, until)
+    settings = _check_settings(find_preset(settings, CRAWL_PRESETS, 'the crawl'))
     server = check_board(board, base_url, rate, workers)
+    span = day_span(since, until)
+    client = None if offline else board_client(rate, workers, session, proxy, contact)
     with removed_if_nothing(Path(root)):
-        folder = open_root(root, create=True)/'links'
+        folder,optout = open_root(root, create=True)/'links',read_optout(root)
         board = recorded_name(folder, board)
         want = dict(board=board, since=since, until=until, server=server, **vars(settings))
-        made = same_settings(folder/'crawl.json', want, force) and not offline and not force
-        if made and (finished := finished_links(folder)):
+        made = same_settings(folder/'crawl.json', want, force, before=dict(min_pushes=None, tags=[])) and not force
+        finished = finished_links(folder) if made else None
+        if finished and not offline and _nothing_to_leave_out(finished, optout):
             return finished
-        if force:
-            keep_apart(folder, base_url)
-        client = None if offline else board_client(rate, workers, session)
-        with Pages(folder/'pages.sqlite', base_url, client) as pages:
-            if client:
-                ask_robots(pages, board)
-            rng = BoardRange(pages, board, start, end)
-            board = want['board'] = rng.board
-            wanted = partial(why_left_out, board=board, settings=settings, optout=read_optout(root))
-            read_row = partial(article_row, board=board, settings=settings)
-            state = CrawlState(rng, wanted, read_row)
-            find_range(rng)
-            crawl_range(state, workers, progress)
-            if not (links := state.links()):
-                raise nothing_found(state, since, until)
-            record = dict(settings=want, base_url=base_url, **audit(state, links))
-    save_links(folder, links, record)
-    return Links(links, record, pages.asked)
+        with locked(root, 'crawl'):
+            if force:
+                keep_apart(folder, base_url)
+            from_cache = offline or finished and count_pages(folder)
+            with Pages(folder/'pages.sqlite', base_url, None if from_cache else client) as pages:
+                return _read_board(root, pages, want, settings, span, optout, workers, progress)
+
 
 # %% ../nbs/00_crawl.ipynb #26b77f2a
 callable_module(__name__, crawl)

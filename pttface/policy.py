@@ -7,12 +7,12 @@ Docs: https://pttface.github.io/pttface/policy.html.md"""
 # %% auto #0
 __all__ = ['ARTICLE', 'SHA256', 'SUFFIX', 'QUOTES', 'TWIN_BITS', 'NO_OPTOUT', 'ABROAD', 'COUNTRY', 'TALL', 'SCHOOLS', 'MINORS',
            'DIGITS', 'ARABIC', 'CHINESE', 'UNITS', 'UNIT_OF_ELSE', 'AGES', 'AGE_GROUP', 'BIRTH', 'LIKENED', 'NOTICE',
-           'STAFF', 'announcement', 'ROBOT', 'ALWAYS', 'NEVER', 'KEEP_OUT', 'VALUED', 'named_by', 'decode_text',
-           'OptOut', 'read_optout', 'opted_out', 'remember_optout', 'number', 'why_young', 'young', 'left_out',
-           'Robots', 'tagged']
+           'STAFF', 'announcement', 'NO_AGE_SCREEN', 'ROBOT', 'ALWAYS', 'NEVER', 'KEEP_OUT', 'VALUED', 'named_by',
+           'decode_text', 'OptOut', 'read_optout', 'opted_out', 'remember_optout', 'remember_addresses', 'number',
+           'why_young', 'young', 'left_out', 'age_screen', 'Robots', 'tagged']
 
 # %% ../nbs/policy.ipynb #9d3916c5
-import codecs,logging,os,re,unicodedata
+import codecs,hashlib,logging,os,re,unicodedata
 from pathlib import Path
 from urllib.parse import unquote,urljoin,urlsplit
 
@@ -57,7 +57,7 @@ def _photo(url):
     return ('photo',host + SUFFIX.sub('', path)) if path else None
 
 # %% ../nbs/policy.ipynb #57f893d7
-TWIN_BITS = 6  # Perceptual hashes of 64 bits that differ in no more are of one photo
+TWIN_BITS = 10  # Perceptual hashes of 64 bits that differ in no more are of one photo
 
 def decode_text(
     data:bytes,  # A text file, as people save them
@@ -71,6 +71,15 @@ def decode_text(
         return data.decode('utf-8-sig')
     except UnicodeDecodeError:
         return data.decode('cp950', 'replace')
+
+# %% ../nbs/policy.ipynb #7aff9f50
+def _digest(name):
+    "What is kept of an address in place of the address"
+    return hashlib.sha256(name[1].encode()).hexdigest()
+
+def _telling(look):
+    "Does a perceptual hash tell one picture from another? That of a blank one has a bit or two"
+    return 8 <= look.bit_count() <= 56
 
 # %% ../nbs/policy.ipynb #1950027f
 class OptOut:
@@ -104,8 +113,8 @@ class OptOut:
             if r.get('sha256'):
                 self.named.add(('sha256', r['sha256']))
                 self.words.append(r['sha256'])
-            if r.get('phash'):
-                self.looks.append(int(r['phash'], 16))
+            if r.get('phash') and _telling(look := int(r['phash'], 16)):
+                self.looks.append(look)
 
     def __bool__(self):
         return bool(self.named or self.looks)
@@ -119,7 +128,8 @@ class OptOut:
     def __contains__(self,
         word:str,  # An address, an article's number or a hash
     )->bool:
-        return bool(word) and named_by(word) in self.named
+        name = named_by(word) if word else None
+        return name in self.named or bool(name) and ('sha256', _digest(name)) in self.named
 
     def is_twin(self,
         sha256:str=None,  # Hash of a file
@@ -128,7 +138,8 @@ class OptOut:
         "Whether a photo equals or resembles one that was opted out."
         if sha256 and ('sha256', sha256) in self.named:
             return True
-        return bool(phash) and any((int(phash, 16) ^ o).bit_count() <= TWIN_BITS for o in self.looks)
+        look = int(phash, 16) if phash else 0
+        return _telling(look) and any((look ^ o).bit_count() <= TWIN_BITS for o in self.looks)
 
     def warning(self)->str: # One sentence, or ''
         "Say which lines name nothing known."
@@ -142,12 +153,13 @@ NO_OPTOUT = OptOut()
 # %% ../nbs/policy.ipynb #cfed962c
 def read_optout(
     root:str|os.PathLike,  # An artefact folder
+    report:bool=True,      # Log the lines that name nothing known?
 )->OptOut: # Empty when there is no list
     "What `optout.txt` and `optout_hashes.jsonl` in `root` say must not be used."
     path,hashes = Path(root)/'optout.txt',Path(root)/'optout_hashes.jsonl'
     out = OptOut(decode_text(path.read_bytes()) if path.exists() else '',
                  read_jsonl(hashes, skip_damaged=True) if hashes.exists() else ())
-    if out.unknown:
+    if out.unknown and report:
         log.warning(out.warning())
     return out
 
@@ -171,7 +183,19 @@ def remember_optout(
     rows,                  # Rows of photos that were opted out, with `sha256` and `phash`
 )->int: # How many were new
     "Keep the hashes of photos that were opted out, and no address, so that their twins stay out for good."
-    new = {r['sha256']: dict(sha256=r['sha256'], phash=r.get('phash')) for r in rows if r.get('sha256')}
+    return _remember(root, out, [dict(sha256=r['sha256'], phash=r.get('phash')) for r in rows if r.get('sha256')])
+
+def remember_addresses(
+    root:str|os.PathLike,  # An artefact folder
+    out:OptOut,            # From `read_optout`; learns the addresses
+    urls,                  # Addresses of photos that an opted-out article shows
+)->int: # How many were new
+    "Keep a hash of each address, so that the photo stays out when another article shows it."
+    names = [o for o in map(named_by, urls) if o and o[0] == 'photo']
+    return _remember(root, out, [dict(sha256=_digest(o), of='address') for o in names])
+
+def _remember(root, out, rows):
+    new = {r['sha256']:r for r in rows}
     with Ledger(Path(root)/'optout_hashes.jsonl', 'sha256') as ledger:
         new = {k:r for k,r in new.items() if k not in ledger}
         for r in new.values():
@@ -329,6 +353,16 @@ def left_out(
     if not announcements and announcement.match(title):
         return 'announcement'
     return 'young' if min_age and young(title, min_age, year) else ''
+
+# %% ../nbs/policy.ipynb #df06b2bd
+NO_AGE_SCREEN = 'no age screen'
+
+def age_screen(
+    tells_age:bool,    # Does the detector that is loaded estimate ages?
+    min_age:float=20., # Faces that look younger are dropped; 0: none are
+)->str: # For records, reports and cards
+    "Say in words which faces are dropped for their age."
+    return f'faces that look under {min_age:g} are dropped' if tells_age and min_age > 0 else NO_AGE_SCREEN
 
 # %% ../nbs/policy.ipynb #621d654e
 ROBOT = 'pttface'

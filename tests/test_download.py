@@ -66,6 +66,10 @@ def listed(root, urls, months=2):
         write_jsonl(root/f'links/monthly_jsonl/image_links_{m+1:02d}.jsonl', rows)
     return root
 
+def asked_for(server):
+    "What was asked for besides robots.txt"
+    return [p for p in server.requests if not p.endswith('/robots.txt')]
+
 def state(root):
     return {f.name:f.read_bytes() for f in sorted((root/'photos').iterdir())}
 def get(root, server, **kw):
@@ -75,10 +79,10 @@ def test_one_row_a_link_and_sums(files, tmp_path):
     urls = [name(i) for i in range(60)] + [name(3), name(0)]
     with serving(answer(files)) as server:
         photos = get(listed(tmp_path, urls), server)
-        assert max(Counter(server.requests).values()) == 1
+        assert max(Counter(server.requests).values()) == 1 and '/i.imgur.com/robots.txt' in server.requests
         was = state(tmp_path)
         repeated = get(tmp_path, server)
-        assert len(server.requests) == 60
+        assert len(asked_for(server)) == 60
     assert state(tmp_path) == was and repeated.rows == photos.rows
     assert [r['url'] for r in photos.rows] == urls[:60]
     counts = photos.record['counts']
@@ -118,7 +122,7 @@ def test_what_is_missing_is_made_anew(files, tmp_path):
         (tmp_path/'photos/images_01_part_1.tar').unlink()
         server.clear()
         get(tmp_path, server)
-        lost = len(server.requests)
+        lost = len(asked_for(server))
         assert state(tmp_path) == was and 0 < lost < 30
         (tmp_path/'photos/ledger_02.jsonl').unlink()
         get(tmp_path, server)
@@ -133,7 +137,7 @@ def test_opting_out_later(files, tmp_path, monkeypatch):
         (tmp_path/'optout.txt').write_text(f'{article}\n{url}\n{sha}\n')
         server.clear()
         after = get(tmp_path, server)
-        asked = len(server.requests)
+        asked = len(asked_for(server))
     out = [r for r in after.rows if r['reason'] == 'opt_out']
     meant = lambda r: r['article'] == article or r['url'] == url or r.get('sha256') == sha
     assert {r['url'] for r in out} == {r['url'] for r in photos.rows if meant(r)}
@@ -147,7 +151,7 @@ def test_failed_links_are_tried_when_it_makes_sense(files, tmp_path):
         assert [r['reason'] for r in first.rows[:2]] == ['503','403']
     with serving(answer(files)) as server:
         second = get(tmp_path, server)
-        assert [r['status'] for r in second.rows[:2]] == ['kept','failed'] and len(server.requests) == 1
+        assert [r['status'] for r in second.rows[:2]] == ['kept','failed'] and len(asked_for(server)) == 1
         third = get(tmp_path, server, retry_failed=True)
         assert third.rows[1]['status'] == 'kept'
 
@@ -206,7 +210,10 @@ def test_a_dead_host_costs_little(files, tmp_path, monkeypatch):
     with serving(answer(files), faults={'*':'delay'}) as server:
         dead = server.closed.replace('http://', 'https://')
     urls = [f'{dead}/{i}.jpg' for i in range(300)]
-    photos = download(listed(tmp_path, urls), allow_private=True, rate=0, progress=False)
+    sentence = r'None of the links of 01, 02 could be fetched \(300 connection_refused\)'
+    with pytest.raises(BadInput, match=sentence):
+        download(listed(tmp_path, urls), allow_private=True, rate=0, progress=False)
+    photos = Photos.load(tmp_path)
     assert Counter(r['reason'] for r in photos.rows) == {'connection_refused':300}
     assert len(asked) < 250 and photos.record['counts']['failed'] == 300
 
@@ -220,7 +227,7 @@ def test_what_was_written_with_http_may_be_asked_so(files, tmp_path):
         links = lambda r: [dict(url=u, raw=raw.get(u, u)) for u in r['images']]
         write_jsonl(lists, [r | dict(links=links(r)) for r in read_jsonl(lists)])
         photos = download(tmp_path, allow_private=True, rate=0, progress=False)
-        assert len(server.requests) == 5
+        assert len(asked_for(server)) == 5
     over = [('kept','http')]*3 + [('rejected','http'),('kept','http'),('failed',None)]
     assert [(r['status'],r.get('over')) for r in photos.rows] == over
     assert photos.rows[5]['reason'] == 'tls'
@@ -234,14 +241,14 @@ def test_thresholds_later_equal_thresholds_at_first(files, tmp_path):
         was = state(tmp_path/'b')
         server.clear()
         judged = regate(tmp_path/'b', **loose)
-        assert state(tmp_path/'b') == state(tmp_path/'d') and judged.record['done'] and not server.requests
+        assert state(tmp_path/'b') == state(tmp_path/'d') and judged.record['done'] and not asked_for(server)
         regate(tmp_path/'b')
         assert state(tmp_path/'b') == was
         missed = regate(tmp_path/'a', **loose)
         absent = {r['url'] for r in missed.rows if r['reason'] == 'not_stored'}
         assert absent and not missed.record['done'] and len(missed.rows) == 24
         get(tmp_path/'a', server, settings=DownloadSettings(shard=4, **loose))
-        assert {'/' + u.split('//')[1] for u in absent} == set(server.requests)
+        assert {'/' + u.split('//')[1] for u in absent} == set(asked_for(server))
         assert state(tmp_path/'a') == state(tmp_path/'c')
     assert any(f.startswith('rejected_') for f in was)
     assert not any(f.startswith('rejected_') for f in state(tmp_path/'a'))
@@ -293,7 +300,7 @@ def test_lists_that_have_grown(files, tmp_path):
         get(listed(tmp_path/'grown', urls[5:], 1), server)
         server.clear()
         get(listed(tmp_path/'grown', urls, 1), server)
-        assert len(server.requests) == 5
+        assert len(asked_for(server)) == 5
         get(listed(tmp_path/'at once', urls, 1), server)
         assert state(tmp_path/'grown') == state(tmp_path/'at once')
         get(listed(tmp_path/'grown', urls[5:], 1), server)
@@ -363,7 +370,7 @@ def test_a_cluster_that_loses_a_worker(files, tmp_path):
     with serving(slow) as server, distributed.LocalCluster(local_directory=str(tmp_path/'dask'), **how) as cluster:
         victim = next(iter(cluster.workers.values())).pid
         def kill():
-            while len(server.requests) < 20:
+            while len(asked_for(server)) < 20:
                 time.sleep(.01)
             os.kill(victim, signal.SIGKILL)
         threading.Thread(target=kill, daemon=True).start()
@@ -386,9 +393,9 @@ def test_killed_twenty_times(files, tmp_path):
         kills = 0
         for _ in range(60):
             p = context.Process(target=_get, args=(tmp_path/'killed', server.url))
-            enough,end = len(server.requests) + r.randint(0, 2),time.monotonic() + 20
+            enough,end = len(asked_for(server)) + r.randint(0, 2),time.monotonic() + 20
             p.start()
-            while p.is_alive() and (kills >= 20 or len(server.requests) <= enough) and time.monotonic() < end:
+            while p.is_alive() and (kills >= 20 or len(asked_for(server)) <= enough) and time.monotonic() < end:
                 time.sleep(.001)
             if kills < 20 and r.random() < .3:
                 time.sleep(r.random()*.1)
@@ -398,7 +405,7 @@ def test_killed_twenty_times(files, tmp_path):
             p.join()
             if done:
                 break
-        asked = len(server.requests)
+        asked = len(asked_for(server))
     assert done and kills >= 8
     assert state(tmp_path/'killed') == state(tmp_path/'whole')
     assert asked <= 60 + 60 + 2*kills
@@ -439,7 +446,7 @@ def test_photos_tell_nothing_besides(tmp_path):
         record.write_text(json.dumps(old))
         server.clear()
         get(tmp_path/'b', server)
-        assert not server.requests and state(tmp_path/'a') == state(tmp_path/'b')
+        assert not asked_for(server) and state(tmp_path/'a') == state(tmp_path/'b')
 
 def test_formats_that_are_not_decoded_are_no_dead_links(tmp_path):
     heic,tiff = b'\0\0\0\x18ftypheic\0\0\0\0mif1heic' + bytes(900),io.BytesIO()
@@ -485,3 +492,150 @@ def test_two_downloads_at_a_time(files, tmp_path):
         with pytest.raises(BadInput, match='`pttface crawl` .process'):
             get(tmp_path, server)
         assert not server.requests and not (tmp_path/'photos').exists()
+
+def test_a_second_download_hears_who_is_at_work(files, tmp_path):
+    with serving(answer(files)) as server, locked(listed(tmp_path, [name(0)], 1), 'download'):
+        with pytest.raises(BadInput, match=rf'process {os.getpid()} on .+, since 20\d\d-'):
+            get(tmp_path, server)
+
+def test_a_torn_ledger_is_read_and_left_as_it_is(files, tmp_path):
+    "A reader beside a download that is writing, or after one that was killed"
+    with serving(answer(files)) as server:
+        photos = get(listed(tmp_path, [name(i) for i in range(6)], 1), server)
+    ledger = tmp_path/'photos/ledger_01.jsonl'
+    whole = ledger.read_bytes()
+    newer = photos.rows[0] | dict(status='refused', reason='opt_out')
+    torn = whole + json.dumps(newer).encode() + b'\n' + json.dumps(photos.rows[1]).encode()[:-9]
+    ledger.write_bytes(torn)
+    read = Photos.load(tmp_path)
+    assert read.rows == [newer, *photos.rows[1:]] and ledger.read_bytes() == torn
+
+# ---- what hosts and operators ask for
+
+def test_robots_of_image_hosts(files, tmp_path):
+    "One request a host and a day; what is kept from robots is not asked for; without an answer nothing is"
+    hosts = ['i.imgur.com','i.meee.com.tw','pic.example.org','down.example.org']
+    rules = {hosts[0]:b'\xef\xbb\xbfUser-agent: PTTface/9\nDisallow: /*7.jpg$\n\nUser-agent: *\nDisallow: /\n',
+             hosts[1]:'User-agent: *\nDisallow: /\n'.encode('utf-16')}
+    urls = [f'https://{host}/pic{i:04d}.jpg' for host in hosts for i in (0, 7, 1)]
+    def host_answer(path, headers):
+        host,_,file = path[1:].partition('/')
+        if host == hosts[3]:
+            return Reply(500)
+        if file == 'robots.txt':
+            return Reply(200, rules[host]) if host in rules else Reply(404)
+        return Reply(200, files['/i.imgur.com/pic0000.jpg'] + path.encode(), mime='image/jpeg')
+    with serving(host_answer) as server:
+        import pttface.net.scheduler as module
+        before,module.Client = module.Client,lambda *a,**k: before(*a, **k | dict(backoff=.001))
+        try:
+            photos = get(listed(tmp_path, urls), server)
+            asked = Counter(server.requests)
+            server.clear()
+            again = get(tmp_path, server)
+            once_more = list(server.requests)
+            plain = DownloadSettings(robots_txt=False)
+            get(listed(tmp_path/'plain', urls), server, settings=plain)
+        finally:
+            module.Client = before
+    want = dict(zip(urls, ['','robots','', *['robots']*3, '','','', *['500']*3]))
+    assert {r['url']:r['reason'] for r in photos.rows} == want
+    assert {r['status'] for r in photos.rows if r['reason'] == 'robots'} == {'refused'} and again.rows == photos.rows
+    assert all(asked[f'/{host}/robots.txt'] == 1 for host in hosts[:3])
+    assert not any(asked['/' + u.split('//')[1]] for u,why in want.items() if why)
+    assert {p.split('/')[1] for p in once_more} == {hosts[3]}, 'the others are kept for a day'
+    assert not any(p.endswith('robots.txt') for p in server.requests[len(once_more):])
+    rows = Ledger(tmp_path/'robots.jsonl', 'host').rows
+    assert {*rows} == {*hosts[:3]}
+
+@pytest.mark.parametrize('status, why', [(403, ''), (410, ''), (204, ''), (301, ''), (429, '429'), (503, '503')])
+def test_a_robots_txt_that_is_not_there(files, tmp_path, status, why, monkeypatch):
+    quick(monkeypatch, backoff=.001, retries=1)
+    here = {'Location':'/i.imgur.com/robots.txt'} if status == 301 else {}
+    def host_answer(path, headers):
+        return Reply(status, headers=here) if path.endswith('robots.txt') else answer(files)(path, headers)
+    with serving(host_answer) as server:
+        if why:
+            with pytest.raises(BadInput, match=rf'None of the links of 01 could be fetched \(2 {why}\)'):
+                get(listed(tmp_path, [name(0), name(1)], 1), server)
+        else:
+            get(listed(tmp_path, [name(0), name(1)], 1), server)
+    assert [r['reason'] for r in Photos.load(tmp_path).rows] == [why]*2
+
+def test_a_pace_that_a_host_asks_for(files, tmp_path):
+    pace = {'/i.imgur.com/robots.txt':b'User-agent: *\nCrawl-delay: .2\n',
+            '/i.meee.com.tw/robots.txt':b'User-agent: *\nCrawl-delay: 3600\n'}
+    def host_answer(path, headers):
+        times.append((path, time.monotonic()))
+        return Reply(200, pace[path]) if path in pace else answer(files)(path, headers)
+    times = []
+    with serving(host_answer) as server:
+        photos = get(listed(tmp_path, [name(i) for i in range(4)] + ['https://i.meee.com.tw/pic0000.jpg'], 1), server)
+    at = sorted(t for path,t in times if path.startswith('/i.imgur.com/pic'))
+    assert at[-1] - at[0] > .5, 'three gaps of .2 s; a busy machine can only make them longer'
+    assert [r['reason'] for r in photos.rows if 'meee' in r['url']] == ['robots']
+
+def test_a_proxy_a_contact_and_limits(files, tmp_path):
+    "The proxy gets whole addresses, and every request says whom to write to"
+    seen = []
+    def proxy_answer(path, headers):
+        seen.append((path, headers['User-Agent']))
+        return answer(files)(path.split('gateway.example', 1)[1], headers)
+    with serving(proxy_answer) as proxy:
+        photos = download(listed(tmp_path, [name(i) for i in range(4)], 1), gateway='http://gateway.example',
+                          proxy=proxy.url, contact='me@example.org', limits='imgur.com=0/1', progress=False)
+    assert [r['status'] for r in photos.rows] == ['kept','kept','kept','rejected']
+    assert all(path.startswith('http://gateway.example/i.imgur.com/') for path,_ in seen)
+    assert {agent.split('; ')[1] for _,agent in seen} == {'me@example.org)'}
+
+@pytest.mark.parametrize('how, sentence', [
+    (dict(proxy='127.0.0.1:3128'), 'is not the address of a proxy'),
+    (dict(proxy='ftp://a.example'), 'is not the address'),
+    (dict(proxy='http://[::1'), 'is not the address'), (dict(contact='me@example.org\r\nX: y'), 'in ASCII'),
+    (dict(contact='(me)'), 'without brackets'), (dict(limits='imgur.com'), 'is no limit'),
+    (dict(limits='imgur.com=-1/2'), 'is no limit'), (dict(limits='imgur.com=nan'), 'is no limit'),
+    (dict(limits={'imgur.com':(1, 0)}), 'is no limit'), (dict(limits='https://imgur.com/=1'), 'is no limit')])
+def test_proxies_contacts_and_limits_that_are_none(tmp_path, how, sentence):
+    with pytest.raises(BadInput, match=sentence):
+        download(listed(tmp_path, [name(0)], 1), progress=False, **how)
+    assert not (tmp_path/'photos').exists()
+
+def test_a_dead_proxy_says_nothing_of_the_links(files, tmp_path, monkeypatch):
+    quick(monkeypatch, backoff=.001, retries=1)
+    with serving(answer(files), faults={'*':'delay'}) as server:
+        closed = server.closed
+    with pytest.raises(BadInput, match=r'2 proxy\): check the network and the proxy'):
+        download(listed(tmp_path, [name(0), name(1)], 1), gateway='http://gateway.example', proxy=closed, progress=False)
+    assert link_rot(Photos.load(tmp_path)).rows[0]['gone'] == 0
+
+# ---- opting out, and what leaves the lists
+
+def test_what_left_the_lists_with_its_article_is_remembered(tmp_path):
+    "The next crawl takes an opted-out article off the lists; its photos' hashes must be learnt before their rows go"
+    heads = [encode_jpeg(draw_head(i, size=(250,200)).im) for i in (3, 7)]
+    pool = {f'/i.imgur.com/{k}.jpg':v for k,v in zip(('drawn00','copies1','drawn01'), (heads[0], *heads))}
+    pool['/i.imgur.com/removed.png'] = b'\x89PNG'
+    articles = [f'https://www.ptt.cc/bbs/Beauty/M.170404031{i}.A.E87.html' for i in range(2)]
+    lost = ['https://i.imgur.com/lostone.jpg','https://i.imgur.com/losttwo.jpg']
+    def write(*rows):
+        rows = [dict(date='0101', title='[正妹] 元旦', url=article, images=images) for article,images in rows]
+        write_jsonl(tmp_path/'links/monthly_jsonl/image_links_01.jsonl', rows)
+    def host_answer(path, headers):
+        if 'lost' in path:
+            return Reply(302, headers={'Location':'/i.imgur.com/removed.png'})
+        return answer(pool)(path, headers)
+    first = articles[0],['https://i.imgur.com/drawn00.jpg', lost[0]]
+    second = articles[1],['https://i.imgur.com/drawn01.jpg', lost[1]]
+    with serving(host_answer) as server:
+        open_root(tmp_path, create=True)
+        write(first, second)
+        get(tmp_path, server)
+        (tmp_path/'optout.txt').write_text(articles[0])
+        second[1].append('https://i.imgur.com/copies1.jpg')
+        write(second)
+        after = get(tmp_path, server)
+        server.clear()
+        again = get(tmp_path, server)
+    reasons = {r['url'].split('/')[-1]:r['reason'] for r in after.rows}
+    assert reasons == {'drawn01.jpg':'', 'losttwo.jpg':'removed', 'copies1.jpg':'opt_out'}
+    assert again.rows == after.rows and not server.requests, 'a placeholder that many links share is nobody\'s photo'

@@ -6,13 +6,14 @@ Docs: https://pttface.github.io/pttface/net/http.html.md"""
 
 # %% auto #0
 __all__ = ['RETRYABLE', 'global_unicast', 'nat64', 'agent', 'ports', 'compressions', 'Blocked', 'Refused', 'Stopped', 'Answer',
-           'fault', 'RateLimiter', 'public', 'Client']
+           'fault', 'RateLimiter', 'public', 'agent_with', 'check_proxy', 'Client']
 
 # %% ../../nbs/net/http.ipynb #cd6023e5
 import http.client,ipaddress,logging,random,re,socket,threading,time
 from contextlib import contextmanager
 from dataclasses import dataclass,field
 from email.utils import parsedate_to_datetime
+from importlib.util import find_spec
 from urllib.parse import quote,urljoin,urlsplit
 
 import requests,urllib3
@@ -53,12 +54,13 @@ class Answer:
     def transient(self)->bool: # Worth another try?
         return self.reason in RETRYABLE
 
-RETRYABLE = {'timeout','reset','too_slow','truncated','dns','connection_refused',
-             '408','425','429','500','502','503','504',
+RETRYABLE = {'timeout','reset','too_slow','truncated','dns','connection_refused','proxy',
+             '202','408','425','429','500','502','503','504',
              '520','521','522','523','524'}  # The last five are Cloudflare's: the server behind is down
 
 # %% ../../nbs/net/http.ipynb #f3166709
-_words = ((socket.gaierror, 'dns'), (ConnectionRefusedError, 'connection_refused'),
+_words = (((requests.exceptions.ProxyError, urllib3.exceptions.ProxyError), 'proxy'),
+          (socket.gaierror, 'dns'), (ConnectionRefusedError, 'connection_refused'),
           ((urllib3.exceptions.IncompleteRead, http.client.IncompleteRead), 'truncated'),
           ((urllib3.exceptions.DecodeError, requests.exceptions.ContentDecodingError), 'bad_encoding'),
           (urllib3.exceptions.InvalidHeader, 'bad_length'),
@@ -183,10 +185,18 @@ class _Adapter(HTTPAdapter):
         super().__init__(pool_connections=64, pool_maxsize=n)
     def init_poolmanager(self, *args, **kw):
         super().init_poolmanager(*args, **kw)
-        def pool(base):
-            return type('Pool', (base,), dict(ConnectionCls=_connector(base.ConnectionCls, self.resolve)))
-        pools = dict(http=urllib3.HTTPConnectionPool, https=urllib3.HTTPSConnectionPool)
-        self.poolmanager.pool_classes_by_scheme = {k:pool(v) for k,v in pools.items()}
+        _use_connector(self.poolmanager, self.resolve)
+    def proxy_manager_for(self, proxy, **kw):
+        new,manager = proxy not in self.proxy_manager,super().proxy_manager_for(proxy, **kw)
+        if new:
+            _use_connector(manager, None)
+        return manager
+
+def _use_connector(manager, resolve):
+    "Have the connections of a pool manager made by `_connector`"
+    def pool(base):
+        return type('Pool', (base,), dict(ConnectionCls=_connector(base.ConnectionCls, resolve)))
+    manager.pool_classes_by_scheme = {k:pool(v) for k,v in manager.pool_classes_by_scheme.items()}
 
 # %% ../../nbs/net/http.ipynb #90776356
 @dataclass(eq=False)
@@ -236,6 +246,31 @@ class _Watchdog:
 # %% ../../nbs/net/http.ipynb #2b193f3a
 agent = 'pttface/0.1 (+https://github.com/pttface/pttface)'
 
+def agent_with(
+    contact:str=None,  # An address, such as `me@example.org`
+)->str: # Value of `User-Agent`
+    "The name that servers get to read; raises `BadInput` when a header cannot hold the contact."
+    if not contact:
+        return agent
+    if not re.fullmatch(r'[!-\'*-~]+(?: [!-\'*-~]+)*', contact):
+        raise BadInput(f'contact={contact!r}: give an address such as me@example.org, in ASCII and without brackets')
+    return f'{agent[:-1]}; {contact})'
+
+def check_proxy(
+    proxy:str,  # Such as http://127.0.0.1:3128
+):
+    "Raise `BadInput` when this is no address of a proxy."
+    try:
+        p = urlsplit(proxy)
+        ok = p.scheme in ('http','https','socks5','socks5h') and p.hostname and p.port != 0
+    except ValueError:
+        ok = False
+    if not ok:
+        raise BadInput(f'proxy={proxy!r} is not the address of a proxy: http://127.0.0.1:3128 is one')
+    if p.scheme.startswith('socks') and find_spec('socks') is None:
+        raise BadInput(f'proxy={proxy!r} needs PySocks: `pip install pysocks`, or give a proxy that speaks http')
+
+
 # %% ../../nbs/net/http.ipynb #651c3eab
 class Client:
     "A polite and careful HTTP client that answers for every request"
@@ -257,6 +292,9 @@ class Client:
         judge=None,                # Callable `Answer` → reason, for what only the caller can see is wrong
         session=None,              # A `requests.Session` of your own, used as it is
         resolve=socket.getaddrinfo,  # Looks names up
+        proxy:str=None,            # Ask through this proxy, which looks names up itself
+        contact:str=None,          # Whom operators of servers may write to; part of `User-Agent`
+        share:int=1,               # So many clients like this one ask the same hosts
     ):
         self.limiters,self.other = dict(limiters or {}),other
         self.gateway,self.allow_private = gateway and gateway.rstrip('/'),allow_private
@@ -265,13 +303,19 @@ class Client:
         self.timeout,self.total = (min(connect, timeout),timeout),total
         self.max_bytes,self.redirects = max_bytes,redirects
         self.judge,self.give_up_after = judge,give_up_after
-        self.headers = headers or {}
+        self.headers = ({'User-Agent':agent_with(contact)} if contact else {}) | (headers or {})
+        self.proxy,self.resolve = proxy,resolve
+        self.share = share
         self.asked = 0       # Requests so far
         self.silent = {}     # Host → attempts without an answer, since when, the last reason
         self.plain = set()   # Hosts that are asked by http
         self.stop = threading.Event()
         self._lock,self._watchdog = threading.Lock(),_Watchdog()
         self._prepared = None  # A request to copy, for our own session
+        if proxy:
+            check_proxy(proxy)
+        if proxy and session:
+            raise BadInput(f'proxy={proxy!r} and a session of your own: set the proxy in the session, or give no session')
         self.session = session or self._new_session(None if allow_private or gateway else resolve)
 
     def close(self):
@@ -292,6 +336,7 @@ def _new_session(self:Client, resolve):
     "Our own session: no proxies of the environment, one name, connections that are checked"
     session = requests.Session()
     session.trust_env = False
+    session.proxies = dict.fromkeys(('http','https'), self.proxy) if self.proxy else {}
     session.get_redirect_target = lambda r: None  # Redirects are followed here, and checked
     headers = {'User-Agent':agent, 'Accept':'*/*', 'Accept-Encoding':'gzip'}
     session.headers = requests.structures.CaseInsensitiveDict(headers)
@@ -326,13 +371,21 @@ def _route(self:Client, url):
         inside = not public(p.hostname)
     except ValueError:
         inside = p.hostname == 'localhost'
-    if inside and not self.allow_private:
+    if not self.allow_private and (inside or self.proxy and not self.gateway and _leads_inside(self, p)):
         raise Refused('private_address')
     if p.port not in ports and not self.allow_private:
         raise Refused('bad_port')
     if not self.gateway:
         return url
     return f'{self.gateway}/{p.netloc}{p.path}' + (f'?{p.query}' if p.query else '')
+
+def _leads_inside(self:Client, parts):
+    "Does a name that a proxy will look up lead to a private address, as far as we can see?"
+    try:
+        found = self.resolve(parts.hostname, parts.port or 443, type=socket.SOCK_STREAM)
+    except OSError:
+        return False
+    return not all(public(o[4][0]) for o in found)
 
 # %% ../../nbs/net/http.ipynb #d2b9c610
 def _send(self:Client, url):

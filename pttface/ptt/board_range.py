@@ -191,8 +191,8 @@ class CrawlState:
         id:str,  # File name of an article
     ): # The same, and the `Answer`
         "Ask for one article."
-        row = self.rows[id]
-        return id,self.rng.pages.get(f'/bbs/{self.rng.board}/{id}.html', title=row['title'], author=row['author'])
+        about = {k:self.rows[id].get(k) for k in ('title','author','nrec')}
+        return id,self.rng.pages.get(f'/bbs/{self.rng.board}/{id}.html', **about)
 
     def __repr__(self):
         return f'CrawlState({len(self.rows)} rows, {len(self.read)} articles read)'
@@ -220,7 +220,8 @@ def unlisted(self:CrawlState)->list[dict]: # Rows like those of an index page
     name = re.compile(f'/bbs/{re.escape(board)}/({ids.pattern})\\.html')
     found = [m for m in map(name.fullmatch, store.paths(board)) if m and m[1] not in self.rows]
     known = [(m[1], store.about(m[0])) for m in found if self.rng.covers(m[1])]
-    return [dict(id=i, title=row.get('title', ''), author=row.get('author', ''), date='') for i,row in known]
+    return [dict(id=i, title=row.get('title', ''), author=row.get('author', ''), date='', nrec=row.get('nrec'))
+            for i,row in known]
 
 # %% ../../nbs/ptt/board_range.ipynb #53fa0223
 @contextmanager
@@ -334,10 +335,11 @@ def _counts(state, links, failures):
     images = Counter(u for r in links for u in r['images'])
     removed,deleted = sum(f['reason'] in ('404','410') for f in failures),deleted_in(rng)
     return dict(pages=max(rng.hi - rng.lo + 1, 0), rows=len(state.rows) + deleted, deleted=deleted,
-                **{k:reasons[k] for k in ('announcement','young','opt_out')},
+                **{k:reasons[k] for k in ('announcement','young','opt_out','few_pushes','other_tag')},
                 articles=len(links), removed=removed, failed=len(failures) - removed,
                 without_links=sum(not r['images'] for r in links),
-                links=images.total(), distinct=len(images), repeats=images.total() - len(images))
+                links=images.total(), distinct=len(images), repeats=images.total() - len(images),
+                albums=sum(s['reason'] == 'album' for r in links for s in r['skipped']))
 
 # %% ../../nbs/ptt/board_range.ipynb #b2a919f7
 def audit(
@@ -402,7 +404,9 @@ class Links:
             return f'{gaps or "IDs do not ascend"}: see crawl.json'
         notes = dict(rows='all below', deleted='no link on the index', young='title names a low age',
                      removed='listed, but 404', failed='see failures', without_links='of these articles',
-                     repeats='the same link again')
+                     repeats='the same link again',
+                     opt_out='asked to be left out', few_pushes='below min_pushes', other_tag='none of tags',
+                     albums='links to imgur albums, not opened')
         return notes.get(what)
 
     def _repr_markdown_(self):
@@ -436,13 +440,15 @@ def save_links(
     folder:Path,   # `links` in the root
     links:list,    # Rows of the articles
     record:dict,   # Gets the names of the `files`
+    emptied=(),    # Names of articles that were opted out: their months have a list, though it may be empty
 ):
     "Write the list and its months, and last the record that says they are whole."
     single = len({record['settings'][k][:4] for k in ('since','until')}) == 1
     months = {}
     for r in links:
-        year,month = r['time'][:4],r['time'][5:7]
-        months.setdefault(month if single else year + month, []).append(r)
+        months.setdefault(_label(r['id'], single), []).append(r)
+    for id in emptied:
+        months.setdefault(_label(id, single), [])
     (folder/'crawl.json').unlink(missing_ok=True)
     write_jsonl(folder/'image_links.jsonl', links)
     for m,part in months.items():
@@ -451,6 +457,10 @@ def save_links(
         if f.stem.removeprefix('image_links_') not in months:
             f.unlink()
     write_json(folder/'crawl.json', record | dict(files=list(months)))
+
+def _label(id, single):
+    "The month of an article, with its year unless all are of a `single` one"
+    return posted(id).strftime('%m' if single else '%Y%m')
 
 def finished_links(
     folder:Path,  # `links` in the root, with its record

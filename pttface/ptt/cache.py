@@ -15,7 +15,7 @@ from urllib.parse import urljoin,urlsplit
 
 from fastcore.basics import patch
 
-from ..net.http import Answer,Blocked,Client,agent
+from ..net.http import Answer,Blocked,Client,agent_with
 from .parse import gated
 from ..storage.files import BadInput,dumps
 from ..policy import Robots
@@ -37,11 +37,14 @@ def board_client(
     rate:float=2.,     # Requests a second; 0: no limit
     workers:int=4,     # Requests under way at a time
     session=None,      # A `requests.Session` of your own
+    proxy:str=None,    # Ask through this proxy
+    contact:str=None,  # Whom the board's operators may write to, sent with every request
     **kw,              # For `Client`
 )->Client:
     "The client that reads a board: one rate limit, one plain name, the over-18 cookie."
-    headers = {'Cookie':'over18=1', 'User-Agent':agent}
-    return Client(other=(rate, workers), allow_private=True, headers=headers, judge=no_page, session=session, **kw)
+    headers = {'Cookie':'over18=1', 'User-Agent':agent_with(contact)}
+    return Client(other=(rate, workers), allow_private=True, headers=headers, judge=no_page, session=session,
+                  proxy=proxy, **kw)
 
 # %% ../../nbs/ptt/cache.ipynb #db45893a
 def check_board(
@@ -150,6 +153,14 @@ def note(self:PageStore,
     "Keep something more beside a page."
     (old,), = self.run('SELECT beside FROM pages WHERE path=?', path)
     self.run('UPDATE pages SET beside=? WHERE path=?', dumps(json.loads(old) | beside), path, write=True)
+
+@patch
+def forget(self:PageStore,
+    path:str,  # Of a page
+):
+    "Take a page out of the file, and overwrite what it took up."
+    self.run('PRAGMA secure_delete=ON', write=True)
+    self.run('DELETE FROM pages WHERE path=?', path, write=True)
 
 # %% ../../nbs/ptt/cache.ipynb #1edc2736
 @patch

@@ -6,10 +6,10 @@ Docs: https://pttface.github.io/pttface/ptt/parse.html.md"""
 
 # %% auto #0
 __all__ = ['aside', 'taipei', 'ids', 'weekdays', 'months', 'asctime', 'footer', 'system', 'decoded', 'revealed', 'tree', 'having',
-           'text_of', 'posted', 'Index', 'parse_index', 'Page', 'parse_article', 'gated']
+           'text_of', 'posted', 'Index', 'parse_index', 'push_count', 'category', 'Page', 'parse_article', 'gated']
 
 # %% ../../nbs/ptt/parse.ipynb #af2b4735
-import re
+import re,unicodedata
 from dataclasses import dataclass
 from datetime import datetime,timedelta,timezone
 
@@ -101,7 +101,7 @@ def posted(
 @dataclass
 class Index:
     "What an index page says"
-    rows:list      # Dicts of id (None: deleted), title, author, date `M/DD`
+    rows:list      # Dicts of id (None: deleted), title, author, date `M/DD`, nrec (its push count, as shown)
     number:int     # Its page number
     last:bool      # Is it the newest page?
     reason:str=''  # Why it cannot be read; empty when it can
@@ -142,14 +142,38 @@ def _index_row(o):
     "One row of an index page, as a dict"
     part = {}
     for e in o.iter('*'):
-        for c in {'title','author','date'}.intersection(e.get('class', '').split()):
+        for c in {'title','author','date','nrec'}.intersection(e.get('class', '').split()):
             part.setdefault(c, e)
     a = part['title'].find('a') if 'title' in part else None
     m = ids.search(a.get('href', '')) if a is not None else None
     if m:
         part['title'] = a
-    text = {c:text_of(part[c]).strip() if c in part else '' for c in ('title','author','date')}
+    text = {c:text_of(part[c]).strip() if c in part else '' for c in ('title','author','date','nrec')}
     return dict(id=m[0] if m else None, **text)
+
+# %% ../../nbs/ptt/parse.ipynb #a093a40f
+def push_count(
+    nrec:str|None,  # As the index page shows it
+)->int|None: # 爆: 100; X3: -30; XX: -100; None where it is not known
+    "The least that a push count can mean by size."
+    text = unicodedata.normalize('NFKC', nrec or '').strip().upper()
+    if nrec is None or not re.fullmatch(r'爆|-?\d{1,3}|X[\dX]|', text):
+        return None
+    if text == '爆':
+        return 100
+    if text.startswith('X'):
+        return -100 if text == 'XX' else -10*int(text[1])
+    return int(text or 0)
+
+# %% ../../nbs/ptt/parse.ipynb #18756a77
+_category = re.compile(r'\s*(?:(?:re|fwd?|r|轉錄|轉)\s*:\s*)*[\[【〔]\s*([^\]】〕]{1,20}?)\s*[\]】〕]', re.I)
+
+def category(
+    title:str,  # Of an article
+)->str: # Such as `正妹`; '' where the title names none
+    "The category that a title begins with."
+    m = _category.match(unicodedata.normalize('NFKC', title))
+    return m[1] if m else ''
 
 # %% ../../nbs/ptt/parse.ipynb #c0e662a5
 weekdays = 'Sun|Mon|Tue|Wed|Thu|Fri|Sat'
