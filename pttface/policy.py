@@ -7,9 +7,9 @@ Docs: https://pttface.github.io/pttface/policy.html.md"""
 # %% auto #0
 __all__ = ['ARTICLE', 'SHA256', 'SUFFIX', 'QUOTES', 'TWIN_BITS', 'NO_OPTOUT', 'ABROAD', 'COUNTRY', 'TALL', 'SCHOOLS', 'MINORS',
            'DIGITS', 'ARABIC', 'CHINESE', 'UNITS', 'UNIT_OF_ELSE', 'AGES', 'AGE_GROUP', 'BIRTH', 'LIKENED', 'NOTICE',
-           'STAFF', 'announcement', 'ROBOT', 'ALWAYS', 'NEVER', 'KEEP_OUT', 'VALUED', 'named_by', 'decode_text',
-           'OptOut', 'read_optout', 'opted_out', 'remember_optout', 'number', 'why_young', 'young', 'left_out',
-           'Robots', 'tagged']
+           'STAFF', 'announcement', 'NO_AGE_SCREEN', 'ROBOT', 'ALWAYS', 'NEVER', 'KEEP_OUT', 'VALUED', 'named_by',
+           'decode_text', 'OptOut', 'read_optout', 'opted_out', 'remember_optout', 'number', 'why_young', 'young',
+           'left_out', 'age_screen', 'Robots', 'tagged']
 
 # %% ../nbs/policy.ipynb #9d3916c5
 import codecs,logging,os,re,unicodedata
@@ -329,6 +329,16 @@ def left_out(
     if not announcements and announcement.match(title):
         return 'announcement'
     return 'young' if min_age and young(title, min_age, year) else ''
+
+# %% ../nbs/policy.ipynb #df06b2bd
+NO_AGE_SCREEN = 'no age screen'
+
+def age_screen(
+    tells_age:bool,    # Does the detector that is loaded estimate ages?
+    min_age:float=20., # Faces that look younger are dropped; 0: none are
+)->str: # For records, reports and cards
+    "Say in words which faces are dropped for their age."
+    return f'faces that look under {min_age:g} are dropped' if tells_age and min_age > 0 else NO_AGE_SCREEN
 
 # %% ../nbs/policy.ipynb #621d654e
 ROBOT = 'pttface'
