@@ -11,9 +11,10 @@ __all__ = ['POSES', 'FACE_PRESETS', 'FaceSettings', 'Found', 'across_tiles', 'fi
            'face_rows', 'face_row', 'Faces', 'extract_faces', 'write_pngs']
 
 # %% ../nbs/02_faces.ipynb #87c8fd72
-import functools,logging,os,shutil
+import logging,os,shutil
 from collections import Counter
 from dataclasses import asdict,dataclass,field,replace
+from functools import lru_cache,partial
 from pathlib import Path
 
 import cv2
@@ -22,12 +23,12 @@ import numpy as np
 from PIL import Image
 
 from .display import Picture,Table
-from .policy import read_optout
-from .storage.files import BadInput,atomic_path,find_preset,need,read_json,read_npz,same_settings,write_json
+from .policy import NO_AGE_SCREEN,age_screen,read_optout
+from .storage.files import BadInput,atomic_path,find_preset,locked,need,read_json,same_settings,write_json
 from .storage.shards import PreviousRun,merge_parts,photo_shards
-from .vision.detect import Face,check_photo,draw_faces,kps_shape,middle,overlap
+from .vision.detect import Face,check_photo,draw_faces,face_centre,iou,kps_shape
 from .vision.detectors import load_detector
-from .vision.face_shards import faces_of_shards,thread_detector
+from .vision.face_shards import faces_of_shards,load_crops,thread_detector
 from .vision.geometry import compose,crop_matrix,rotation_about,transform_points
 from .vision.images import Unusable,decode,halved,halvings,sharpness,shrunk
 
@@ -132,7 +133,7 @@ def first_look(
 def _first_reason(im, faces, settings):
     if not faces:
         return 'no_face'
-    if not faces[0].sound:
+    if not faces[0].has_landmarks:
         return 'no_landmarks'
     if faces[0].area < settings.min_share*im.shape[0]*im.shape[1]:
         return 'face_too_small_before'
@@ -192,7 +193,7 @@ def look_canvas(
     "Look again at the whole photo, turned on a canvas; fills `view`, `seen`, `second` and the turn."
     found.view,found.M = level_eyes(im, found.faces[0].kps[:2], 1.2)
     found.angle = float(kps_shape(found.faces[0].kps)[3])
-    found.seen = [o for o in detect(found.view) if o.sound]
+    found.seen = [o for o in detect(found.view) if o.has_landmarks]
     found.second = found.seen[0] if found.seen else None
     if not found.seen:
         found.M,found.angle = np.eye(2,3),0.
@@ -212,15 +213,15 @@ def redetect(
     found.view,found.window = warp_crop(im, found.M, centre, side, size),crop_matrix(centre, side, size)
     half = extent/2*size/side
     face = _face_in(detect, found.view, np.concatenate([size/2 - half, size/2 + half]))
-    found.seen = [face] if face and face.sound else []
+    found.seen = [face] if face and face.has_landmarks else []
 
 # %% ../nbs/02_faces.ipynb #254ee976
 def _face_in(detect, im, box):
     "The face in `box`, by a detector that may have a cheap way to look at a known place"
-    if hasattr(detect, 'again'):
-        return detect.again(im, box)
-    faces = sorted(detect(im), key=lambda f: -overlap(f.bbox, box))
-    return next((f for f in faces if overlap(f.bbox, box) > 1/3), None)
+    if hasattr(detect, 'redetect'):
+        return detect.redetect(im, box)
+    faces = sorted(detect(im), key=lambda f: -iou(f.bbox, box))
+    return next((f for f in faces if iou(f.bbox, box) > 1/3), None)
 
 # %% ../nbs/02_faces.ipynb #44c48436
 def undo_rotation(
@@ -246,7 +247,7 @@ def _turn_back(face, turned, shape):
     M = {90:[[0,-1,w-1],[1,0,0]], 180:[[-1,0,w-1],[0,-1,h-1]], 270:[[0,1,0],[-1,0,h-1]]}[turned]
     M = np.array(M, float)
     corners = transform_points(M, face.bbox.reshape(2,2))
-    kps = transform_points(M, face.kps) if face.sound else face.kps
+    kps = transform_points(M, face.kps) if face.has_landmarks else face.kps
     roll = None if face.roll is None else (face.roll + turned + 180) % 360 - 180
     return replace(face, bbox=np.concatenate([corners.min(0), corners.max(0)]), kps=kps, roll=roll)
 
@@ -280,7 +281,7 @@ def _trust(o):
 
 def _surer_turns(o, detect):
     "Turns at which the window of the second look holds a surer face than as it is"
-    if not hasattr(detect, 'again'):
+    if not hasattr(detect, 'redetect'):
         return []
     score,size = o.seen[0].score if o.seen else 0,len(o.view)
     half = (o.faces[0].bbox[2:] - o.faces[0].bbox[:2])*o.window[0,0]/2
@@ -288,7 +289,7 @@ def _surer_turns(o, detect):
     for turned in (90,180,270):
         h = half if turned == 180 else half[::-1]
         view = np.ascontiguousarray(np.rot90(o.view, turned//90))
-        face = detect.again(view, np.concatenate([size/2 - h, size/2 + h]))
+        face = detect.redetect(view, np.concatenate([size/2 - h, size/2 + h]))
         if face is not None and face.score > score:
             turns.append(turned)
     return turns
@@ -323,9 +324,9 @@ def _middle_of(found, settings):
     if settings.canvas:
         return box.mean(0)
     if found.second:
-        return middle(found.face.bbox, found.face.kps)
+        return face_centre(found.face.bbox, found.face.kps)
     mid,half = transform_points(found.M, box.mean(0)),(box[1] - box[0])/2
-    return middle(np.concatenate([mid - half, mid + half]), transform_points(found.M, found.face.kps))
+    return face_centre(np.concatenate([mid - half, mid + half]), transform_points(found.M, found.face.kps))
 
 # %% ../nbs/02_faces.ipynb #eca4d602
 def place_square(
@@ -360,7 +361,7 @@ def cut_pixels(
     return cv2.copyMakeBorder(im[y1:y2,x1:x2], *pads, cv2.BORDER_REPLICATE)[:n,:n]
 
 # %% ../nbs/02_faces.ipynb #1c2cd4da
-@functools.lru_cache
+@lru_cache
 def feather_mask(
     size:int,      # Side of the crop, px
     radius:float,  # Radius of the disc, as a share of the side
@@ -527,8 +528,7 @@ def _explain_crop(axs, photo, o, settings):
         labels.append(f'yaw {face.yaw:+.0f}°')
     if face.gender is not None:
         labels.append(('female','male')[face.gender])
-    if face.age is not None:
-        labels.append(f'age {face.age:.0f}')
+    labels.append(NO_AGE_SCREEN if face.age is None else f'age {face.age:.0f}')
     return [f'{o.side:.0f} px square, turned {o.angle:+.1f}°', 'feather', f'60 × 60: {", ".join(labels)}']
 
 # %% ../nbs/02_faces.ipynb #41fa203c
@@ -542,7 +542,7 @@ def _numbers(o, settings):
     f,face = o.faces[0],o.face
     gender = f.gender if face.gender is None else face.gender
     age = f.age if face.age is None else face.age
-    row = dict(bbox=_rounded(f.bbox), kps=_rounded(f.kps) if f.sound else None, score=_rounded(f.score, 4),
+    row = dict(bbox=_rounded(f.bbox), kps=_rounded(f.kps) if f.has_landmarks else None, score=_rounded(f.score, 4),
                yaw=_rounded(face.yaw), pitch=_rounded(face.pitch), roll=_rounded(f.roll),
                pose=pose_of(face.yaw, settings.frontal), gender=gender, age=_rounded(age))
     if o.centre is not None:
@@ -635,23 +635,28 @@ class Faces:
         return {k:c[k] for k in [*POSES, *sorted(c.keys() - set(POSES))] if c[k]}
 
     @property
+    def age_screen(self)->str: # Which faces were dropped for their age, in words; `no age screen` where nothing told one
+        record = self.root/'faces/faces.json'
+        settings = read_json(record)['settings'] if record.exists() else {}
+        known = any(r.get('age') is not None for r in self.rows)
+        return age_screen(known, settings.get('min_age', FaceSettings.min_age))
+
+    @property
     def table(self)->Table:
         kept = (*POSES,'pose unknown')
         rows = [dict(photo='kept' if k in kept else 'dropped', what=k, photos=n, share=n/len(self.rows))
                 for k,n in self.counts.items()]
         rows += [dict(photo='shard not read', what=f'{k}: {v}') for k,v in self.failed.items()]
-        return Table(rows, floatfmt='.1%', title=f'{len(self.kept):,} faces from {len(self.rows):,} photos')
+        title = f'{len(self.kept):,} faces from {len(self.rows):,} photos, {self.age_screen}'
+        return Table(rows, floatfmt='.1%', title=title)
 
     def images(self,
         size:int=64,       # Side of the crops, 60 or 64 px
         rows:list=None,    # Which rows; all kept ones by default
     )->np.ndarray: # (N,size,size,3) uint8
-        "The crops of `rows`, in their order."
+        "The crops of `rows`, in their order, found by key; raises `BadInput` when one is not there."
         rows = self.kept if rows is None else rows
-        if not rows:
-            return np.zeros((0,size,size,3), np.uint8)
-        arrays = {m:read_npz(self.root/f'faces/faces_{m}.npz')[f'im{size}'] for m in {r['month'] for r in rows}}
-        return np.stack([arrays[r['month']][r['row']] for r in rows])
+        return load_crops(self.root, rows, size)
 
     def _repr_markdown_(self):
         return self.table._repr_markdown_()
@@ -671,21 +676,22 @@ def extract_faces(
     scheduler:str|None=None,  # Address of a dask.distributed scheduler; its workers must see `root` under this path
     batch:int=8,              # Photos that InsightFace describes together
 )->Faces: # What became of every photo
-    "Make a face of every photo that has one; raises `BadInput` without photos, if all shards fail, and on other rules."
+    "Make a face of every photo that has one; raises `BadInput` without photos, if all shards fail, on other rules, and beside a writer."
     root = need(root, 'photos/download.json', 'download').parent.parent
-    settings = find_preset(settings, FACE_PRESETS, 'faces')
-    shards,folder = photo_shards(root),root/'faces'
-    settings = _begin(folder, detector, settings, force, batch)
-    before,out = PreviousRun(folder),read_optout(root)
-    todo = [p for p in shards if not before.done(p, out)]
+    settings,folder = find_preset(settings, FACE_PRESETS, 'faces'),root/'faces'
+    shards = photo_shards(root)
     workers = workers or (1 if detector == 'insightface' else os.cpu_count() or 1)
-    failed = faces_of_shards(todo, folder, face_rows, detector, settings, out, batch, workers, scheduler)
-    rows = merge_parts(shards, before, failed, lambda rows: _counts(root, rows), bool(todo))
+    with locked(root, 'faces'):
+        settings = _begin(folder, detector, settings, force, batch)
+        before,out = PreviousRun(folder),read_optout(root)
+        todo = [p for p in shards if not before.done(p, out)]
+        failed = faces_of_shards(todo, folder, face_rows, detector, settings, out, batch, workers, scheduler)
+        rows = merge_parts(shards, before, failed, partial(_counts, root), bool(todo), partial(_notes, root))
+        if png:
+            write_pngs(root, rows)
     if len(failed) == len(shards):
         reasons = '; '.join(f'{shard}: {reason}' for shard,reason in list(failed.items())[:5])
         raise BadInput(f'None of {len(shards)} shards gave faces. {reasons}')
-    if png:
-        write_pngs(root, rows)
     return Faces(root, rows, failed)
 
 # %% ../nbs/02_faces.ipynb #84326d35
@@ -715,6 +721,10 @@ def _begin(folder, detector, settings, force, batch):
 def _counts(root, rows):
     "What the stage's record says of its rows"
     return Faces(root, rows).counts | dict(photos=len(rows), kept=sum(r['status'] == 'kept' for r in rows))
+
+def _notes(root, rows):
+    "What the record says beside the settings, whose least age counts only where an age is told"
+    return dict(age_screen=Faces(root, rows).age_screen)
 
 # %% ../nbs/02_faces.ipynb #e8987ac1
 def write_pngs(
