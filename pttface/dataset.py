@@ -35,7 +35,7 @@ from .curation.decisions import decision_about,decisions,gender_name
 from .display import Picture,Table
 from .faces import POSES,Faces
 from .policy import opted_out,read_optout
-from .storage.files import BadInput,content_hash,find_preset,need,read_json,read_jsonl,read_npz
+from .storage.files import BadInput,content_hash,find_preset,locked,need,read_json,read_jsonl,read_npz
 from .storage.files import same_settings,write_json,write_npz
 
 # %% ../nbs/03_dataset.ipynb #5d0e11aa
@@ -375,6 +375,8 @@ def without_opted_out(self:FaceData)->FaceData:
 def table(self:FaceData)->Table: # Step → number left
     steps = {**self.card.get('funnel', {}), **self.card['counts']}
     title = f'{len(self):,} faces of {self.size} × {self.size}'
+    if 'age_screen' in self.card:
+        title += f', {self.card["age_screen"]}'
     return Table([dict(step=k, n=n) for k,n in steps.items()], title=title)
 
 @patch
@@ -471,10 +473,11 @@ def pack(
         there = read_json(root/'dataset/card.json')
     if there.get('source') == source:
         return FaceData.load(root)
-    arrays,card = _pack_faces(root, rows, kept, settings, filters, optout, decided)
-    if there.get('source') == content_hash(2, *made_of) and there['hash'] == card['hash']:
-        return FaceData.load(root)  # a set of 0.1.0 that today's split leaves as it is
-    return _write(root, arrays, dict(settings=wanted, source=source) | card)
+    with locked(root, 'dataset'):
+        arrays,card = _pack_faces(root, rows, kept, settings, filters, optout, decided)
+        if there.get('source') == content_hash(2, *made_of) and there['hash'] == card['hash']:
+            return FaceData.load(root)  # a set of 0.1.0 that today's split leaves as it is
+        return _write(root, arrays, dict(settings=wanted, source=source) | card)
 
 # %% ../nbs/03_dataset.ipynb #b0526005
 @patch

@@ -10,7 +10,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from pttface.vision.detect import MTCNN,cuda_advice,kps_pose,overlap
+from pttface.vision.detect import MTCNN,cuda_advice,iou,kps_pose
 from pttface.vision.detectors import load_detector
 from pttface.synthetic.heads import draw_heads
 from pttface.vision.insightface import InsightFace
@@ -162,8 +162,8 @@ def test_settings_and_provider(folder, photo):
     d = InsightFace(models=str(folder), threshold=.95)
     assert d(photo) == [] and d.provider.endswith('ExecutionProvider')
     assert InsightFace(models=str(folder), min_face=400)(photo) == []
-    again = InsightFace(models=str(folder)).again(photo, BOX + 5)
-    assert overlap(again.bbox, BOX) > .99 and InsightFace(models=str(folder)).again(photo, BOX + 300) is None
+    again = InsightFace(models=str(folder)).redetect(photo, BOX + 5)
+    assert iou(again.bbox, BOX) > .99 and InsightFace(models=str(folder)).redetect(photo, BOX + 300) is None
     assert d.provider in repr(d) and '640' in repr(d)
 
 def test_real_scrfd_agrees_with_mtcnn():
@@ -178,11 +178,11 @@ def test_real_scrfd_agrees_with_mtcnn():
     drawn = [dict(seed=40 + i, yaw=y, pitch=0, roll=r, size=(250,200), scale=.5) for i,(y,r) in enumerate(poses)]
     for h in draw_heads(drawn, workers=1, progress=False):
         faces = [detect(h.im)[0] for detect in detectors]
-        assert overlap(faces[0].bbox, faces[1].bbox) > .6
+        assert iou(faces[0].bbox, faces[1].bbox) > .6
         eye_distance = np.linalg.norm(h.eyes[1] - h.eyes[0])
         for detect,f in zip(detectors, faces):
-            assert overlap(detect.largest(h.im)[0].bbox, f.bbox) > .85
-            assert overlap(detect.again(h.im, f.bbox).bbox, f.bbox) > .6
+            assert iou(detect.largest(h.im)[0].bbox, f.bbox) > .85
+            assert iou(detect.redetect(h.im, f.bbox).bbox, f.bbox) > .6
             assert np.abs(f.kps[:2] - h.eyes).max() < .25*eye_distance
             assert np.sign(f.yaw)*(abs(f.yaw) > 15) == np.sign(h.yaw)
 
@@ -210,7 +210,7 @@ def test_the_largest_face_is_the_first_of_all():
     for h in draw_heads(drawn, workers=1, progress=False):
         for im in (h.im, np.pad(h.im, ((0,0),(0,250),(0,0)), mode='edge')):
             every,first = detect(im),detect.largest(im)
-            assert bool(every) == bool(first) and (not every or overlap(every[0].bbox, first[0].bbox) > .85)
+            assert bool(every) == bool(first) and (not every or iou(every[0].bbox, first[0].bbox) > .85)
 
 @pytest.mark.parametrize('no_photo', [
     None,

@@ -5,6 +5,7 @@ import os
 import signal
 import subprocess
 import sys
+import threading
 import time
 from pathlib import Path
 
@@ -15,10 +16,13 @@ import pytest
 from PIL import Image
 
 from pttface import faces as F
+from pttface.curation.quality import load_faces
+from pttface.dataset import pack
 from pttface.vision import face_shards as shards
 from pttface.vision.detect import Face
 from pttface.synthetic.heads import draw_heads
-from pttface.storage.files import BadInput,dumps,open_root,read_jsonl,read_npz,write_json,write_tar
+from pttface.storage.files import (BadInput,dumps,locked,open_root,read_json,read_jsonl,read_npz,write_json,write_jsonl,
+                                   write_npz,write_tar)
 
 
 def jpeg(im):
@@ -91,7 +95,7 @@ class Fake:
         self.faces = list(faces)
     def __call__(self, im, min_face=None):
         return self.faces
-    def again(self, im, box):
+    def redetect(self, im, box):
         return None
 
 @pytest.fixture(scope='module')
@@ -116,7 +120,7 @@ def test_reasons(noise, face, reason):
 
 def test_too_small_after(noise):
     class Shrunk(Fake):
-        def again(self, im, box):
+        def redetect(self, im, box):
             return Face(np.array([90,90,100,100.]), KPS*.96, .9, yaw=0., pitch=0., roll=0.)
     o = F.find_face(noise, Shrunk(Face(np.array([60,60,140,160.]), KPS, .9)))
     assert o.reason == 'face_too_small_after'
@@ -364,3 +368,123 @@ def test_whole_pixels_repeat_the_border():
         n = round(side)
         rows,cols = (np.clip(np.arange(n) + int(np.floor(c - side/2 + .5)), 0, d - 1) for c,d in ((y,40),(x,30)))
         assert (F.cut_pixels(im, (x,y), side) == im[rows][:,cols]).all()
+
+def mean_colours(ims):
+    return [im.mean((0,1)).round(3).tolist() for im in ims]
+
+@pytest.mark.parametrize('change', ['turned round','some left out','numbers dealt anew'])
+def test_rows_find_their_crops_by_key(root, change):
+    found = F.extract_faces(root, workers=1)
+    before = dict(zip([r['key'] for r in found.kept], mean_colours(found.images())))
+    rows = found.rows[::-1] if change == 'turned round' else found.rows
+    rows = rows[1::3] if change == 'some left out' else rows
+    if change == 'numbers dealt anew':
+        rows = [r | dict(row=5 - r['row']) for r in rows]
+    write_jsonl(root/'faces/faces.jsonl', rows)
+    for labelled,ims in (load_faces(root), (rows, F.Faces(root, rows).images(64))):
+        assert mean_colours(ims) == [before[r['key']] for r in labelled]
+    data = pack(root)
+    assert mean_colours(data.images) == [before[k] for k in data.key]
+
+def test_a_crop_of_another_photo_or_none_is_an_error(root, tmp_path):
+    rows = F.extract_faces(root, workers=1).rows
+    for change in (dict(phash='0'*16), dict(key='0109999')):
+        changed = [rows[0] | change, *rows[1:]]
+        readers = (lambda rows: F.Faces(root, rows).images(60), lambda rows: pack(root), lambda rows: load_faces(root))
+        for read in readers:
+            write_jsonl(root/'faces/faces.jsonl', changed)
+            with pytest.raises(BadInput, match=r'faces_01.npz has no crop of .*1 of 6 are missing.*pttface faces'):
+                read(changed)
+        assert F.extract_faces(root, workers=1).rows == rows
+    with pytest.raises(BadInput, match='is no face and has no crop'):
+        F.Faces(root, rows).images(64, [rows[0] | dict(status='dropped')])
+    with pytest.raises(BadInput, match='crops of 60 and 64 px, not of 50'):
+        F.Faces(root, rows).images(50)
+
+@pytest.mark.parametrize('moment', ['write_jsonl','write_json'])
+def test_killed_between_arrays_and_rows(root, photos, monkeypatch, moment):
+    first = F.extract_faces(root, workers=1)
+    old = dict(zip([r['key'] for r in first.kept], mean_colours(first.images())))
+    order = [3,4,5,0,1,2]  # another photo bears each key
+    write_tar(root/'photos/images_01_part_1.tar', [record(f'01{i:05d}', photos[k]) for i,k in enumerate(order)])
+    new = old | {f'01{i:05d}':old[f'01{k:05d}'] for i,k in enumerate(order)}
+    def killed(path, *args):
+        raise KeyboardInterrupt
+    monkeypatch.setattr('pttface.storage.shards.' + moment, killed)
+    with pytest.raises(KeyboardInterrupt):
+        F.extract_faces(root, workers=1)
+    monkeypatch.undo()
+    rows = [r for r in read_jsonl(root/'faces/faces.jsonl') if r['month'] == '01']
+    if moment == 'write_jsonl':  # new arrays, old rows
+        with pytest.raises(BadInput, match='6 of 6 are missing'):
+            F.Faces(root, rows).images(64)
+    else:
+        assert mean_colours(F.Faces(root, rows).images(64)) == [new[r['key']] for r in rows]
+    again = F.extract_faces(root, workers=1)
+    assert mean_colours(again.images()) == [new[r['key']] for r in again.kept]
+
+def test_a_part_whose_crops_do_not_fit_its_rows(root):
+    shard = root/'photos/images_01_part_1.tar'
+    rows,crops = shards.slice_faces(shard, 0, 6, F.face_rows, 'mtcnn', F.FaceSettings())
+    with pytest.raises(BadInput, match='6 kept rows and 5 crops of 60 px'):
+        shards.write_part(root/'faces', shard, rows, {60:crops[60][1:], 64:crops[64]})
+    assert not (root/'faces').exists() or not list((root/'faces').rglob('*.npz'))
+
+def test_a_file_without_keys_goes_by_its_rows(root):
+    found = F.extract_faces(root, workers=1)
+    before = mean_colours(found.images())
+    for m in ('01','02','03'):
+        arrays = read_npz(root/f'faces/faces_{m}.npz')
+        write_npz(root/f'faces/faces_{m}.npz', **{k:v for k,v in arrays.items() if k.startswith('im')})
+    assert mean_colours(F.Faces(root, found.rows).images()) == before
+
+@pytest.mark.parametrize('stage', ['faces','dataset'])
+def test_a_second_writer_is_refused_in_a_sentence(root, stage):
+    if stage == 'dataset':
+        F.extract_faces(root, workers=1)
+    run = (lambda: F.extract_faces(root, workers=1)) if stage == 'faces' else (lambda: pack(root))
+    with locked(root, 'download'), pytest.raises(BadInput, match='is being written by `pttface download`'):
+        run()
+    assert not (root/stage).exists()
+    whole = len(run())
+    assert whole and len(run()) == whole
+
+def test_a_finished_set_is_read_beside_a_writer(root):
+    F.extract_faces(root, workers=1)
+    data = pack(root)
+    with locked(root, 'crawl'):
+        assert pack(root).hash == data.hash
+
+class Aged(Fake):
+    def __init__(self, age):
+        super().__init__(Face(np.array([60,60,140,160.]), KPS, .9, age=age))
+
+@pytest.mark.parametrize('age,min_age,words', [
+    (None,20.,'no age screen'), (None,99.,'no age screen'), (None,0.,'no age screen'),
+    (31.,20.,'faces that look under 20 are dropped'), (31.,0.,'no age screen'),
+])
+def test_an_age_screen_is_claimed_only_where_an_age_is_told(root, noise, monkeypatch, age, min_age, words):
+    write_tar(root/'photos/images_01_part_1.tar', [record('0100000', png(noise))])
+    for p in root.glob('photos/images_0[23]*'):
+        p.unlink()
+    monkeypatch.setattr(shards, 'load_detector', lambda *args, **kw: Aged(age))
+    monkeypatch.setattr(shards, '_own', threading.local())
+    found = F.extract_faces(root, workers=1, settings=F.FaceSettings(min_age=min_age))
+    assert len(found) == 1 and found.age_screen == words and words in str(found) and words in found._repr_markdown_()
+    assert read_json(root/'faces/faces.json')['age_screen'] == words
+    data = pack(root)
+    assert data.card['age_screen'] == words and words in str(data)
+
+def test_older_records_say_what_their_rows_tell(root):
+    found = F.extract_faces(root, workers=1)
+    record = read_json(root/'faces/faces.json')
+    write_json(root/'faces/faces.json', {k:v for k,v in record.items() if k != 'age_screen'})
+    assert F.extract_faces(root, workers=1).age_screen == 'no age screen'
+    assert pack(root).card['age_screen'] == 'no age screen'
+    write_jsonl(root/'faces/faces.jsonl', [r | dict(age=30.) for r in found.rows])
+    assert pack(root).card['age_screen'] == 'faces that look under 20 are dropped'
+
+def test_explain_says_that_no_age_is_told(noise):
+    title = lambda age: [a.get_title() for a in F.explain(noise, Aged(age)).axes][-1]
+    assert 'no age screen' in title(None)
+    assert 'age 31' in title(31.) and 'no age' not in title(31.)

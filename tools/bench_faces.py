@@ -100,10 +100,10 @@ def _accuracy(heads, detect):
 
 def _agreement(rows):
     "The share of photos on which the two presets' boxes agree"
-    from pttface.vision.detect import overlap
+    from pttface.vision.detect import iou
     boxes = [(a.get('bbox'), b.get('bbox')) for a, b in zip(rows['default'], rows['original'])]
-    iou = np.array([overlap(np.array(a), np.array(b)) for a, b in boxes if a and b])
-    return _row('boxes IoU>=0.9', float(np.mean(iou >= .9)), 'share', 'preset original', n=len(iou))
+    agree = np.array([iou(np.array(a), np.array(b)) for a, b in boxes if a and b])
+    return _row('boxes IoU>=0.9', float(np.mean(agree >= .9)), 'share', 'preset original', n=len(agree))
 
 
 def _step_rows(photos, detect, presets):

@@ -16,6 +16,7 @@ import numpy as np
 
 from .decisions import decision_about
 from ..display import Picture,montage
+from ..policy import NO_AGE_SCREEN,age_screen
 from ..storage.files import Ledger,content_hash,read_json,read_jsonl
 
 # %% ../../nbs/curation/card.ipynb #193d224b
@@ -55,14 +56,24 @@ def hand_counts(
 # %% ../../nbs/curation/card.ipynb #1c9396d9
 MADE_BY = dict(crawl='links/crawl.json', download='photos/download.json', faces='faces/faces.json')
 
+def _age_screen(root):
+    "What the faces stage recorded; of an older record, what its rows tell"
+    if not (root/MADE_BY['faces']).exists():
+        return NO_AGE_SCREEN
+    record,rows = read_json(root/MADE_BY['faces']),root/'faces/faces.jsonl'
+    if 'age_screen' in record:
+        return record['age_screen']
+    known = rows.exists() and any(r.get('age') is not None for r in read_jsonl(rows))
+    return age_screen(known, record['settings'].get('min_age', 0.))
+
 def describe_set(
     root,         # Artefact folder
     arrays:dict,  # Arrays of the set
-)->dict: # `funnel`, `by`, `made_with`, `hash`
+)->dict: # `funnel`, `by`, `made_with`, `age_screen`, `hash`
     "Numbers of each stage and label, the settings of each stage, and the hash of the set."
     by = {k:dict(sorted(Counter(arrays[k].tolist()).items())) for k in ('pose','gender','month')}
     made_with = {k:read_json(root/v).get('settings') for k,v in MADE_BY.items() if (root/v).exists()}
-    return dict(funnel=funnel(root), by=by, made_with=made_with, hash=set_hash(arrays))
+    return dict(funnel=funnel(root), by=by, made_with=made_with, age_screen=_age_screen(root), hash=set_hash(arrays))
 
 # %% ../../nbs/curation/card.ipynb #299c4cbc
 def funnel_bars(

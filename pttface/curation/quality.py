@@ -20,6 +20,7 @@ from fastcore.basics import patch
 
 from ..display import Table
 from ..storage.files import content_hash,need,read_jsonl,read_npz,write_npz
+from ..vision.face_shards import load_crops
 from ..vision.geometry import compose,crop_matrix,rotation_about,transform_points
 
 # %% ../../nbs/curation/quality.ipynb #13074550
@@ -304,10 +305,7 @@ def load_faces(
 )->tuple: # Rows of the faces that were kept, and their crops (N,size,size,3) uint8
     "What the faces stage left in `root`."
     rows = [r for r in read_jsonl(need(root, 'faces/faces.jsonl', 'faces')) if r['status'] == 'kept']
-    if not rows:
-        return rows,np.zeros((0,size,size,3), np.uint8)
-    months = {m:read_npz(need(root, f'faces/faces_{m}.npz', 'faces'))[f'im{size}'] for m in {r['month'] for r in rows}}
-    return rows,np.stack([months[r['month']][r['row']] for r in rows])
+    return rows,load_crops(root, rows, size)
 
 # %% ../../nbs/curation/quality.ipynb #cc618292
 def quality_scores(

@@ -15,7 +15,7 @@ from pathlib import Path
 import numpy as np
 from fastcore.basics import patch
 
-from .detect import Face,check_photo,cuda_advice,kps_pose,overlap
+from .detect import Face,check_photo,cuda_advice,iou,kps_pose
 from ..storage.files import BadInput
 
 # %% ../../nbs/vision/insightface.ipynb #7912d102
@@ -33,7 +33,7 @@ def _from_insight(o):
     face = Face(np.asarray(o.bbox, np.float32), kps, float(o.det_score), gender=gender, age=age)
     if o.pose is not None:
         face.pitch,face.yaw,face.roll = map(float, o.pose)
-    elif face.sound:
+    elif face.has_landmarks:
         face.yaw,face.pitch,face.roll = kps_pose(kps)
     return face
 
@@ -92,19 +92,19 @@ def largest(self:InsightFace,
     boxes,kps = self.app.det_model.detect(_bgr(check_photo(im)), input_size=size and (size,size))
     faces = [Face(b[:4], None if kps is None else kps[i], float(b[4])) for i,b in enumerate(boxes)]
     for f in faces:
-        if f.sound:
+        if f.has_landmarks:
             f.yaw,f.pitch,f.roll = kps_pose(f.kps)
     return self.ranked(faces, 1 if size else None)
 
 # %% ../../nbs/vision/insightface.ipynb #471a96f7
 @patch
-def again(self:InsightFace,
+def redetect(self:InsightFace,
     im:np.ndarray,   # Picture, (H,W,3) uint8 RGB
     box:np.ndarray,  # Where the face is, (4,) px
 )->Face|None: # The face that overlaps `box` most; `None` when none does by a third
     "Look again at the face in `box`, at the picture's own size."
     size = min(self.det_size, -(-max(im.shape[:2])//32)*32)
-    found = [(overlap(f.bbox, box), f) for f in self.largest(im, size)]
+    found = [(iou(f.bbox, box), f) for f in self.largest(im, size)]
     share,face = max(found, key=lambda o: o[0], default=(0,None))
     return face if share > 1/3 else None
 
