@@ -487,3 +487,25 @@ def test_what_a_session_notes_of_drive_survives_its_end(copied, remote, caplog):
     with caplog.at_level(logging.WARNING):
         assert later.push() == 1
     assert not later.conflicts and (remote / LEDGER).read_bytes() == (root / LEDGER).read_bytes()
+
+
+@pytest.mark.parametrize('code', [errno.EPERM, errno.ENOTSUP, errno.EEXIST, errno.EINVAL])
+def test_a_disk_that_refuses_calls_can_be_mirrored(copied, tmp_path, remote, monkeypatch, code):
+    root, mirror, _ = copied
+    real = os.rename
+
+    def refuse(*args, **kwargs):
+        if len(args) < 2 or isinstance(args[1], int) or os.path.lexists(args[1]):
+            raise OSError(code, os.strerror(code))
+        return real(*args, **kwargs)
+
+    for name in ('chmod', 'fsync', 'replace', 'rename', 'truncate'):
+        monkeypatch.setattr(os, name, refuse)
+    for i in range(2):
+        write_json(root / 'dataset/card.json', dict(i=i))
+        (root / 'runs/edm/checkpoint-00000100.pt').write_bytes(bytes(4000 + i))
+        mirror.push()
+    remove(root / 'runs/edm/checkpoint-00000100.pt')
+    mirror.push()
+    Mirror(tmp_path / 'b', remote, wait=0).pull()
+    assert contents(root) == contents(remote) == contents(tmp_path / 'b')

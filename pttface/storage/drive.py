@@ -19,7 +19,8 @@ from fastcore.basics import patch
 from tqdm.auto import tqdm
 
 from ..policy import decode_text
-from .files import (JOURNAL,LOCK,MARKER,BadInput,Lease,atomic_path,cut_and_unlink,read_json,write_json)
+from .files import (JOURNAL,LOCK,MARKER,BadInput,Lease,atomic_path,cut_and_unlink,read_json,
+                                   replace_file,sync_file,write_json)
 from .shards import stamp_of
 
 # %% ../../nbs/storage/drive.ipynb #cd1e45da
@@ -60,13 +61,13 @@ def copy_whole(
         shutil.copyfileobj(f, g, 1 << 20)
         n = g.tell()
         g.flush()
-        os.fsync(g.fileno())
+        sync_file(g.fileno())
     if tmp.stat().st_size != n:
         raise OSError(errno.EIO, f'{tmp.stat().st_size} of {n} bytes arrived')
     if trash:
         _swap(tmp, dst)
     else:
-        os.replace(tmp, dst)
+        replace_file(tmp, dst)
     return n
 
 def _swap(tmp, dst):
