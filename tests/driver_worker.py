@@ -1,6 +1,6 @@
 """Run the Colab notebook as Colab would, with a stand-in for `google.colab`: `driver_worker.py CONTENT [SECONDS]`.
 
-Drive is a folder under CONTENT/drive whose file operations are slow and sometimes fail.
+Drive is a folder under CONTENT/drive whose file operations are slow and sometimes fail, and which keeps a trash.
 """
 import builtins
 import dataclasses
@@ -13,6 +13,8 @@ import sys
 import time
 import types
 from pathlib import Path
+
+from fake_drive import FakeDrive
 
 content = Path(sys.argv[1]).absolute()
 budget = sys.argv[2] if len(sys.argv) > 2 else '6s'
@@ -40,10 +42,12 @@ def unreliable(f, where=0):
     return wrapped
 
 
-real_open = builtins.open
+real_open, real_unlink = builtins.open, os.unlink
 builtins.open = io.open = unreliable(real_open)
-os.replace = unreliable(os.replace, 1)
+os.replace, os.rename = unreliable(os.replace, 1), unreliable(os.rename, 1)
+os.unlink, os.scandir = unreliable(os.unlink), unreliable(os.scandir)
 os.fsync, real_fsync = (lambda fd: real_fsync(fd)), os.fsync
+fake = FakeDrive(content.parent / 'MyDrive', 15e9)
 
 
 def mount(path, *a, **kw):
@@ -55,7 +59,7 @@ def mount(path, *a, **kw):
 
 def flush_and_unmount():
     counts['flushes'] += 1
-    os.unlink(mine)
+    real_unlink(mine)
     mine.parent.rmdir()
 
 
@@ -88,4 +92,5 @@ for i, cell in enumerate(json.loads((top / 'nbs/colab.ipynb').read_text())['cell
     if r.error_before_exec or r.error_in_exec:
         sys.exit(f'cell {i}: {r.error_before_exec or r.error_in_exec!r}')
 assert [o[0] for o in asked] == ['pip']
+counts['trash'] = fake.trashed
 real_open(content / 'counts.json', 'w').write(json.dumps(counts))

@@ -170,8 +170,8 @@ PHOTOS = dict(drive=(), resized=(), local=('photos/*.tar','photos/spool_*'))  # 
 NEEDS = dict(  # What each stage reads or goes on from
     crawl=('links/*',),
     download=('links/*','photos/*'),
-    faces=('links/crawl.json','photos/*','faces/*'),
-    dataset=('links/crawl.json','photos/*.json*','faces/*','dataset/*'),
+    faces=('links/*.json*','photos/*','faces/*'),
+    dataset=('links/*.json*','photos/*.json*','faces/*','dataset/*'),
     train=('dataset/*','runs/*'),
     sample=('dataset/*','runs/*'),
     fid=('dataset/*','runs/*','eval/*'))
