@@ -80,8 +80,8 @@ def test_the_budget_is_the_one_that_was_given(root):
     assert words[4:] == ['--recipe', 'tiny', '--budget', '90s', '--name', 'mine']
 
 
-@pytest.mark.parametrize('content', ['', '{"settings": {"na', '[]', 'null', '{}', '{"settings": [], "hash": 3}', '\0'*40,
-                                     '{"settings": {"name": "edm"}, "hash": null}', None])
+@pytest.mark.parametrize('content', ['', '{"settings": {"na', '[]', 'null', '{}', '{"settings": [], "hash": 3}',
+                                     '\0'*40, '{"settings": {"name": "edm"}, "hash": null}', None])
 def test_a_damaged_run_hides_no_other(root, content):
     add_run(root, 'bad')
     add_run(root, 'fine')

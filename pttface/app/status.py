@@ -70,6 +70,9 @@ def readable(
     except (BadInput, OSError):
         return {}
 
+# %% ../../nbs/app/status.ipynb #08fdcd80
+_folders = dict(crawl='links', download='photos', faces='faces', dataset='dataset', fid='eval')
+
 def look(
     step,        # Callable: root, and more → `Step`
     stage:str,   # Its command
@@ -82,7 +85,8 @@ def look(
         return step(root, *args)
     except (BadInput, OSError, KeyError, TypeError, AttributeError, ValueError) as e:
         text = str(e) if isinstance(e, BadInput | OSError) else f'its record cannot be read ({type(e).__name__}: {e})'
-        return Step(stage, 'damaged', re.sub(r': delete it.*$', '', text), command_line(stage, root, **flags))
+        folder = args[0] if args else root/_folders[stage]
+        return Step(stage, 'damaged', re.sub(r': delete it.*$', '', text), command_line(stage, root, **flags), folder)
 
 # %% ../../nbs/app/status.ipynb #f8470e35
 def pages_in(
