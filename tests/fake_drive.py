@@ -8,8 +8,10 @@ MONTH = 30*86_400  # Seconds that a file stays in the trash
 
 class FakeDrive:
     "A folder whose replaced and deleted files count against `capacity` for 30 days of the clock `now`"
-    def __init__(self, folder, capacity, setattr_=setattr):
+    def __init__(self, folder, capacity, setattr_=setattr, counts=None):
         self.folder, self.capacity, self.now = Path(folder).resolve(), capacity, 0.
+        self.counts = {} if counts is None else counts
+        self.counts['trash'] = 0
         self.trash, self.most = [], 0
         self.real = {k: getattr(os, k) for k in ('replace', 'rename', 'unlink', 'fsync')}
         for name in self.real:
@@ -22,6 +24,7 @@ class FakeDrive:
     def throw_away(self, path):
         if self.holds(path) and os.path.isfile(path):
             self.trash.append((self.now, os.stat(path).st_size))
+            self.counts['trash'] = self.trashed
 
     @property
     def trashed(self):

@@ -357,3 +357,12 @@ def test_on_a_network_disk_files_are_cut_before_they_go(tmp_path, monkeypatch):
     (root/'a.pt').write_bytes(bytes(99))
     remove(root/'a.pt')
     assert sizes == [0] and [o.name for o in root.iterdir()] == [MARKER]
+
+def test_a_part_of_a_root_has_a_lock_of_its_own(tmp_path):
+    root = open_root(tmp_path/'root', create=True)
+    with locked(root, 'train', folder='runs/a'), locked(root, 'train', folder='runs/b'), locked(root, 'download'):
+        with pytest.raises(BadInput, match=r'runs/a is being written by `pttface train`'):
+            with locked(root, 'train', folder='runs/a'):
+                pass
+    with pytest.raises(FileNotFoundError):
+        Lease(tmp_path/'nowhere'/LOCK, 'train').take()

@@ -417,7 +417,8 @@ class Status:
         return Table(shown, title=f'{self.root}: {size(nbytes)} in {files:,} files')
 
     def __repr__(self):
-        return '\n\n'.join([str(self.table), *self.notes, f'next: {self.next}' if self.next else 'All stages are done.'])
+        end = f'next: {self.next}' if self.next else 'All stages are done.'
+        return '\n\n'.join([str(self.table), *self.notes, end])
 
     def _repr_markdown_(self):
         end = f'Next: `{self.next}`' if self.next else 'All stages are done.'

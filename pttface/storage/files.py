@@ -67,6 +67,7 @@ def _alive(pid):
 def _machine():
     return f'{zlib.crc32(socket.gethostname().encode()):08x}'
 
+# %% ../../nbs/storage/files.ipynb #0a1ff97b
 def sweep(
     folder:str|os.PathLike,  # Folder to look in
     old:float=86_400.,       # Seconds after which a temporary file is nobody's; seven times that if its process lives
@@ -645,6 +646,8 @@ class Lease:
 
     def _make(self):
         for _ in range(20):
+            if not self.path.parent.is_dir():
+                raise FileNotFoundError(errno.ENOENT, 'There is no such folder', str(self.path.parent))
             with suppress(FileNotFoundError):
                 if self._try():
                     return
@@ -690,9 +693,12 @@ def locked(
     root:str|os.PathLike,  # Artefact folder
     stage:str,             # What is going to write: crawl, download, train, …
     silent:float=600.,     # Seconds without renewal after which a lock of another machine counts for nothing
+    folder:str='',         # The part of `root` that is written; all of it by default
 ): # Yields the lock
     "Hold `root` for one writer; raises `BadInput` naming the other one."
-    lease = Lease(open_root(root)/LOCK, stage, silent)
+    path = open_root(root)/folder/LOCK
+    path.parent.mkdir(parents=True, exist_ok=True)
+    lease = Lease(path, stage, silent)
     lease.take()
     try:
         yield lease
