@@ -1,4 +1,5 @@
 "Nothing on Drive is lost: not with the local disk, not by a failed listing, not by two sessions, not by a full trash."
+import ast
 import errno
 import json
 import logging
@@ -509,3 +510,28 @@ def test_a_disk_that_refuses_calls_can_be_mirrored(copied, tmp_path, remote, mon
     mirror.push()
     Mirror(tmp_path / 'b', remote, wait=0).pull()
     assert contents(root) == contents(remote) == contents(tmp_path / 'b')
+
+
+KEPT_OUT = {  # Deletions that are no removal of an artefact, and why
+    'ptt.board_range': {"(folder / 'crawl.json').unlink": 'is written again at once', 'record.unlink': 'is written again',
+                        '(root / MARKER).unlink': 'nothing was made, so nothing was copied', 'root.rmdir': 'the same'}}
+OUTSIDE = ('storage.', 'app.doctor', 'app.colab', 'synthetic.')  # What removes, and what works outside a root
+
+
+def deletions(path):
+    "Calls in a module that delete files"
+    for node in ast.walk(ast.parse(path.read_text())):
+        if isinstance(node, ast.Call) and isinstance(node.func, ast.Attribute):
+            owner = ast.unparse(node.func.value)
+            if node.func.attr in ('unlink', 'rmtree', 'rmdir') or (owner, node.func.attr) == ('os', 'remove'):
+                yield ast.unparse(node.func)
+
+
+def test_no_stage_deletes_an_artefact_unnoted():
+    "What is not noted stays on Drive for good, and is fetched again by the next session."
+    top, unnoted = Path(drive.__file__).parent.parent, []
+    for path in top.rglob('*.py'):
+        module = '.'.join(path.relative_to(top).with_suffix('').parts)
+        if not module.startswith(OUTSIDE):
+            unnoted += [f'{module}: {o}' for o in deletions(path) if o not in KEPT_OUT.get(module, {})]
+    assert not unnoted, 'use remove, remove_tree or note_removed of storage.files'
