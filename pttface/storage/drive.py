@@ -6,7 +6,7 @@ Docs: https://pttface.github.io/pttface/storage/drive.html.md"""
 
 # %% auto #0
 __all__ = ['PHOTOS', 'NEEDS', 'KEYS', 'with_retries', 'copy_whole', 'copy_tail', 'copy_database', 'list_files', 'drive_base',
-           'mount_point', 'needed_by', 'Mirror', 'merge_ledgers']
+           'mount_point', 'needed_by', 'Mirror', 'merge_ledgers', 'merge_lines']
 
 # %% ../../nbs/storage/drive.ipynb #e1a1aaff
 import errno,json,logging,os,shutil,sqlite3,stat,tempfile,threading,time,zlib
@@ -126,6 +126,7 @@ def _state(path):
         return None
     return (s.st_size,time) if stat.S_ISREG(s.st_mode) else None
 
+# %% ../../nbs/storage/drive.ipynb #1331b42c
 def _walk(root):
     "Yields every file below a folder that is not in a hidden folder; raises `OSError` where it cannot be listed"
     def failed(e):
@@ -360,6 +361,16 @@ def _key(self:Mirror, k):
     "The key of a ledger's rows; `None` for any other file"
     return next((key for pattern,key in KEYS.items() if fnmatch(k, pattern)), None)
 
+# %% ../../nbs/storage/drive.ipynb #255f2cd3
+def merge_lines(
+    path:Path,    # An opt-out list
+    theirs:bytes, # The same list as it is on Drive
+)->bytes: # Their lines, then those that only we have
+    "Join two opt-out lists: nobody's wish is lost."
+    lines = decode_text(theirs).splitlines()
+    ours = decode_text(path.read_bytes()).splitlines()
+    return ('\n'.join([*lines, *(o for o in ours if o not in lines)]) + '\n').encode()
+
 # %% ../../nbs/storage/drive.ipynb #8338c89d
 _order = {'.jsonl':1, '.part':2, '.json':3}
 
@@ -412,6 +423,7 @@ def _send(self:Mirror, k, state, begun_again):
         self._write_notes()
     return True
 
+# %% ../../nbs/storage/drive.ipynb #86a29e43
 @patch
 def _there(self:Mirror, k):
     "Size and time of what Drive has of a file, or `None`; raises `OSError` when Drive is gone"
@@ -507,6 +519,7 @@ def _is_newer(self:Mirror, k, there, here):
         return merge_ledgers(ours, self._retry((self.remote/k).read_bytes, k), key) != ours
     return changed and k == 'optout.txt'
 
+# %% ../../nbs/storage/drive.ipynb #f9487c4e
 @patch
 def _fetch(self:Mirror, k):
     "Fetch one file; what has changed here too is joined with it"
@@ -526,15 +539,6 @@ def _fetch(self:Mirror, k):
     except FileNotFoundError as e:
         raise BadInput(f'{src} has vanished from Drive while it was fetched: run the cell again') from e
     self.seen[k] = *_state(dst),stamp_of(dst)
-
-def merge_lines(
-    path:Path,    # An opt-out list
-    theirs:bytes, # The same list as it is on Drive
-)->bytes: # Their lines, then those that only we have
-    "Join two opt-out lists: nobody's wish is lost."
-    lines = decode_text(theirs).splitlines()
-    ours = decode_text(path.read_bytes()).splitlines()
-    return ('\n'.join([*lines, *(o for o in ours if o not in lines)]) + '\n').encode()
 
 # %% ../../nbs/storage/drive.ipynb #48025583
 @patch
