@@ -11,7 +11,7 @@ __all__ = ['POSES', 'FACE_PRESETS', 'FaceSettings', 'Found', 'across_tiles', 'fi
            'face_rows', 'face_row', 'Faces', 'extract_faces', 'write_pngs']
 
 # %% ../nbs/02_faces.ipynb #87c8fd72
-import logging,os,shutil
+import logging,os
 from collections import Counter
 from dataclasses import asdict,dataclass,field,replace
 from functools import lru_cache,partial
@@ -24,7 +24,8 @@ from PIL import Image
 
 from .display import Picture,Table
 from .policy import NO_AGE_SCREEN,age_screen,read_optout
-from .storage.files import BadInput,atomic_path,find_preset,locked,need,read_json,same_settings,write_json
+from .storage.files import (BadInput,atomic_path,find_preset,locked,need,read_json,remove_tree,same_settings,
+                                   write_json)
 from .storage.shards import PreviousRun,merge_parts,photo_shards
 from .vision.detect import Face,check_photo,draw_faces,face_centre,iou,kps_shape
 from .vision.detectors import load_detector
@@ -714,7 +715,7 @@ def _begin(folder, detector, settings, force, batch):
         return settings
     thread_detector(detector, settings, batch)  # what cannot be loaded is said before anything is removed
     if folder.exists():
-        shutil.rmtree(folder)
+        remove_tree(folder)
     write_json(folder/'faces.json', dict(settings=wanted, shards={}))
     return settings
 

@@ -1,6 +1,6 @@
 """Run the Colab notebook as Colab would, with a stand-in for `google.colab`: `driver_worker.py CONTENT [SECONDS]`.
 
-Drive is a folder under CONTENT/drive whose file operations are slow and sometimes fail.
+Drive is a folder under CONTENT/drive whose file operations are slow and sometimes fail, and which keeps a trash.
 """
 import builtins
 import dataclasses
@@ -13,6 +13,8 @@ import sys
 import time
 import types
 from pathlib import Path
+
+from fake_drive import FakeDrive
 
 content = Path(sys.argv[1]).absolute()
 budget = sys.argv[2] if len(sys.argv) > 2 else '6s'
@@ -42,8 +44,10 @@ def unreliable(f, where=0):
 
 real_open = builtins.open
 builtins.open = io.open = unreliable(real_open)
-os.replace = unreliable(os.replace, 1)
+os.replace, os.rename = unreliable(os.replace, 1), unreliable(os.rename, 1)
+os.scandir = unreliable(os.scandir)
 os.fsync, real_fsync = (lambda fd: real_fsync(fd)), os.fsync
+fake = FakeDrive(content.parent / 'MyDrive', 15e9, counts=counts)
 
 
 def mount(path, *a, **kw):

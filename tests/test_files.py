@@ -1,13 +1,15 @@
 "Files that must survive full disks, killed writers, other processes and foreign tars."
-import io,json,os,resource,signal,socket,subprocess,sys,tarfile,time
+import errno,io,json,os,resource,signal,socket,subprocess,sys,tarfile,time
 from pathlib import Path
 
 import numpy as np
 import pytest
 
 from pttface.storage.shards import crops_of_rows
-from pttface.storage.files import (LOCK,BadInput,Ledger,append_whole,atomic_path,dumps,locked,open_root,read_jsonl,
-                                   read_tar,sweep,write_tar)
+from pttface.storage import files
+from pttface.storage.files import (JOURNAL,LOCK,MARKER,BadInput,Lease,Ledger,append_whole,atomic_path,dumps,locked,
+                                   open_root,read_json,read_jsonl,read_npz,read_tar,remove,remove_tree,sweep,write_json,
+                                   write_jsonl,write_npz,write_tar)
 
 def full_after(n, code):
     "Run `code` in a process whose files may hold `n` bytes"
@@ -194,3 +196,173 @@ def test_crops_are_joined_by_key():
     assert crops_of_rows(dict(im64=ims), rows, 'f')[64].ravel().tolist() == [0,1,2]
     with pytest.raises(BadInput, match='no crop of b .1 of 3'):
         crops_of_rows(dict(key=np.array(['c','x','a']), im64=ims), rows, 'f')
+
+def refusing(code, only_over=False):
+    "A call of `os` that a file system does not have, or only when the new name is taken"
+    def call(*args, **kwargs):
+        if only_over and not os.path.lexists(args[1]):
+            return real_rename(*args, **kwargs)
+        raise OSError(code, os.strerror(code))
+    return call
+
+real_rename = os.rename
+CODES = [errno.EPERM, errno.ENOTSUP, errno.EEXIST, errno.EINVAL, errno.ENOSYS, errno.EACCES]
+
+@pytest.mark.parametrize('code', CODES)
+@pytest.mark.parametrize('calls', [('chmod',), ('fsync',), ('link',), ('replace',), ('rename',),
+                                   ('chmod','fsync','link','symlink','replace','rename')])
+def test_file_systems_that_refuse_a_call(tmp_path, monkeypatch, code, calls):
+    root = open_root(tmp_path/'root', create=True)
+    for name in calls:
+        monkeypatch.setattr(os, name, refusing(code, only_over=name in ('rename','replace')))
+    for i in range(3):
+        write_json(root/'a.json', dict(i=i))
+        write_jsonl(root/'a.jsonl', [dict(i=i)])
+        write_npz(root/'a.npz', i=np.array(i))
+        write_tar(root/'a.tar', [('0100000', dict(jpg=b'%d' % i))])
+        with Ledger(root/'ledger.jsonl', sync=True) as ledger:
+            ledger.append(dict(key=i))
+            ledger.compact()
+        with locked(root, 'download'):
+            pass
+    assert read_json(root/'a.json') == dict(i=2) and read_npz(root/'a.npz')['i'] == 2
+    assert len(Ledger(root/'ledger.jsonl')) == 3
+    assert {o.name for o in root.iterdir()} == {MARKER,'a.json','a.jsonl','a.npz','a.tar','ledger.jsonl'}
+
+def test_a_rename_that_is_always_refused_leaves_the_old_file(tmp_path, monkeypatch):
+    write_json(tmp_path/'a.json', 'old')
+    monkeypatch.setattr(os, 'replace', refusing(errno.EEXIST))
+    monkeypatch.setattr(os, 'rename', lambda src, dst: real_rename(src, dst) if '.old.tmp' in f'{src}{dst}' else
+                        refusing(errno.EACCES)())
+    with pytest.raises(OSError):
+        write_json(tmp_path/'a.json', 'new')
+    assert [o.name for o in tmp_path.iterdir()] == ['a.json'] and read_json(tmp_path/'a.json') == 'old'
+
+def test_a_file_that_had_stepped_aside_comes_back(tmp_path, monkeypatch):
+    write_json(tmp_path/'a.json', 'old')
+    name = f'.a.json.{files._machine()}-{ended_pid()}.old.tmp'
+    (tmp_path/'a.json').rename(tmp_path/name)
+    (tmp_path/f'.b.json.{files._machine()}-{ended_pid()}.x.tmp').touch()
+    assert len(sweep(tmp_path)) == 1 and read_json(tmp_path/'a.json') == 'old'
+
+@pytest.mark.parametrize('code', [errno.ENOSPC, errno.EDQUOT, errno.EIO, errno.EFBIG])
+def test_a_disk_that_fills_leaves_the_last_good_file(tmp_path, monkeypatch, code):
+    write_json(tmp_path/'a.json', 'old')
+    def full(fd):
+        raise OSError(code, os.strerror(code))
+    monkeypatch.setattr(os, 'fsync', full)
+    with pytest.raises(OSError) as e:
+        write_json(tmp_path/'a.json', 'new')
+    assert e.value.errno == code
+    assert [o.name for o in tmp_path.iterdir()] == ['a.json'] and read_json(tmp_path/'a.json') == 'old'
+
+def test_a_file_larger_than_the_disk_leaves_the_last_good_one(tmp_path):
+    write_npz(tmp_path/'a.npz', x=np.zeros(9))
+    code = f'''
+import numpy as np
+from pttface.storage.files import write_npz
+try:
+    write_npz({str(tmp_path/'a.npz')!r}, x=np.ones(9999))
+except OSError as e:
+    print(e.errno)
+'''
+    assert full_after(5000, code).stdout.strip() == str(errno.EFBIG)
+    assert [o.name for o in tmp_path.iterdir()] == ['a.npz'] and (read_npz(tmp_path/'a.npz')['x'] == 0).all()
+
+def test_no_read_only_file_is_synced(tmp_path, monkeypatch):
+    import fcntl
+    flags = []
+    def fsync(fd):
+        if not os.path.isdir(f'/proc/self/fd/{fd}'):
+            flags.append(fcntl.fcntl(fd, fcntl.F_GETFL) & os.O_ACCMODE)
+    monkeypatch.setattr(os, 'fsync', fsync)
+    write_json(tmp_path/'a.json', {})
+    assert flags and os.O_RDONLY not in flags
+
+def test_windows_is_never_asked_whether_a_process_lives(tmp_path, monkeypatch):
+    monkeypatch.setattr(files, '_WINDOWS', True)
+    monkeypatch.setattr(os, 'kill', lambda *a: pytest.fail('on Windows this ends the process'))
+    root = open_root(tmp_path/'root', create=True)
+    left = root/f'.a.npz.{files._machine()}-{ended_pid()}.x.tmp'
+    left.touch()
+    assert sweep(root) == [] and sweep(root, old=-1) == [left.name]
+    lock = dict(stage='faces', host=socket.gethostname(), pid=ended_pid(), time='then', born=None, id='00')
+    for age,free in ((0, False), (3600, True)):
+        (root/LOCK).write_text(dumps(lock))
+        os.utime(root/LOCK, (time.time() - age,)*2)
+        if free:
+            with locked(root, 'download'):
+                pass
+        else:
+            with pytest.raises(BadInput, match='if it has ended, this works in 600 s|in 599 s'), locked(root, 'x'):
+                pass
+
+def test_a_machine_of_the_same_name_is_another_one(tmp_path):
+    root = open_root(tmp_path/'root', create=True)
+    me = dict(stage='train', host=socket.gethostname(), boot='another', pid=ended_pid(), time='then', born='1', id='00')
+    (root/LOCK).write_text(dumps(me))
+    with pytest.raises(BadInput, match='is being written by `pttface train`'), locked(root, 'train'):
+        pass
+    os.utime(root/LOCK, (0, 0))
+    with locked(root, 'train'):
+        pass
+
+def test_a_lock_is_renewed_and_its_loss_is_noticed(tmp_path):
+    lock = Lease(tmp_path/LOCK, 'train', silent=.04)
+    lock.take()
+    os.utime(tmp_path/LOCK, (0, 0))
+    for _ in range(500):
+        if (tmp_path/LOCK).stat().st_mtime:
+            break
+        time.sleep(.01)
+    assert (tmp_path/LOCK).stat().st_mtime and lock.mine
+    (tmp_path/LOCK).unlink()
+    lock.check()
+    assert lock.mine
+    lock.give_back()
+    assert not (tmp_path/LOCK).exists() and not lock.mine
+
+def test_a_lock_that_another_machine_took_over_is_lost(tmp_path):
+    lock = Lease(tmp_path/LOCK, 'train')
+    lock.take()
+    other = dict(stage='train', host='elsewhere', pid=7, time='then', born='1', id='00')
+    (tmp_path/LOCK).write_text(dumps(other))
+    with pytest.raises(BadInput, match='process 7 on elsewhere, since then'):
+        lock.check()
+    lock.give_back()
+    assert read_json(tmp_path/LOCK) == other
+
+def test_only_what_is_removed_on_purpose_is_noted(tmp_path):
+    root = open_root(tmp_path/'root', create=True)
+    write_json(root/'a.json', {})
+    remove(root/'a.json')
+    assert not (root/JOURNAL).exists()
+    (root/JOURNAL).touch()
+    for name in ('b.json','runs/x/c.json','runs/x/d/e.json','f.json'):
+        write_json(root/name, {})
+    write_json(tmp_path/'g.json', {})
+    remove(root/'b.json')
+    remove(root/'b.json')
+    remove(tmp_path/'g.json')
+    remove_tree(root/'runs')
+    remove_tree(root/'runs')
+    (root/'f.json').unlink()
+    assert [r['path'] for r in read_jsonl(root/JOURNAL)] == ['b.json','runs/x/c.json','runs/x/d/e.json']
+    assert not (root/'runs').exists() and not (tmp_path/'g.json').exists()
+
+def test_on_a_network_disk_files_are_cut_before_they_go(tmp_path, monkeypatch):
+    root,sizes,real = open_root(tmp_path/'root', create=True),[],os.unlink
+    monkeypatch.setattr(files, 'on_network_disk', lambda p: True)
+    monkeypatch.setattr(os, 'unlink', lambda p: sizes.append(os.stat(p).st_size) or real(p))
+    (root/'a.pt').write_bytes(bytes(99))
+    remove(root/'a.pt')
+    assert sizes == [0] and [o.name for o in root.iterdir()] == [MARKER]
+
+def test_a_part_of_a_root_has_a_lock_of_its_own(tmp_path):
+    root = open_root(tmp_path/'root', create=True)
+    with locked(root, 'train', folder='runs/a'), locked(root, 'train', folder='runs/b'), locked(root, 'download'):
+        with pytest.raises(BadInput, match=r'runs/a is being written by `pttface train`'):
+            with locked(root, 'train', folder='runs/a'):
+                pass
+    with pytest.raises(FileNotFoundError):
+        Lease(tmp_path/'nowhere'/LOCK, 'train').take()

@@ -11,7 +11,7 @@ __all__ = ['FOLDERS', 'FILES', 'DemoSettings', 'demo_root', 'timed', 'run_data_s
            'photos_by_place', 'find_leaks', 'optout_rows', 'check_optouts', 'demo_table', 'demo']
 
 # %% ../../nbs/app/demo.ipynb #6363e132
-import json,logging,os,shutil,time
+import json,logging,os,time
 from collections import Counter
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -22,6 +22,7 @@ import numpy as np
 from ..display import Picture,Table
 from ..storage.files import (BadInput,Ledger,atomic_path,need,open_root,read_json,read_jsonl,read_npz,read_tar,
                                    same_settings,write_json)
+from ..storage.files import remove_tree
 from ..synthetic.board import make_board,serve
 from ..vision.images import decode
 
@@ -54,7 +55,7 @@ def demo_root(
         raise BadInput(f'{root} holds {", ".join(held)} that no demo made: give the demo a folder of its own')
     if not same_settings(record, settings, force, before=dict(optouts=0)):
         for o in FOLDERS:
-            shutil.rmtree(root/o, ignore_errors=True)
+            remove_tree(root/o)
         for o in FILES:
             (root/o).unlink(missing_ok=True)
         write_json(record, dict(settings=settings, seconds={}))

@@ -10,7 +10,7 @@ __all__ = ['seconds', 'NothingToCrawl', 'BoardRange', 'article_url', 'CrawlState
            'keep_apart']
 
 # %% ../../nbs/ptt/board_range.ipynb #681951c9
-import logging,re,shutil
+import logging,re
 from collections import Counter,deque
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
@@ -27,6 +27,7 @@ from .cache import Pages
 from .parse import Index,Page,ids,parse_article,parse_index,posted,taipei
 from ..display import Picture,Table
 from ..storage.files import BadInput,MARKER,read_json,read_jsonl,write_json,write_jsonl
+from ..storage.files import note_removed,remove,remove_tree
 
 # %% ../../nbs/ptt/board_range.ipynb #9cc24792
 log = logging.getLogger(__name__)
@@ -455,7 +456,7 @@ def save_links(
         write_jsonl(folder/'monthly_jsonl'/f'image_links_{m}.jsonl', part)
     for f in (folder/'monthly_jsonl').glob('image_links_*.jsonl'):
         if f.stem.removeprefix('image_links_') not in months:
-            f.unlink()
+            remove(f)
     write_json(folder/'crawl.json', record | dict(files=list(months)))
 
 def _label(id, single):
@@ -503,7 +504,7 @@ def removed_if_nothing(
         yield
     except NothingToCrawl:
         if not was_there[root/'links']:
-            shutil.rmtree(root/'links', ignore_errors=True)
+            remove_tree(root/'links')
         if not was_there[root/MARKER]:
             (root/MARKER).unlink(missing_ok=True)
         if not was_there[root] and root.is_dir() and not any(root.iterdir()):
@@ -527,4 +528,5 @@ def keep_apart(
             store.replace(store.with_stem(f'pages.{old}'))
         if (mine := store.with_stem(f'pages.{new}')).exists():
             mine.replace(store)
+            note_removed(mine)
     record.unlink()

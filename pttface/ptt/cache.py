@@ -17,7 +17,7 @@ from fastcore.basics import patch
 
 from ..net.http import Answer,Blocked,Client,agent_with
 from .parse import gated
-from ..storage.files import BadInput,dumps
+from ..storage.files import BadInput,dumps,note_removed
 from ..policy import Robots
 
 # %% ../../nbs/ptt/cache.ipynb #fe006099
@@ -215,6 +215,7 @@ def carry_over(
     with _file_errors(store.path), store._con:
         store._con.executemany(sql, old_rows(old))
     old.rename(old.with_name(f'{old.stem}.old.jsonl'))
+    note_removed(old)
 
 # %% ../../nbs/ptt/cache.ipynb #509262a8
 def count_pages(

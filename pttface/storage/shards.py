@@ -10,7 +10,7 @@ __all__ = ['ANY', 'MonthShard', 'write_shards', 'open_months', 'drop_withdrawn',
            'read_part', 'withdrawn', 'PreviousRun', 'crops_of_rows', 'merge_parts']
 
 # %% ../../nbs/storage/shards.ipynb #f0b8ea04
-import hashlib,json,logging,shutil,zlib
+import hashlib,json,logging,zlib
 from collections import Counter
 from itertools import takewhile
 from pathlib import Path
@@ -20,8 +20,8 @@ import numpy as np
 from fastcore.basics import patch
 
 from ..policy import opted_out
-from .files import (BadInput,Ledger,append_whole,dumps,read_json,read_jsonl,read_npz,read_tar,same_settings,
-                                   write_json,write_jsonl,write_npz,write_tar)
+from .files import (BadInput,Ledger,append_whole,dumps,read_json,read_jsonl,read_npz,read_tar,
+                                   remove,remove_tree,same_settings,write_json,write_jsonl,write_npz,write_tar)
 
 # %% ../../nbs/storage/shards.ipynb #e6956198
 log = logging.getLogger(__name__)
@@ -176,9 +176,9 @@ def write_shards(
             _write_month(m, rows, new)
         for f in m.folder.glob(f'*_{m.name}_part_*.tar'):
             if f.name not in tars:
-                f.unlink()
+                remove(f)
         m.close()
-        m.spool.unlink(missing_ok=True)
+        remove(m.spool)
         m._remember_tars(rows)
 
 # %% ../../nbs/storage/shards.ipynb #fd7cf160
@@ -196,7 +196,7 @@ def open_months(
             raise BadInput(f'{folder} has the months {", ".join(strays)}, which the crawl has not (any more): '
                            'use another folder, or --force to download again')
         if (not same_settings(folder/'download.json', settings, force, before) or strays) and force:
-            shutil.rmtree(folder, ignore_errors=True)
+            remove_tree(folder)
         folder.mkdir(exist_ok=True)
         if not (folder/'download.json').exists():
             write_json(folder/'download.json', dict(settings=settings, counts={}, done=False))
@@ -479,7 +479,6 @@ def merge_parts(
         record = dict(settings=before.record['settings']) | (notes(rows) if notes else {})
         write_json(folder/'faces.json', record | dict(counts=counts(rows), failed=failed, shards=done))
     for p in stale:
-        p.unlink()
-    if (folder/'parts').exists():
-        shutil.rmtree(folder/'parts')
+        remove(p)
+    remove_tree(folder/'parts')
     return rows
