@@ -477,9 +477,10 @@ def locked(
     root:str|os.PathLike,  # Artefact folder
     stage:str,             # What is going to write: crawl, download, …
     silent:float=600.,     # Seconds without a touch after which a lock of another machine counts for nothing
+    folder:str='',         # The part of `root` that is written; all of it by default
 ):
     "Hold `root` for one writer; raises `BadInput` naming the other one."
-    lock,ended = open_root(root)/LOCK,threading.Event()
+    lock,ended = open_root(root)/folder/LOCK,threading.Event()
     me = dict(stage=stage, host=socket.gethostname(), pid=os.getpid(), time=time.strftime('%Y-%m-%d %H:%M:%S'),
               born=_born(os.getpid()), id=os.urandom(6).hex())
     _held.add(me['id'])
