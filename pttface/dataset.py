@@ -8,7 +8,8 @@ Docs: https://pttface.github.io/pttface/dataset.html.md"""
 __all__ = ['PACK_PRESETS', 'FILTERS', 'NUMBERS', 'near_pairs', 'normalised_thumbnail', 'correlated', 'mirrored_hashes',
            'duplicate_pairs', 'duplicate_groups', 'chain_pairs', 'best_first', 'held_out', 'time_posted',
            'split_articles', 'PackSettings', 'article_links', 'group_faces', 'check_settings', 'check_filters',
-           'same_group', 'filter_steps', 'set_arrays', 'FaceData', 'owners', 'pack', 'batch_indices']
+           'same_group', 'filter_steps', 'set_arrays', 'FaceData', 'owners', 'pack', 'batch_indices', 'own_set',
+           'own_card']
 
 # %% ../nbs/03_dataset.ipynb #098d507a
 import hashlib
@@ -30,13 +31,16 @@ from scipy.sparse import coo_matrix
 from scipy.sparse.csgraph import connected_components
 
 # %% ../nbs/03_dataset.ipynb #921c207d
+from .checks import check_numbers
 from .curation.card import hand_counts,describe_set,set_hash,set_picture
 from .curation.decisions import decision_about,decisions,gender_name
 from .display import Picture,Table
 from .faces import POSES,Faces
 from .policy import opted_out,read_optout
-from .storage.files import BadInput,content_hash,find_preset,locked,need,read_json,read_jsonl,read_npz
+from .storage.files import BadInput,content_hash,find_preset,locked,need,open_root,read_json,read_jsonl
+from .storage.files import read_npz
 from .storage.files import same_settings,write_json,write_npz
+from .vision.pictures import as_bytes,as_square,load_array,squares_in
 
 # %% ../nbs/03_dataset.ipynb #5d0e11aa
 log = logging.getLogger(__name__)
@@ -490,6 +494,7 @@ def at(self:FaceData,
     if size not in self._at:
         how = cv2.INTER_AREA if size < self.size else cv2.INTER_CUBIC
         ims = np.stack([cv2.resize(o, (size,size), interpolation=how) for o in self.images])
+        ims = ims.reshape(len(ims), size, size, self.images.shape[3])  # OpenCV drops an axis of one channel
         arrays = self.arrays | dict(images=ims)
         self._at[size] = FaceData(arrays, self.card | dict(hash=set_hash(arrays)), self.root)
     return self._at[size]
@@ -536,6 +541,92 @@ def batches(self:FaceData,
             x[mirror] = x[mirror].flip(-1) if torch.is_tensor(x) else x[mirror][...,::-1]
         yield _to_float(x)
 
+# %% ../nbs/03_dataset.ipynb #c14c0c72
+def own_set(
+    ims:np.ndarray,    # Pictures, (N,S,S,C) uint8
+    names:list,        # A name each
+    hashes:list,       # A hash each, which decides its side
+    heldout:float=.1,  # Share to hold out
+)->dict: # Arrays of a set
+    "Arrays of pictures about which nothing else is known."
+    n = len(ims)
+    split = np.array([held_out(h, heldout) for h in hashes], np.uint8)
+    if split.all():
+        split[:] = 0
+    arrays = dict(images=ims, split=split, key=np.array(names), sha256=np.array(hashes))
+    arrays |= {k:np.full(n, '') for k in ('article','url')}
+    arrays |= {k:np.full(n, 'unknown') for k in ('pose','gender','month')}
+    return arrays | {k:np.full(n, np.nan, np.float32) for k in NUMBERS}
+
+def own_card(
+    arrays:dict,    # Arrays of a set
+    settings:dict,  # What it was made with
+    counts:dict,    # Files, and what became of them
+)->dict:
+    "The card of such a set."
+    n,held = len(arrays['split']),int(arrays['split'].sum())
+    by = {k:{'unknown':n} for k in ('pose','gender','month')}
+    return dict(settings=settings, counts=counts | dict(pictures=n, train=n - held, heldout=held), by=by,
+                hash=set_hash(arrays))
+
+# %% ../nbs/03_dataset.ipynb #a37a4706
+@patch(cls_method=True)
+def from_folder(cls:FaceData,
+    path,              # A folder of pictures with all folders below it, or a zip or tar of one
+    size:int=64,       # Side of the squares, px
+    grey:bool=False,   # One channel instead of three?
+    heldout:float=.1,  # Share of the pictures held out
+)->FaceData:
+    "A set of the pictures below `path`, the square in the middle of each; raises `BadInput` when there is none."
+    check_numbers(size=size, heldout=heldout)
+    rows,ims,found = squares_in(path, size, grey)
+    arrays = own_set(ims, [r['name'] for r in rows], [r['sha256'] for r in rows], heldout)
+    skipped = {k:v for k,v in found.items() if k not in ('files','equal','enlarged')}
+    if skipped:
+        reasons = ', '.join(f'{k} {v}' for k,v in sorted(skipped.items()))
+        log.warning('%d of %d files in %s are left out: %s', sum(skipped.values()), found['files'], path, reasons)
+    if found.get('enlarged'):
+        log.warning('%d of %d pictures are smaller than %d px and are enlarged', found['enlarged'], len(ims), size)
+    settings = dict(folder=str(Path(path).absolute()), size=size, grey=grey, heldout=heldout)
+    return cls(arrays, own_card(arrays, settings, dict(files=found['files'])) | dict(skipped=skipped, found=found))
+
+@patch(cls_method=True)
+def from_npz(cls:FaceData,
+    path,              # An `.npz` with an array `images`, or an `.npy`: (N,H,W,3) or grey, uint8 or floats in [0,1]
+    size:int=None,     # Side of the squares, px; that of the pictures by default
+    heldout:float=.1,  # Share of the pictures held out
+)->FaceData:
+    "A set of the pictures in an array, the square in the middle of each; raises `BadInput` when they are none."
+    check_numbers(size=size, heldout=heldout)
+    ims = np.ascontiguousarray(as_bytes(as_square(load_array(path))))
+    hashes = [hashlib.sha256(o.tobytes()).hexdigest() for o in ims]
+    arrays = own_set(ims, [f'{i:06d}' for i in range(len(ims))], hashes, heldout)
+    settings = dict(folder=str(Path(path).absolute()), size=size or ims.shape[1], heldout=heldout)
+    data = cls(arrays, own_card(arrays, settings, dict(files=1)))
+    return data.at(size or data.size)
+
+# %% ../nbs/03_dataset.ipynb #8b825147
+@patch
+def in_colour(self:FaceData)->FaceData:
+    "The same set with three channels."
+    if self.images.shape[-1] == 3:
+        return self
+    return FaceData(self.arrays | dict(images=np.repeat(self.images, 3, -1)), self.card, self.root)
+
+@patch
+def save(self:FaceData,
+    root,  # Artefact folder, made if need be
+)->FaceData:
+    "Write the set into `root`; raises `BadInput` where another one is."
+    root = open_root(root, create=True)
+    card = root/'dataset/card.json'
+    if card.exists() and (there := read_json(card).get('hash')) != self.hash:
+        raise BadInput(f'{root} holds the data set {there} already, and this one is {self.hash}: give another root')
+    write_npz(root/'dataset/faces.npz', **self.arrays)
+    write_json(card, self.card)
+    self.root = root
+    return self
+
 # %% ../nbs/03_dataset.ipynb #caa8885b
 @patch
 def picture(self:FaceData,
@@ -543,7 +634,7 @@ def picture(self:FaceData,
     seed:int=0,    # Which
 )->Picture:
     "A sheet of faces, the mean face, the funnel, counts, and histograms of yaw, sharpness, size and score."
-    return set_picture(self.arrays, self.card, n, seed)
+    return set_picture(self.in_colour().arrays, self.card, n, seed)
 
 # %% ../nbs/03_dataset.ipynb #eeec675a
 def _duplicate_rows(data, n, most):

@@ -8,12 +8,13 @@ Docs: https://pttface.github.io/pttface/diffusion.html.md"""
 __all__ = ['SAMPLERS', 'to_float', 'to_uint8', 'add_noise', 'linear_sigmas', 'linear_step', 'edm_scales', 'Denoiser',
            'loss_weight', 'denoising_loss', 'draw_uniform', 'draw_sigmas', 'make_net', 'karras_sigmas', 'ignore',
            'ancestral', 'ddim', 'euler', 'heun', 'dpm2m', 'sigmas_for', 'generate', 'draw_noise', 'measure',
-           'make_denoiser', 'Run', 'make_trainer', 'train', 'sample_batch', 'sample', 'interpolate', 'trajectory',
-           'RECIPES', 'Recipe', 'Budget', 'save_images']
+           'make_denoiser', 'Run', 'make_trainer', 'check_training', 'fit_to_data', 'train', 'sample_batch', 'sample',
+           'interpolate', 'trajectory', 'RECIPES', 'Recipe', 'Budget', 'save_images']
 
 # %% ../nbs/05_diffusion.ipynb #d45fa6b7
 import logging,os
 from contextlib import nullcontext
+from dataclasses import replace
 from functools import partial
 
 import numpy as np
@@ -21,12 +22,14 @@ import torch
 from torch import nn
 
 # %% ../nbs/05_diffusion.ipynb #b2dba55a
+from .checks import LIMITS,check_number,check_numbers,one_of
 from .storage.files import BadInput
 from .training.augment import CHANGES,augment
 from .training.config import RECIPES,Budget,Recipe,find_recipe
-from .training.device import half_type,map_batches,pick_device
+from .training.device import half_type,has_float64,map_batches,pick_device
 from .training.samplers import Noise,add_churn,slerp,unipc
-from .training.trainer import Trainer,TrainingRun,begin_run,find_trackers,run_training,save_images
+from .training.trainer import SPEEDS,Trainer,TrainingRun,begin_run,check_recipe,find_trackers
+from .training.trainer import run_training,save_images
 from .unet import StrongerUNet,UNet,n_params
 
 # %% ../nbs/05_diffusion.ipynb #237c4a86
@@ -74,7 +77,7 @@ def linear_step(
     table:torch.Tensor,  # `linear_sigmas()`
 )->torch.Tensor: # Steps of the linear schedule, fractions between them, (N,) float32
     "The step t with σ_t = `sigma`, linear in ln σ between two steps."
-    at,s = table.log(),sigma.double().log()
+    at,s = table.log(),sigma.to(table.dtype).log()
     i = torch.searchsorted(at, s.contiguous()).clamp(1, len(at)-1)
     return (i - 1 + (s-at[i-1])/(at[i]-at[i-1])).clamp(0, len(at)-1).float()
 
@@ -96,10 +99,16 @@ class Denoiser(nn.Module):
         sigma_data:float=.5,          # Standard deviation of the data, for 'edm'
     ):
         super().__init__()
+        one_of(parameterization, ('edm','linear'), 'parameterization')
         self.net,self.autocast = net,None
         self.linear,self.sigma_data = parameterization == 'linear',sigma_data
         self.register_buffer('table', linear_sigmas(), persistent=False)
         self.sigma_min,self.sigma_max = self.table[[0,-1]].tolist() if self.linear else (.002,80.)
+
+    def _apply(self, fn, recurse=True):  # What moves a module to a device; not all of them know float64
+        if not has_float64(fn(torch.zeros(0)).device):
+            self.table = self.table.float()
+        return super()._apply(fn, recurse)
 
     def scales(self, sigma):
         if self.linear:
@@ -163,22 +172,27 @@ def draw_sigmas(
     rng:torch.Generator=None,    # Torch's own by default
 )->torch.Tensor: # (n,) noise levels
     "Draw the noise levels of a batch."
+    one_of(parameterization, ('edm','linear'), 'parameterization')
     if parameterization == 'linear' and not stratified:
-        return linear_sigmas().to(device)[torch.randint(1, 1000, (n,), device=device, generator=rng)].float()
+        return linear_sigmas().float().to(device)[torch.randint(1, 1000, (n,), device=device, generator=rng)]
     u = draw_uniform(n, stratified, device, rng)
     if parameterization == 'linear':
-        return linear_sigmas().to(device)[1 + (u*999).long().clamp(max=998)].float()
+        return linear_sigmas().float().to(device)[1 + (u*999).long().clamp(max=998)]
     return (mean + std*2**.5*torch.erfinv((2*u-1).clamp(-1+1e-6, 1-1e-6))).exp()
 
 # %% ../nbs/05_diffusion.ipynb #b51af929
 def make_net(
     recipe:Recipe,  # Names the network and its arguments
 )->nn.Module: # A new network, its weights drawn from the recipe's seed
-    "Build the network of `recipe`."
+    "Build the network of `recipe`; raises `BadInput` where its arguments make none."
+    one_of(recipe.net, ('unet','stronger'), 'network')
     labels = dict(aug_dim=len(CHANGES)) if recipe.augment else {}
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(recipe.seed)
-        return dict(unet=UNet, stronger=StrongerUNet)[recipe.net](**recipe.net_args, **labels)
+        try:
+            return dict(unet=UNet, stronger=StrongerUNet)[recipe.net](**recipe.net_args, **labels)
+        except (TypeError, ValueError, AssertionError, ZeroDivisionError, RuntimeError) as e:
+            raise BadInput(f'A network {recipe.net!r} cannot be built with {recipe.net_args | labels}: {e}') from e
 
 # %% ../nbs/05_diffusion.ipynb #9e188c09
 def karras_sigmas(
@@ -366,18 +380,25 @@ def make_denoiser(
 # %% ../nbs/05_diffusion.ipynb #752f29c8
 class Run(TrainingRun):
     "A training on disk, and the denoiser it has trained"
+    @property
+    def shape(self):
+        return (self.recipe.net_args.get('in_ch', 3), self.recipe.size, self.recipe.size)  # Of a picture, (C,H,W)
+
     def denoiser(self,
         device=None,           # Where; the GPU if there is one
         track:int=0,           # Which of the averages
         width:float=None,      # Or an average of any width σ_rel, from the snapshots …
         step:int=None,         # … as it was up to this step
         checkpoint:str=None,   # One of the checkpoints by name; the newest whole one by default
+        weights:list=None,     # Or these, in the order of the network's parameters
     )->Denoiser: # D(x;σ) with the averaged weights
         "The trained denoiser; raises `BadInput` when no whole checkpoint (or no snapshot) is there."
+        where = pick_device(device)
+        weights = self.weights(track, width, step, checkpoint) if weights is None else weights
         d = make_denoiser(self.recipe, self.record['sigma_data']).eval().requires_grad_(False)
-        for p,q in zip(d.net.parameters(), self.weights(track, width, step, checkpoint)):
+        for p,q in zip(d.net.parameters(), weights):
             p.copy_(q)
-        d = d.to(pick_device(device))
+        d = d.to(where)
         return d if d.table.device.type == 'mps' else d.to(memory_format=torch.channels_last)
 
 # %% ../nbs/05_diffusion.ipynb #ea868b46
@@ -401,9 +422,45 @@ def make_trainer(
         return dict(ema_loss=float(seen.mean()), heldout_loss=None if held is None else float(held.mean()),
                     by_sigma=dict(sigma=sigma, train=seen, heldout=held))
     def sheet(model):
-        return to_uint8(generate(model, range(36), (3,r.size,r.size), 'dpm2m', 12, seed=r.seed))
+        return to_uint8(generate(model, range(36), run.shape, 'dpm2m', 12, seed=r.seed))
     return Trainer(run, d, loss, data, budget, device, accumulate, trackers, speed, net=d.net,
                    draw=partial(draw_noise, recipe=r), measure=measured, sheet=sheet)
+
+# %% ../nbs/05_diffusion.ipynb #ad6642a5
+def check_training(
+    recipe,          # As for `train`, like the rest
+    budget=None,
+    device=None,
+    accumulate=1,
+    speed='auto',
+)->Recipe: # The recipe
+    "Raise `BadInput` on arguments that make no training."
+    recipe = check_recipe(find_recipe(recipe))
+    one_of(recipe.sampler, SAMPLERS, 'sampler')
+    one_of(speed, ('auto',*SPEEDS), 'speed')
+    check_numbers(accumulate=accumulate)
+    if budget is not None:
+        Budget.parse(budget)
+    if accumulate > recipe.batch:
+        raise BadInput(f'A batch of {recipe.batch} cannot be cut into {accumulate} parts')
+    pick_device(device)
+    return recipe
+
+def fit_to_data(
+    recipe:Recipe,  # Any
+    data,           # `FaceData`
+)->Recipe: # The recipe, for one channel where the pictures are grey
+    "Raise `BadInput` on pictures that are not square bytes, or of other channels than the network's."
+    ims = data.train
+    if ims.ndim != 4 or ims.dtype != np.uint8 or ims.shape[1] != ims.shape[2] or ims.shape[3] not in (1,3):
+        raise BadInput(f'A network learns from square pictures (N,S,S,3) or (N,S,S,1) of uint8, not from {ims.shape} of '
+                       f'{ims.dtype}: `FaceData.from_npz` and `from_folder` make such a set')
+    channels,asked = ims.shape[3],recipe.net_args.get('in_ch')
+    if asked is None and channels != 3:
+        return replace(recipe, net_args=recipe.net_args | dict(in_ch=channels))
+    if (asked or 3) != channels:
+        raise BadInput(f'The network has in_ch={asked}, but the pictures have {channels} channel{"s"*(channels > 1)}')
+    return recipe
 
 # %% ../nbs/05_diffusion.ipynb #ba967c92
 def train(
@@ -419,15 +476,20 @@ def train(
     callback=None,             # Called as callback(trainer, report) after each report
     force:bool=False,          # Begin again where another recipe or data set was used?
     progress:bool=True,        # Show a bar, and in a notebook a figure?
+    init=None,                 # A `Run` whose averaged weights a new run begins with; random ones by default
 )->Run: # The run, finished
     "Train until the budget is spent, from where it stopped; raises `BadInput`, `FloatingPointError`, `MemoryError`."
-    recipe = find_recipe(recipe)
+    recipe = fit_to_data(check_training(recipe, budget, device, accumulate, speed), data)
     plan,trackers = Budget.parse(budget or recipe.budget),find_trackers(trackers)
     def describe():
         sigma_data = float((data.at(recipe.size).train.astype(np.float32)/127.5 - 1).std())
-        return dict(sigma_data=sigma_data, images=len(data.train), parameters=n_params(make_net(recipe)))
-    run = Run(begin_run(root, data, recipe, name, device, force, describe))
-    run_training(make_trainer(run, data.at(recipe.size), plan, device, accumulate, trackers, speed), progress, callback)
+        begun = dict(init=dict(run=init.path.name, weights=init.weights_id())) if init else {}
+        return dict(sigma_data=sigma_data, images=len(data.train), parameters=n_params(make_net(recipe))) | begun
+    run = Run(begin_run(root, data, recipe, name, device, force, describe, init and init.path.name))
+    trainer = make_trainer(run, data.at(recipe.size), plan, device, accumulate, trackers, speed)
+    if init and not run.checkpoints.rows:
+        trainer.begin_with(init.weights(), str(init.path))
+    run_training(trainer, progress, callback)
     return run
 
 # %% ../nbs/05_diffusion.ipynb #01037a52
@@ -459,19 +521,27 @@ def sample(
     start:int=0,        # Number of the first picture
     half:bool=False,    # Ask the network in 16 bits, where the machine has them and they suffice?
     progress:bool=True, # Show a bar?
+    known:dict=None,    # Pictures by number that need not be drawn again; new ones are added as they are made
     **kw,               # For the sampler: churn, eta, …
-)->np.ndarray: # (n,H,W,3) uint8
+)->np.ndarray: # (n,H,W,3) uint8, or (n,H,W,1) of a run on grey pictures
     "Generate `n` pictures; raises `BadInput` on a sampler or a number that cannot be."
-    if n < 1 or start < 0:
-        raise BadInput(f'{n} pictures from number {start} were asked for: ask for at least 1, from 0 on')
-    r,d = run.recipe,run.denoiser(device)
+    check_numbers(n=n, steps=steps, seed=seed, batch=batch, size=size, start=start)
+    r = run.recipe
+    sampler,steps = sampler or r.sampler,steps or r.steps
+    one_of(sampler, SAMPLERS, 'sampler')
+    shape = (r.net_args.get('in_ch', 3), size or r.size, size or r.size)
+    d = run.denoiser(device)
     d.autocast = half_type(pick_device(device)) if half else None
-    steps,side = steps or r.steps,size or r.size
     def some(i, j, step):  # Pictures i … j−1; `step` moves the bar
-        def callback(*args):
-            step((j-i)/steps)
-        return sample_batch(d, range(start+i, start+j), (3,side,side), sampler=sampler or r.sampler, steps=steps,
-                            seed=seed, callback=callback, **kw)
+        numbers = range(start+i, start+j)
+        if known and all(k in known for k in numbers):
+            step(j-i)
+            return np.stack([known[k] for k in numbers])
+        ims = sample_batch(d, numbers, shape, sampler=sampler, steps=steps, seed=seed,
+                           callback=lambda *args: step((j-i)/steps), **kw)
+        if known is not None:
+            known.update(zip(numbers, ims))
+        return ims
     return map_batches(some, n, batch, device, progress)
 
 # %% ../nbs/05_diffusion.ipynb #8350af96
@@ -486,7 +556,10 @@ def interpolate(
     device:str=None,        # 'cpu', or the best there is
 )->np.ndarray: # (n,H,W,3) uint8
     "Go from one picture to another, through the noises between theirs."
-    r,shape = run.recipe,(3,run.recipe.size,run.recipe.size)
+    check_numbers(n=n, seed=seed, steps=steps)
+    check_number('a', a, LIMITS['start'])
+    check_number('b', b, LIMITS['start'])
+    r,shape = run.recipe,run.shape
     ends = Noise(seed, (a, b), shape, pick_device(device))
     return to_uint8(generate(run.denoiser(device), range(n), shape, sampler or r.sampler, steps or r.steps,
                              noise=lambda: slerp(*ends(), n)))
@@ -502,9 +575,11 @@ def trajectory(
     device:str=None,        # 'cpu', or the best there is
 )->tuple[np.ndarray,np.ndarray,np.ndarray]: # Noisy pictures and D (frames,H,W,3) uint8, and σ (frames,)
     "What the sampler holds at each moment of one picture, and what the network sees in it."
+    check_numbers(seed=seed, steps=steps, frames=frames)
+    check_number('k', k, LIMITS['start'])
     r,path = run.recipe,[]
     def keep(x, x0, s):  # What the sampler holds, and D, at noise level s
         path.append((to_uint8(x/(1+s**2)**.5)[0], to_uint8(x0)[0], float(s)))
-    generate(run.denoiser(device), [k], (3,r.size,r.size), sampler or r.sampler, steps or r.steps, seed, callback=keep)
+    generate(run.denoiser(device), [k], run.shape, sampler or r.sampler, steps or r.steps, seed, callback=keep)
     shown = [path[i] for i in np.linspace(0, len(path)-1, min(frames, len(path))).round().astype(int)]
     return tuple(np.array(o) for o in zip(*shown))

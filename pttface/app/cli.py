@@ -6,12 +6,16 @@ Docs: https://pttface.github.io/pttface/app/cli.html.md"""
 
 # %% auto #0
 __all__ = ['COMMANDS', 'flag_type', 'default_text', 'flag_options', 'add_flags', 'has_colour', 'bold', 'Page', 'Parser',
-           'settings_of', 'stage_parser', 'call_stage', 'train_run', 'write_samples', 'sample_run', 'fid_run',
-           'Command', 'command', 'flag_names', 'bash_completion', 'fish_completion', 'completion', 'plain', 'as_record',
-           'usage', 'run_command', 'run_safely', 'colour', 'print_result', 'main']
+           'settings_of', 'stage_parser', 'call_stage', 'changed_recipe', 'find_init', 'packed_set', 'train_run',
+           'sample_run', 'fid_run', 'Command', 'command', 'flag_names', 'bash_completion', 'fish_completion',
+           'completion', 'plain', 'as_record', 'usage', 'check_flags', 'run_command', 'out_of_memory', 'fault_in_words',
+           'stoppable', 'run_safely', 'substitute', 'show_anything', 'json_line', 'colour', 'print_result',
+           'leave_quietly', 'main']
 
 # %% ../../nbs/app/cli.ipynb #f31d7001
-import argparse,difflib,errno,logging,os,re,shutil,sys,textwrap,time,types,typing
+import argparse,codecs,difflib,errno,json,logging,os,re,shutil,signal,sqlite3,sys,textwrap,threading,time
+import types,typing,unicodedata
+from contextlib import contextmanager,suppress
 from dataclasses import dataclass,fields,replace
 from importlib import import_module
 from importlib.metadata import version
@@ -19,9 +23,9 @@ from pathlib import Path
 
 import numpy as np
 from fastcore.docments import docments,empty
-from PIL import Image
 
-from ..storage.files import BadInput,atomic_path,dumps,find_preset,read_npz,write_npz
+from ..checks import check_numbers,one_of
+from ..storage.files import BadInput,dumps,find_preset
 
 # %% ../../nbs/app/cli.ipynb #bb43251f
 _readable = (bool,int,float,str)
@@ -175,38 +179,73 @@ def call_stage(
         given['settings'] = replace(base, **changes)
     return f(**given)
 
+# %% ../../nbs/app/cli.ipynb #08fcfb40
+def changed_recipe(
+    recipe:str,  # Its name
+    **given,     # Values for some of its settings; `None` leaves one as it is
+): # The recipe
+    "A recipe with a few of its settings changed."
+    from pttface.training.config import find_recipe
+    recipe,given = find_recipe(recipe),{k:v for k,v in given.items() if v is not None}
+    if 'size' in given and recipe.net == 'unet':
+        given['net_args'] = recipe.net_args | dict(size=given['size'])
+    return replace(recipe, **given)
+
+def find_init(
+    root,       # Artefact folder
+    init:str,   # A name under `runs/`, a path, or `None`
+): # `Run`, or `None`
+    "The run with whose weights to begin; raises `BadInput` when it is not there."
+    from pttface.diffusion import Run
+    if init is None:
+        return None
+    path = Path(init)
+    if len(path.parts) > 1 and path.parent.name == 'runs':
+        return Run.open(path.parents[1], path.name)
+    return Run.open(root, init)
+
+def packed_set(
+    root,             # Artefact folder
+    images:str=None,  # Pictures of one's own, or `None`
+    size:int=64,      # Their side, px
+    grey:bool=False,  # In one channel?
+): # `FaceData`
+    "The set in `root`, or the one that pictures of one's own make, saved there."
+    from pttface.dataset import FaceData
+    if images is None:
+        return FaceData.load(root)
+    if Path(images).suffix in ('.npz','.npy'):
+        return FaceData.from_npz(images, size).save(root)
+    return FaceData.from_folder(images, size, grey).save(root)
+
 # %% ../../nbs/app/cli.ipynb #5bceafaf
 def train_run(
     root:str|os.PathLike='data',  # Artefact folder, after `pttface dataset`
     recipe:str='edm',      # Recipe by name: `original`, `edm`, `edm-t4` or `tiny`
     budget:str=None,       # How long: `12h`, `90s`, `160 epochs`, `20k images`; the recipe's own by default
     name:str=None,         # Folder under `runs/`; the recipe's name by default
+    images:str=None,       # Train on a folder, zip or tar of your own pictures, or an `.npz`: it is packed into `root`
+    grey:bool=False,       # Take your own pictures in one channel?
+    init:str=None,         # Begin with the weights of this run: a name under `runs/`, or the path of a run
+    batch:int=None,        # Images a step; the recipe's own by default
+    lr:float=None,         # Peak learning rate; the recipe's own by default
+    size:int=None,         # Height and width of a picture, px; the recipe's own by default
+    seed:int=None,         # Of everything random; the recipe's own by default
     device:str=None,       # `cpu`, `cuda`, …; the fastest there is by default
-    force:bool=False,      # Begin anew where another recipe's or data set's run stands?
+    force:bool=False,      # Begin anew where another recipe's or data set's run stands? That one is kept aside
     accumulate:int=1,      # Cut each batch into so many parts, when memory is small
     trackers:str=None,     # `tensorboard`, `wandb`, or both with a comma
     speed:str='auto',      # `plain`, `channels_last`, `compile`, or what is fastest
     progress:bool=True,    # Show a bar?
 ): # The run
-    "Train on the packed set, from where it stopped."
-    from pttface.dataset import FaceData
-    from pttface.diffusion import train
-    return train(FaceData.load(root), recipe, root=root, budget=budget, name=name, device=device, force=force,
-                 accumulate=accumulate, trackers=trackers, speed=speed, progress=progress)
-
-# %% ../../nbs/app/cli.ipynb #5ec4dde2
-def write_samples(
-    out:Path,        # `.npz` or `.png`
-    ims:np.ndarray,  # Pictures, (N,H,W,3) uint8
-    made_by:str,     # What made them, as JSON
-):
-    "Write pictures as an archive, or as one sheet."
-    from pttface.display import montage
-    if out.suffix == '.npz':
-        write_npz(out, images=ims, made_by=np.array(made_by))
-        return
-    with atomic_path(out) as p:
-        Image.fromarray(montage(ims)).save(p, format='PNG')
+    "Train on the packed set, or on pictures of your own, from where it stopped."
+    from pttface.diffusion import check_training,train
+    recipe = changed_recipe(recipe, batch=batch, lr=lr, size=size, seed=seed)
+    check_training(recipe, budget, device, accumulate, speed)
+    init = find_init(root, init)
+    return train(packed_set(root, images, recipe.size, grey), recipe, root=root, budget=budget, name=name,
+                 device=device, force=force, accumulate=accumulate, trackers=trackers, speed=speed,
+                 progress=progress, init=init)
 
 # %% ../../nbs/app/cli.ipynb #df3c7e23
 def sample_run(
@@ -220,22 +259,21 @@ def sample_run(
     half:bool=False,       # Compute in 16 bits where the machine has them: quicker, and a level off?
     device:str=None,       # `cpu`, `cuda`, …; the fastest there is by default
     out:str=None,          # `.npz` or `.png` to write; `runs/RUN/samples.npz` by default
+    png:str=None,          # Folder in which each picture gets a `.png` of its own too
     progress:bool=True,    # Show a bar?
 )->Path: # What was written
     "Draw pictures from the averaged weights of a run, into one file."
-    from pttface.diffusion import Run,sample
+    from pttface.diffusion import SAMPLERS,Run,sample
+    from pttface.evaluation.samples import newest,sample_to
+    from pttface.training.device import pick_device
+    check_numbers(n=n, steps=steps, seed=seed, batch=batch)
+    pick_device(device)
+    if sampler is not None:
+        one_of(sampler, SAMPLERS, 'sampler')
     r = Run.open(root, run)
-    out = Path(out or r.path/'samples.npz')
-    if out.suffix not in ('.npz','.png'):
-        raise BadInput(f'--out {out} must end in .npz or .png')
-    made_by = dict(images=r.log[-1]['images'], n=n, steps=steps, sampler=sampler, seed=seed)
-    made_by = dumps(made_by | (dict(half=True) if half else {}))
-    if out.suffix == '.npz' and out.exists() and str(read_npz(out).get('made_by')) == made_by:
-        return out
-    ims = sample(r, n, steps=steps, sampler=sampler, seed=seed, batch=batch, half=half, device=device,
-                 progress=progress)
-    write_samples(out, ims, made_by)
-    return out
+    written = sample_to(sample, newest(r), n, out or r.path/'samples.npz', seed, png, steps=steps, sampler=sampler,
+                        batch=batch, half=half, device=device, progress=progress)
+    return Path(png) if png else written
 
 # %% ../../nbs/app/cli.ipynb #c5a0e6c5
 def fid_run(
@@ -250,9 +288,14 @@ def fid_run(
     "Say how good a run's samples are, how sure that is, and whether they are copies."
     from pttface.dataset import FaceData
     from pttface.diffusion import Run
+    from pttface.evaluation.features import PROTOCOLS
     from pttface.fid import evaluate
-    data = FaceData.load(root)
-    return evaluate(Run.open(root, run), data, protocol=protocol, n=n or min(10_000, len(data.train)), seeds=seeds,
+    from pttface.training.device import pick_device
+    check_numbers(n=n, seeds=seeds)
+    one_of(protocol, PROTOCOLS, 'protocol')
+    pick_device(device)
+    run,data = Run.open(root, run),FaceData.load(root)
+    return evaluate(run, data, protocol=protocol, n=min(10_000, len(data.train)) if n is None else n, seeds=seeds,
                     root=root, device=device, progress=progress)
 
 # %% ../../nbs/app/cli.ipynb #707f151b
@@ -310,12 +353,16 @@ COMMANDS['train'] = Command(
     'pttface.app.cli:train_run', 'train a network, from where it stopped',
     'Reads ROOT/dataset, writes ROOT/runs/NAME: checkpoints, a log, sheets of samples. The same command goes on.',
     (('a night on a GPU', 'pttface train --root data --recipe edm --budget 12h'),
-     ("the original's training", "pttface train --root data --recipe original --budget '160 epochs'")))
+     ("the original's training", "pttface train --root data --recipe original --budget '160 epochs'"),
+     ('on pictures of your own', 'pttface train --root mine --images ~/Pictures/cats --batch 64 --budget 12h'),
+     ('on from the weights of another run', 'pttface train --root mine --name more --init edm --lr 1e-4')))
 
 COMMANDS['sample'] = Command(
-    'pttface.app.cli:sample_run', 'draw pictures from a run', 'Reads ROOT/runs/RUN, writes one file.',
+    'pttface.app.cli:sample_run', 'draw pictures from a run', 'Reads ROOT/runs/RUN, writes one file, and with --png '
+    'one for each picture. Stopped and given again, it draws what is missing.',
     (('as many as an FID needs', 'pttface sample --root data --run edm --n 10000'),
-     ('a sheet to look at', 'pttface sample --root data --n 64 --out sheet.png')))
+     ('a sheet to look at', 'pttface sample --root data --n 64 --out sheet.png'),
+     ('a file for each picture', 'pttface sample --root data --n 100 --png faces')))
 
 COMMANDS['fid'] = Command(
     'pttface.app.cli:fid_run', 'how good, how sure, how original',
@@ -350,6 +397,7 @@ COMMANDS['completion'] = Command(
 
 # %% ../../nbs/app/cli.ipynb #ba62c59a
 _exits = {0:'done', 2:'a fault you can fix, in one sentence', 130:'stopped by Ctrl-C; the same command goes on',
+         143:'stopped by SIGTERM, and 129 by SIGHUP, in the same way', 141:'the reader of a pipe had enough',
          1:'a bug in pttface, with its traceback'}
 
 def command(
@@ -462,6 +510,20 @@ Every stage goes on from where it stopped: after Ctrl-C or a crash, give the sam
 {bold("exit status:")}
 {exits}'''
 
+# %% ../../nbs/app/cli.ipynb #29b53984
+def check_flags(
+    given:dict,  # Flags by name
+):
+    "Raise `BadInput` on a number or a name that no command takes, before any work starts."
+    check_numbers(**given)
+    if given.get('budget') or given.get('recipe'):
+        from pttface.training.config import Budget,find_recipe
+        find_recipe(given.get('recipe') or 'edm')
+        Budget.parse(given.get('budget') or '1s')
+    if given.get('device'):
+        from pttface.training.device import pick_device
+        pick_device(given['device'])
+
 # %% ../../nbs/app/cli.ipynb #0c26f94c
 def run_command(
     name:str,      # As typed
@@ -474,30 +536,108 @@ def run_command(
         raise BadInput(f'There is no command {name!r}: {advice}')
     f,p = command(name)
     ns = p.parse_args(rest)
+    check_flags(vars(ns))
     if 'progress' in docments(f) and not hasattr(ns, 'progress'):
         ns.progress = sys.stderr.isatty() and not ns.json
     return call_stage(f, ns)
 
 # %% ../../nbs/app/cli.ipynb #7ed52926
-_fixable = {errno.ENOSPC:'make room', errno.EDQUOT:'make room', errno.EACCES:'get permission to write there',
-            errno.EPERM:'get permission to write there', errno.EROFS:'choose a folder that can be written'}
+_fixable = {errno.ENOSPC:'make room', errno.EDQUOT:'make room', errno.EFBIG:'allow larger files there, or make room',
+            errno.EACCES:'get permission to write there', errno.EPERM:'get permission to write there',
+            errno.EROFS:'choose a folder that can be written', errno.EIO:'check the disk',
+            errno.ENOTDIR:'give another path', errno.EISDIR:'give another path', errno.ENAMETOOLONG:'give another path',
+            errno.EMFILE:'allow more open files (ulimit -n)'}
+_stopped = dict(dataset='nothing was changed, and the same command begins again', status='', doctor='', completion='')
 
+def out_of_memory(e)->bool: # Is it PyTorch's way to say so?
+    "Was there too little memory, of a GPU or of the machine?"
+    said = ("can't allocate memory",'not enough memory','out of memory')
+    return isinstance(e, MemoryError) or isinstance(e, RuntimeError) and any(o in str(e) for o in said)
+
+def fault_in_words(
+    e:Exception,  # What a command raised
+)->str|None: # One sentence; `None` for a bug
+    "What a person can do about an error."
+    if isinstance(e, (BadInput, FloatingPointError)):
+        return str(e)
+    if out_of_memory(e):
+        first = (str(e) or 'out of memory').splitlines()[0]
+        return first if isinstance(e, MemoryError) else f'{first}; give a smaller --batch, and the same command again'
+    if isinstance(e, sqlite3.OperationalError) and 'full' in str(e):
+        return f'{e}: make room, and give the same command again'
+    if isinstance(e, OSError) and e.errno in _fixable:
+        return f'{e.strerror}: {e.filename or "the disk"}; {_fixable[e.errno]}, and give the same command again'
+    return None
+
+# %% ../../nbs/app/cli.ipynb #02513be0
+@contextmanager
+def stoppable():
+    "SIGTERM and SIGHUP interrupt this block as Ctrl-C does."
+    me = os.getpid()
+    def stop(signum, frame):
+        if os.getpid() != me:  # a forked child ends at once
+            os._exit(128 + signum)
+        raise KeyboardInterrupt(signum)
+    names = [getattr(signal, k) for k in ('SIGTERM','SIGHUP') if hasattr(signal, k)]
+    here = threading.current_thread() is threading.main_thread()
+    taken = [o for o in names if here and signal.getsignal(o) == signal.SIG_DFL]
+    for o in taken:
+        signal.signal(o, stop)
+    try:
+        yield
+    finally:
+        for o in taken:
+            signal.signal(o, signal.SIG_DFL)
+
+# %% ../../nbs/app/cli.ipynb #f9db2990
 def run_safely(
     name:str,   # As typed
     rest:list,  # Flags
 )->tuple: # Exit status, what the command's function returned, and the error in one sentence
     "Run a command; a fault that can be fixed becomes a sentence."
     try:
-        res = run_command(name, rest)
-    except BadInput as e:
-        return 2,None,str(e)
-    except KeyboardInterrupt:
-        return 130,None,'stopped; the same command again goes on from here'
-    except OSError as e:
-        if e.errno not in _fixable:
-            raise
-        return 2,None,f'{e.strerror}: {e.filename or "the disk"}; {_fixable[e.errno]}, and give the same command again'
+        with stoppable():
+            res = run_command(name, rest)
+    except KeyboardInterrupt as e:
+        signum = e.args[0] if e.args and isinstance(e.args[0], int) else signal.SIGINT
+        more = _stopped.get(name, 'the same command again goes on from here')
+        return 128 + signum,None,'stopped' + (f'; {more}' if more else '')
+    except Exception as e:
+        if words := fault_in_words(e):
+            return 2,None,words
+        raise
     return getattr(res, 'exit_status', 0),res,None
+
+# %% ../../nbs/app/cli.ipynb #31f165a2
+_substitutes = {'→':'->', '…':'...', '×':'x', '·':'-', '–':'-', '—':'-', '−':'-', '≥':'>=', '≤':'<=', '∞':'inf', 'σ':'sigma',
+                'β':'beta', 'η':'eta', 'λ':'lambda', '±':'+-', '°':' deg', '“':'"', '”':'"', '’':"'", '√':'sqrt'}
+
+def substitute(
+    e:UnicodeError,  # What could not be encoded
+)->tuple: # Text in its place, and where to go on
+    "Something that every terminal can show."
+    def plain_letter(c):
+        return _substitutes.get(c) or unicodedata.normalize('NFKD', c).encode('ascii', 'ignore').decode() or '?'
+    return ''.join(plain_letter(c) for c in e.object[e.start:e.end]),e.end
+
+codecs.register_error('pttface', substitute)
+
+def show_anything():
+    "Let standard output and error take any text."
+    for stream in (sys.stdout, sys.stderr):
+        if hasattr(stream, 'reconfigure'):
+            stream.reconfigure(errors='pttface')
+
+def json_line(
+    record,  # Anything JSON can hold
+)->str: # With escapes where the terminal needs them
+    "One line of JSON for standard output."
+    text = dumps(record)
+    try:
+        text.encode(getattr(sys.stdout, 'encoding', None) or 'utf-8')
+        return text
+    except (UnicodeEncodeError, LookupError):
+        return json.dumps(json.loads(text))
 
 # %% ../../nbs/app/cli.ipynb #d9e9410e
 _colours = {'done':32, 'ok':32, 'under way':33, 'behind':33, 'note':33, 'fault':31, 'nothing yet':2}
@@ -512,25 +652,25 @@ def colour(
 def print_result(
     res,          # What the command's function returned
     record:dict,  # What `--json` prints of it; `None` for a table
-)->bool: # `False` when the reader has closed the pipe
+):
     "Print a result, as a table or as JSON."
-    try:
-        if record is not None:
-            print(dumps(record))
-        elif res is not None:
-            print(colour(str(res)) if has_colour(sys.stdout) else res)
-        sys.stdout.flush()
-    except BrokenPipeError:
-        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
-        return False
-    return True
+    if record is not None:
+        print(json_line(record))
+    elif res is not None:
+        print(colour(str(res)) if has_colour(sys.stdout) else res)
+
+def leave_quietly():
+    "Let nothing more be written to a pipe whose reader has closed it."
+    for stream in (sys.stdout, sys.stderr):
+        try:
+            stream.flush()
+        except BrokenPipeError:
+            with suppress(OSError, ValueError):
+                os.dup2(os.open(os.devnull, os.O_WRONLY), stream.fileno())
 
 # %% ../../nbs/app/cli.ipynb #9777ac53
-def main(
-    argv:list[str]=None,  # Words after `pttface`; those of the command line by default
-)->int: # Exit status
-    "Run one command."
-    argv = sys.argv[1:] if argv is None else list(argv)
+def _main(argv):
+    "Run one command, or print a page; the exit status"
     start = time.time()
     if not argv or argv[0] in ('-h','--help','help'):
         print(usage())
@@ -545,9 +685,23 @@ def main(
     except SystemExit as e:  # `--help`
         return e.code or 0
     if error:
-        print(f'{chr(10) if status == 130 else ""}pttface: {error}', file=sys.stderr)
+        print(f'{chr(10) if status > 128 else ""}pttface: {error}', file=sys.stderr)
     record = None
     if '--json' in argv:
         record = dict(command=argv[0], status=status, seconds=round(time.time() - start, 3), error=error,
                       result=None if error else as_record(res))
-    return status if print_result(res, record) else 141
+    print_result(res, record)
+    return status
+
+def main(
+    argv:list[str]=None,  # Words after `pttface`; those of the command line by default
+)->int: # Exit status
+    "Run one command; quietly where the reader of a pipe has had enough."
+    show_anything()
+    try:
+        status = _main(sys.argv[1:] if argv is None else list(argv))
+        sys.stdout.flush()
+        return status
+    except BrokenPipeError:
+        leave_quietly()
+        return 141

@@ -8,12 +8,12 @@ Docs: https://pttface.github.io/pttface/training/checkpoint.html.md"""
 __all__ = ['Checkpoints']
 
 # %% ../../nbs/training/checkpoint.ipynb #50dc4e28
-import errno,logging,os,shutil,tempfile
+import errno,io,json,logging,os,shutil,tempfile,zipfile
 from pathlib import Path
 
 import torch
 
-from ..storage.files import BadInput,atomic_path,read_json,remove,sha256_file,write_json
+from ..storage.files import BadInput,atomic_path,remove,sha256_file,write_json
 
 # %% ../../nbs/training/checkpoint.ipynb #958ac19d
 log = logging.getLogger(__name__)
@@ -30,13 +30,36 @@ def _on_network_disk(path):
     return kind.startswith(('fuse','nfs','cifs','smb','9p'))
 
 # %% ../../nbs/training/checkpoint.ipynb #6d0c634d
+class _Noting(io.FileIO):
+    "A file that remembers why it could not be written"
+    error = None
+    def write(self, data):
+        left = memoryview(data).cast('B')
+        try:
+            while left:
+                left = left[super().write(left):]
+        except OSError as e:
+            self.error = e
+            raise
+        return len(data)
+
+def _fault_of_the_disk(state, path):
+    "Write once more, through Python, which knows why it fails; `None` where nothing failed this time"
+    with _Noting(path, 'w') as f:
+        try:
+            torch.save(state, f)
+        except Exception as e:
+            return f.error or OSError(errno.EIO, str(e).splitlines()[0])
+
 def _write(state, path):
     "PyTorch's writer raises RuntimeError for a full disk; here it is an `OSError`, as everywhere else"
     try:
         torch.save(state, path)
     except RuntimeError as e:
-        raise OSError(errno.EIO, f'the file could not be written: {str(e).splitlines()[0]}') from e
+        if error := _fault_of_the_disk(state, path):
+            raise OSError(error.errno, f'the file could not be written: {error.strerror}') from e
 
+# %% ../../nbs/training/checkpoint.ipynb #ae464247
 def _write_and_copy(state, path, local):
     "Write to the folder `local`, copy to `path`, compare; returns the hash"
     with tempfile.TemporaryDirectory(dir=local) as d:
@@ -46,6 +69,41 @@ def _write_and_copy(state, path, local):
     if sha256_file(path) != sha:
         raise OSError(errno.EIO, 'the copy does not equal what was written')
     return sha
+
+# %% ../../nbs/training/checkpoint.ipynb #6d010d2b
+def _listed(manifest):
+    "The rows of a manifest; those that make no sense are left out with a warning"
+    try:
+        rows = json.loads(manifest.read_bytes())
+    except FileNotFoundError:
+        return []
+    except ValueError:
+        rows = None
+    kinds = dict(file=str, step=int, sha256=str)
+    good = [r for r in rows if isinstance(r, dict) and all(isinstance(r.get(k), o) for k,o in kinds.items())
+            ] if isinstance(rows, list) else []
+    if not isinstance(rows, list) or len(good) < len(rows):
+        log.warning('%s is damaged: the checkpoints themselves say what they are', manifest)
+    return [{'score':None, **r} for r in good]
+
+def _is_whole(path):
+    "Does each part of a checkpoint fit its checksum?"
+    try:
+        with zipfile.ZipFile(path) as z:
+            return z.testzip() is None
+    except Exception:
+        return False
+
+def _described(path):
+    "The manifest's row of a checkpoint, from itself; `None` where it is damaged"
+    if not _is_whole(path):
+        return None
+    try:
+        state = torch.load(path, map_location='cpu', weights_only=True, mmap=True)
+        step,score = state.get('step', int(path.stem.rpartition('-')[2])),state.get('best')
+    except Exception:
+        return None
+    return dict(file=path.name, step=step, sha256=sha256_file(path), bytes=path.stat().st_size, score=score)
 
 # %% ../../nbs/training/checkpoint.ipynb #2f13da9d
 class Checkpoints:
@@ -58,10 +116,31 @@ class Checkpoints:
         self.path,self.keep = Path(path),keep
         self.manifest = self.path/'checkpoints.json'
         self.local = local or (tempfile.gettempdir() if _on_network_disk(path) else None)
+        self._seen = {}
 
     @property
     def rows(self):
-        return read_json(self.manifest) if self.manifest.exists() else []
+        "What the manifest names, and the whole checkpoints that it does not, by step"
+        rows = _listed(self.manifest)
+        names = {r['file'] for r in rows}
+        others = (self._row_of(o) for o in sorted(self.path.glob('checkpoint-*.pt')) if o.name not in names)
+        return sorted([*rows, *(r for r in others if r)], key=lambda r: r['step'])
+
+    def _row_of(self, file):
+        try:
+            stamp = (file.name, file.stat().st_mtime_ns, file.stat().st_size)
+            if stamp not in self._seen:
+                self._seen[stamp] = _described(file)
+            return self._seen[stamp]
+        except FileNotFoundError:  # deleted meanwhile, as a training does with old ones
+            return None
+
+    def repair(self):
+        "Write the manifest anew where it does not name what is there."
+        rows = self.rows
+        if rows and rows != _listed(self.manifest):
+            log.warning('%s is made again from %d checkpoints that are there', self.manifest, len(rows))
+            write_json(self.manifest, rows)
 
     def save(self,
         state:dict,          # Tensors, numbers, strings, and lists and dicts of them
@@ -69,7 +148,7 @@ class Checkpoints:
         score:float=None,    # Lower is better; the best is kept
     )->Path: # The file
         "Write `state`, delete what is neither new nor best; raises `OSError` when it cannot."
-        file = self.path/f'checkpoint-{step:08d}.pt'
+        file,before = self.path/f'checkpoint-{step:08d}.pt',[r for r in self.rows if r['step'] < step]
         with atomic_path(file) as p:
             if self.local:
                 sha = _write_and_copy(state, p, self.local)
@@ -77,7 +156,7 @@ class Checkpoints:
                 _write(state, p)
                 sha = sha256_file(p)
         row = dict(file=file.name, step=step, sha256=sha, bytes=file.stat().st_size, score=score)
-        rows = [*(r for r in self.rows if r['step'] < step), row]
+        rows = [*before, row]
         best = min((r for r in rows if r['score'] is not None), key=lambda r: r['score'], default=None)
         kept = [r for r in rows if r in rows[-self.keep:] or r is best]
         write_json(self.manifest, kept)
@@ -90,14 +169,30 @@ class Checkpoints:
         name:str=None,  # One of the files by name; the newest whole one by default
     )->tuple[dict,dict]|None: # State and row; `None` when there is none
         "A checkpoint that fits its hash; damaged ones are logged and skipped; by name, they raise `BadInput`."
-        rows = [r for r in self.rows if name in (None, r['file'])]
-        for r in reversed(rows):
-            file = self.path/r['file']
-            if file.exists() and sha256_file(file) == r['sha256']:
-                return torch.load(file, map_location='cpu', weights_only=True),r
-            what = 'damaged' if file.exists() else 'missing'
-            log.warning('%s is %s: using the checkpoint before it', file.name, what)
+        for _ in range(9):
+            rows = self.rows
+            if found := self._first_whole([r for r in reversed(rows) if name in (None, r['file'])]):
+                return found
+            if [r['file'] for r in rows] == [r['file'] for r in self.rows]:
+                break  # otherwise a training has written new ones meanwhile
         if name:
             there = ', '.join(r['file'] for r in self.rows) or 'nothing'
             raise BadInput(f'{self.path} holds no whole {name}: {there} is there')
+        return None
+
+    def _first_whole(self, rows):
+        "State and row of the first that fits its hash; where none does, of the first whose parts fit their checksums"
+        for r in rows:
+            try:
+                if sha256_file(self.path/r['file']) == r['sha256']:
+                    return torch.load(self.path/r['file'], map_location='cpu', weights_only=True),r
+                what = 'damaged'
+            except FileNotFoundError:
+                what = 'missing'
+            log.warning('%s is %s: using the checkpoint before it', r['file'], what)
+        for r in rows:
+            if _is_whole(self.path/r['file']):
+                log.warning('%s does not fit the hash in %s, but is whole', r['file'], self.manifest.name)
+                state = torch.load(self.path/r['file'], map_location='cpu', weights_only=True)
+                return state,r | dict(sha256=sha256_file(self.path/r['file']))
         return None
