@@ -217,10 +217,13 @@ def sample_run(
     sampler:str=None,      # Sampler by name; the recipe's fast one by default
     seed:int=0,            # Picture k depends on this and on k alone
     batch:int=None,        # Pictures at a time: 64, on a CPU at most 16 for each thread
-    half:bool=False,       # Compute in 16 bits where the machine has them: quicker, and a level off?
+    half:bool=None,        # Compute in 16 bits: quicker, and a level off? By default on a GPU
     device:str=None,       # `cpu`, `cuda`, …; the fastest there is by default
     out:str=None,          # `.npz` or `.png` to write; `runs/RUN/samples.npz` by default
     progress:bool=True,    # Show a bar?
+    ema:float=None,        # Length of the average of the weights, as a share of the training: `0.07`
+    guidance:float=None,   # Weight of the guidance, 1 for none; what was found best for the run by default
+    clip:bool=False,       # Keep each guess in the range of pictures, as DDPM's own code does?
 )->Path: # What was written
     "Draw pictures from the averaged weights of a run, into one file."
     from pttface.diffusion import Run,sample
@@ -229,11 +232,14 @@ def sample_run(
     if out.suffix not in ('.npz','.png'):
         raise BadInput(f'--out {out} must end in .npz or .png')
     made_by = dict(images=r.log[-1]['images'], n=n, steps=steps, sampler=sampler, seed=seed)
-    made_by = dumps(made_by | (dict(half=True) if half else {}))
+    drawn = dict(ema=ema, guidance=guidance, clip=clip or None)
+    drawn = {k:v for k,v in drawn.items() if v is not None}
+    made_by |= drawn | (dict(half=half) if half else {}) | (dict(guided=r.guidance) if r.guidance else {})
+    made_by = dumps(made_by)
     if out.suffix == '.npz' and out.exists() and str(read_npz(out).get('made_by')) == made_by:
         return out
     ims = sample(r, n, steps=steps, sampler=sampler, seed=seed, batch=batch, half=half, device=device,
-                 progress=progress)
+                 progress=progress, **drawn)
     write_samples(out, ims, made_by)
     return out
 

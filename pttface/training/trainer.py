@@ -6,7 +6,7 @@ Docs: https://pttface.github.io/pttface/training/trainer.html.md"""
 
 # %% auto #0
 __all__ = ['SPEEDS', 'TrainingRun', 'curves', 'TrainingMonitor', 'flatten', 'find_trackers', 'begin_run', 'Trainer',
-           'save_images', 'interrupt_between_steps', 'TrainingLoop', 'run_training']
+           'save_images', 'score_of', 'interrupt_between_steps', 'TrainingLoop', 'run_training']
 
 # %% ../../nbs/training/trainer.ipynb #92516ae6
 import copy,json,logging,math,os,re,shutil,signal,sys,threading,time
@@ -32,9 +32,9 @@ from ..parallel import ThreadTuner
 from ..storage.files import BadInput,atomic_path,content_hash,dumps,open_root,read_json,read_jsonl
 from ..storage.files import write_json,write_jsonl,write_npz
 from .checkpoint import Checkpoints
-from .config import RECORDED_AS,Budget,Recipe,lr_at,read_recipe,recipe_record
+from .config import RECORDED_AS,Budget,Recipe,lr_at,read_recipe,recipe_record,training_record
 from .device import pick_precision,processes
-from .ema import EMA,Snapshots
+from .ema import EMA,Snapshots,average_of,gamma_of,kept_for_guide
 
 # %% ../../nbs/training/trainer.ipynb #93ce6843
 log = logging.getLogger(__name__)
@@ -75,11 +75,25 @@ class TrainingRun:
     )->list[torch.Tensor]: # The averaged weights, in the order of the network's parameters
         "The trained weights; raises `BadInput` when no whole checkpoint (or no snapshot) is there."
         if width is not None:
-            return Snapshots(self.path/'ema').average(width, step)
+            return self.average(width, step, checkpoint)
         found = self.checkpoints.load(checkpoint)
         if not found:
             raise BadInput(f'{self.path} holds no whole checkpoint: run `pttface train` again')
         return found[0]['ema'][track]
+
+    def average(self, width, step=None, checkpoint=None):
+        "An average of any width, from all that is kept up to a step: the snapshots, and a checkpoint's own averages"
+        parts = [p for folder in ('ema','guide') for p in Snapshots(self.path/folder).parts(step)]
+        if found := self.checkpoints.load(checkpoint) if step is None else None:
+            kind,*widths = self.recipe.ema.split()
+            widths = map(float, widths) if kind == 'power' else [None]
+            parts += [(found[0]['step'], w, t) for w,t in zip(widths, found[0]['ema'])]
+        gamma_of(width)
+        if len(parts) < 2:
+            until = f' up to step {step}' if step else ''
+            raise BadInput(f'{self.path} holds no snapshots{until}: train with an average like "power 0.10 0.05", '
+                           f'and with `snapshots` or `guidance` in the recipe')
+        return average_of(parts, width)
 
     def curves(self)->Picture: # Losses, gradient, learning rate, speed and colour over images seen
         "Draw the course of the training."
@@ -197,12 +211,12 @@ def find_trackers(
 def _differences(recipe, settings):
     "Settings that differ from recorded ones, as text"
     ours = {v:k for k,v in RECORDED_AS.items()}
-    now = json.loads(dumps(recipe_record(replace(recipe, budget=settings.get('budget'), save=settings.get('save')))))
+    now = json.loads(dumps(training_record(replace(recipe, budget=settings.get('budget'), save=settings.get('save')))))
     return [f'{ours.get(k, k)}={settings.get(k)!r} (now {v!r})' for k,v in now.items() if settings.get(k) != v]
 
 def _recipe_hash(recipe):
     "A hash of what decides the result; how long and how often it is saved does not"
-    return content_hash(recipe_record(replace(recipe, budget='', save='')))
+    return content_hash(training_record(replace(recipe, budget='', save='')))
 
 # %% ../../nbs/training/trainer.ipynb #57b3d3f6
 def begin_run(
@@ -292,7 +306,7 @@ class Trainer:
         self.model,self.opt = self.accel.prepare(model, self.opt)
         self.step = self.images = self.infinite = 0
         self.seconds,self.clock = 0.,time.monotonic()
-        self.losses,self.best = [],None
+        self.losses,self.best,self.scored = [],None,None
 
     def accelerator(self, device):
         r,state = self.recipe,_fresh_processes(device)
@@ -346,8 +360,11 @@ def compute_gradients(self:Trainer,
     "Add up the gradient of the loss, part by part."
     a,k = self.accel,self.accumulate
     rng = _generator(a.device)
-    torch.manual_seed(self.recipe.seed*1_000_003 + self.step)
+    seed = self.recipe.seed*1_000_003 + self.step
+    torch.manual_seed(seed)
     drawn = self.draw(x0.to(a.device), rng)
+    if a.process_index:  # Each process drops out other features
+        torch.manual_seed(seed + 1_000_000_007*a.process_index)
     share = [o if o is None else o[a.process_index::a.num_processes] for o in drawn]
     total = 0.
     for i in range(k):
@@ -563,7 +580,7 @@ def mean_loss(self:Trainer,
 )->dict: # ema_loss, heldout_loss
     "The loss of `model` on the batches just seen, with the same random numbers every time."
     rng = torch.Generator(self.accel.device).manual_seed(1234)
-    with torch.no_grad():
+    with torch.no_grad(), self.accel.autocast():
         drawn = self.draw(recent.to(self.accel.device), rng)
         return dict(ema_loss=float(self.loss(model, drawn, rng).mean()), heldout_loss=None)
 
@@ -575,10 +592,8 @@ def make_report(self:Trainer,
 )->dict: # One row of the log
     "Measure the averaged weights, write a sheet of samples if asked, and begin counting anew."
     averaged,grid = self.averaged(),grid and self.sheet is not None
-    with self.accel.autocast():
-        seen = torch.cat(list(recent)).cpu()[:256]
-        measured = (self.measure or self.mean_loss)(averaged, seen, self.heldout)
-        ims = self.sheet(averaged) if grid else None
+    measured = self.measured(averaged, recent)
+    ims = self.sheet(averaged) if grid else None
     if grid and self.accel.is_main_process:
         save_images(ims, self.run.path/'grids'/f'{self.images:09d}.png')
     left = self.seconds*(1/self.progress - 1) if self.progress else None
@@ -589,9 +604,36 @@ def make_report(self:Trainer,
                seconds_left=left and round(max(left, 0)), memory_mb=_memory(), **measured)
     if grid:
         out['mean_colour'] = ims.mean((0,1,2)).round(2)
-    score = ema_loss if heldout_loss is None else heldout_loss
-    self.losses,self.best = [],score if self.best is None else min(self.best, score)
+    self.losses,self.scored = [],(self.step,score_of(ema_loss, heldout_loss))
+    self.best = min(o for o in (self.best, self.scored[1]) if o is not None)
     return json.loads(dumps(out))
+
+@patch
+def measured(self:Trainer,
+    model:nn.Module,  # With averaged weights
+    recent,           # The last batches, each NCHW in [-1,1]
+)->dict: # ema_loss, heldout_loss, and what else goes into the log
+    "Measure on the batches just seen and on held-out pictures; which part may compute in 16 bits, the model knows."
+    seen = torch.cat(list(recent)).cpu()[:256]
+    return (self.measure or self.mean_loss)(model, seen, self.heldout)
+
+def score_of(
+    ema_loss:float,      # Loss on the batches just seen
+    heldout_loss:float,  # … on held-out pictures; `None` where there are none
+)->float:
+    "What decides which checkpoint is the best: the lower, the better."
+    return ema_loss if heldout_loss is None else heldout_loss
+
+@patch
+def score(self:Trainer,
+    recent,  # The last batches, each NCHW in [-1,1]
+)->float: # Of the weights as they are now
+    "The last report's score if no step was taken since; otherwise measured."
+    if self.scored is None or self.scored[0] != self.step:
+        measured = self.measured(self.averaged(), recent)
+        self.scored = self.step,score_of(measured['ema_loss'], measured['heldout_loss'])
+    return self.scored[1]
+
 
 # %% ../../nbs/training/trainer.ipynb #c838111c
 @contextmanager
@@ -692,6 +734,10 @@ def after_step(self:TrainingLoop,
         return
     if r.snapshots and int(t.progress*r.snapshots) > int(share*r.snapshots):
         Snapshots(t.run.path/'ema').save(t.ema, t.step)
+    if r.guidance != 1 and kept_for_guide(t.step):
+        kept = Snapshots(t.run.path/'guide')
+        kept.save(t.ema, t.step)
+        kept.prune(t.step*r.guide_at/4)
     if self.completed(r.save, before) or done:
         self.save()
 
@@ -728,7 +774,7 @@ def report(self:TrainingLoop,
 @patch
 def save(self:TrainingLoop):
     "Write a checkpoint."
-    self.t.run.checkpoints.save(self.t.state(), self.t.step, self.t.best)
+    self.t.run.checkpoints.save(self.t.state(), self.t.step, self.t.score(self.recent))
     self.saved = self.t.step
 
 @patch
