@@ -9,7 +9,7 @@ __all__ = ['SAMPLERS', 'to_float', 'to_uint8', 'add_noise', 'linear_sigmas', 'li
            'loss_weight', 'denoising_loss', 'draw_uniform', 'draw_sigmas', 'make_net', 'karras_sigmas', 'ignore',
            'ancestral', 'ddim', 'euler', 'heun', 'dpm2m', 'sigmas_for', 'generate', 'check_guidance', 'Guided',
            'evaluations', 'draw_noise', 'measure', 'make_denoiser', 'Run', 'guidance_of', 'find_guide',
-           'sampled_denoiser', 'make_trainer', 'train', 'sample_batch', 'sample', 'interpolate', 'trajectory',
+           'sampled_denoiser', 'sample_batch', 'make_trainer', 'train', 'sample', 'interpolate', 'trajectory',
            'RECIPES', 'Recipe', 'Budget', 'save_images']
 
 # %% ../nbs/05_diffusion.ipynb #d45fa6b7
@@ -25,7 +25,7 @@ from torch import nn
 from .storage.files import BadInput,read_json
 from .training.augment import CHANGES,augment
 from .training.config import RECIPES,Budget,Recipe,find_recipe
-from .training.device import half_type,map_batches,pick_device,pick_precision
+from .training.device import half_type,map_batches,pick_device,pick_precision,tune_convolutions
 from .training.ema import Snapshots,average_of,nearest_step
 from .training.samplers import Noise,add_churn,slerp,unipc
 from .training.trainer import Trainer,TrainingRun,begin_run,find_trackers,run_training,save_images
@@ -529,6 +529,22 @@ def sampled_denoiser(
 # %% ../nbs/05_diffusion.ipynb #ba934872
 HALF = {'no':None, 'bf16':torch.bfloat16, 'fp16':torch.float16}
 
+# %% ../nbs/05_diffusion.ipynb #01037a52
+def sample_batch(
+    d:Denoiser,   # Trained
+    index,        # Numbers of the pictures
+    shape:tuple,  # (C,H,W)
+    **kw,         # For `generate`
+)->np.ndarray: # (n,H,W,3) uint8
+    "Generate one batch; in float32 where the network leaves the range of 16 bits."
+    half = d.autocast
+    x = generate(d, index, shape, **kw)
+    if half and not x.isfinite().all():
+        log.warning('the network leaves the range of %s: drawing in float32', half)
+        d.autocast = None
+        x = generate(d, index, shape, **kw)
+    return to_uint8(x)
+
 # %% ../nbs/05_diffusion.ipynb #ea868b46
 def make_trainer(
     run:Run,           # Where it is kept
@@ -582,22 +598,6 @@ def train(
     run_training(make_trainer(run, data.at(recipe.size), plan, device, accumulate, trackers, speed), progress, callback)
     return run
 
-# %% ../nbs/05_diffusion.ipynb #01037a52
-def sample_batch(
-    d:Denoiser,   # Trained
-    index,        # Numbers of the pictures
-    shape:tuple,  # (C,H,W)
-    **kw,         # For `generate`
-)->np.ndarray: # (n,H,W,3) uint8
-    "Generate one batch; in float32 where the network leaves the range of 16 bits."
-    half = d.autocast
-    x = generate(d, index, shape, **kw)
-    if half and not x.isfinite().all():
-        log.warning('the network leaves the range of %s: drawing in float32', half)
-        d.autocast = None
-        x = generate(d, index, shape, **kw)
-    return to_uint8(x)
-
 # %% ../nbs/05_diffusion.ipynb #bc3de80d
 def sample(
     run:Run,            # A trained run
@@ -621,6 +621,7 @@ def sample(
         raise BadInput(f'{n} pictures from number {start} were asked for: ask for at least 1, from 0 on')
     r,d = run.recipe,sampled_denoiser(run, device, ema, guidance, interval)
     where = pick_device(device)
+    tune_convolutions(where)
     d.autocast = half_type(where) if half or half is None and where.type == 'cuda' else None
     steps,side = steps or r.steps,size or r.size
     def some(i, j, step):  # Pictures i … j−1; `step` moves the bar

@@ -6,12 +6,13 @@ Docs: https://pttface.github.io/pttface/training/trainer.html.md"""
 
 # %% auto #0
 __all__ = ['SPEEDS', 'TrainingRun', 'curves', 'TrainingMonitor', 'flatten', 'find_trackers', 'begin_run', 'Trainer',
-           'save_images', 'score_of', 'interrupt_between_steps', 'TrainingLoop', 'run_training']
+           'save_images', 'score_of', 'interrupt_between_steps', 'on_host', 'Writer', 'TrainingLoop', 'run_training']
 
 # %% ../../nbs/training/trainer.ipynb #92516ae6
 import copy,json,logging,math,os,re,shutil,signal,sys,threading,time
 from collections import deque
 from collections.abc import Mapping
+from concurrent.futures import ThreadPoolExecutor
 from contextlib import closing,contextmanager,nullcontext
 from dataclasses import replace
 from pathlib import Path
@@ -33,7 +34,7 @@ from ..storage.files import BadInput,atomic_path,content_hash,dumps,open_root,re
 from ..storage.files import write_json,write_jsonl,write_npz
 from .checkpoint import Checkpoints
 from .config import RECORDED_AS,Budget,Recipe,lr_at,read_recipe,recipe_record,training_record
-from .device import pick_precision,processes
+from .device import pick_precision,processes,tune_convolutions
 from .ema import EMA,Snapshots,average_of,gamma_of,kept_for_guide
 
 # %% ../../nbs/training/trainer.ipynb #93ce6843
@@ -297,6 +298,7 @@ class Trainer:
         self.accumulate,self.trackers = accumulate,list(trackers)
         self.choose_speed = speed == 'auto'
         self.accel = self.accelerator(device)
+        tune_convolutions(self.accel.device)
         net = net or model
         self._averaged = copy.deepcopy((model, net))
         self.module,self.net = model.to(self.accel.device),net
@@ -662,6 +664,32 @@ def _track_sheet(accel, sheet, step):
         elif hasattr(o, 'log_images'):
             o.log_images({'samples':[sheet]}, step=step)
 
+# %% ../../nbs/training/trainer.ipynb #25265d67
+def on_host(
+    o,  # Tensors, numbers, strings, and lists and dicts of them
+): # The same with copies of the tensors in the host's memory
+    "Copy a state, so that training may go on."
+    if isinstance(o, dict):
+        return {k:on_host(v) for k,v in o.items()}
+    if isinstance(o, (list,tuple)):
+        return type(o)(on_host(v) for v in o)
+    return o.detach().to('cpu', copy=True) if isinstance(o, torch.Tensor) else o
+
+class Writer:
+    "Calls one function after another in a thread"
+    def __init__(self):
+        self.pool,self.job = ThreadPoolExecutor(1),None
+
+    def __call__(self, f, *args):
+        self.wait()
+        self.job = self.pool.submit(f, *args)
+
+    def wait(self):
+        "Wait for the last call; raises what it raised."
+        job,self.job = self.job,None
+        if job:
+            job.result()
+
 # %% ../../nbs/training/trainer.ipynb #19e48d21
 class TrainingLoop:
     "Steps until the budget is spent, and what is to be done between them"
@@ -677,6 +705,7 @@ class TrainingLoop:
         self.main,self.progress = a.is_main_process,progress and a.is_main_process
         self.rows,self.saved = [o for o in t.run.log if o['step'] <= t.step],t.step
         self.monitor,self.sheet = TrainingMonitor(),None
+        self.writer,self.writes_beside = Writer(),a.device.type == 'cuda'
         if self.main:
             write_jsonl(t.run.path/'log.jsonl', self.rows)
         self.threads = ThreadTuner(t.budget.unit == 'seconds' and a.device.type == 'cpu' and a.num_processes == 1)
@@ -773,8 +802,12 @@ def report(self:TrainingLoop,
 
 @patch
 def save(self:TrainingLoop):
-    "Write a checkpoint."
-    self.t.run.checkpoints.save(self.t.state(), self.t.step, self.t.score(self.recent))
+    "Write a checkpoint; from a GPU it is copied to the host, and written while the training goes on."
+    state,score = self.t.state(),self.t.score(self.recent)
+    if self.writes_beside:
+        self.writer(self.t.run.checkpoints.save, on_host(state), self.t.step, score)
+    else:
+        self.t.run.checkpoints.save(state, self.t.step, score)
     self.saved = self.t.step
 
 @patch
@@ -785,9 +818,11 @@ def keep_what_there_is(self:TrainingLoop):
     try:
         try:
             yield
+            self.writer.wait()
         except KeyboardInterrupt:
             if self.main and self.saved < t.step:
                 self.save()
+            self.writer.wait()
             raise
     except OSError as e:
         raise OSError(e.errno, f'step {t.step} could not be kept ({e.strerror}); '
