@@ -7,8 +7,9 @@ Docs: https://pttface.github.io/pttface/diffusion.html.md"""
 # %% auto #0
 __all__ = ['SAMPLERS', 'to_float', 'to_uint8', 'add_noise', 'linear_sigmas', 'linear_step', 'edm_scales', 'Denoiser',
            'loss_weight', 'denoising_loss', 'draw_uniform', 'draw_sigmas', 'make_net', 'karras_sigmas', 'ignore',
-           'ancestral', 'ddim', 'euler', 'heun', 'dpm2m', 'sigmas_for', 'generate', 'draw_noise', 'measure',
-           'make_denoiser', 'Run', 'make_trainer', 'check_training', 'fit_to_data', 'train', 'sample_batch', 'sample',
+           'ancestral', 'ddim', 'euler', 'heun', 'dpm2m', 'sigmas_for', 'generate', 'check_guidance', 'Guided',
+           'evaluations', 'draw_noise', 'measure', 'make_denoiser', 'Run', 'guidance_of', 'find_guide',
+           'sampled_denoiser', 'sample_batch', 'make_trainer', 'check_training', 'fit_to_data', 'train', 'sample',
            'interpolate', 'trajectory', 'RECIPES', 'Recipe', 'Budget', 'save_images']
 
 # %% ../nbs/05_diffusion.ipynb #d45fa6b7
@@ -23,10 +24,11 @@ from torch import nn
 
 # %% ../nbs/05_diffusion.ipynb #b2dba55a
 from .checks import LIMITS,check_number,check_numbers,one_of
-from .storage.files import BadInput
+from .storage.files import BadInput,read_json
 from .training.augment import CHANGES,augment
 from .training.config import RECIPES,Budget,Recipe,find_recipe
-from .training.device import half_type,has_float64,map_batches,pick_device
+from .training.device import half_type,has_float64,map_batches,pick_device,pick_precision,tune_convolutions
+from .training.ema import Snapshots,average_of,nearest_step
 from .training.samplers import Noise,add_churn,slerp,unipc
 from .training.trainer import SPEEDS,Trainer,TrainingRun,begin_run,check_recipe,find_trackers
 from .training.trainer import run_training,save_images
@@ -115,15 +117,18 @@ class Denoiser(nn.Module):
             return torch.ones_like(sigma), -sigma, (1+sigma**2).rsqrt(), linear_step(sigma, self.table)
         return edm_scales(sigma, self.sigma_data)
 
+    def allows_half(self, sigma): # |c_out| ≤ 1: it is less than σ and, in 'edm', less than σ_d
+        return not self.linear and self.sigma_data <= 1 or bool(sigma.max() <= 1)
+
     def forward(self,
         x:torch.Tensor,         # Noisy pictures, NCHW
         sigma:torch.Tensor,     # Their noise levels, (N,) or one for all
         aug:torch.Tensor=None,  # What augmentation did to each, (N,aug_dim)
     )->torch.Tensor: # The pictures behind them, NCHW float32
-        sigma = torch.as_tensor(sigma, dtype=torch.float32, device=x.device).expand(len(x))
-        *scales,c_noise = self.scales(sigma)
+        level = torch.as_tensor(sigma, dtype=torch.float32)
+        *scales,c_noise = self.scales(level.to(x.device).expand(len(x)))
         c_skip,c_out,c_in = (o[:,None,None,None] for o in scales)
-        half = self.autocast and c_out.abs().max() <= 1
+        half = self.autocast and self.allows_half(level)
         with torch.autocast(x.device.type, self.autocast) if half else nullcontext():
             f = self.net(c_in*x, c_noise) if aug is None else self.net(c_in*x, c_noise, aug)
         return c_skip*x + c_out*f.float()
@@ -330,14 +335,84 @@ def generate(
     seed:int=0,            # Which set of pictures
     callback=ignore,       # Called as callback(x, D, sigma) at each step
     noise=None,            # Where the noise comes from, instead of `index` and `seed`: noise() → NCHW
+    clip:bool=False,       # Keep each guess D in the range of pictures, [-1,1]?
     **kw,                  # For the sampler: churn, eta, …
 )->torch.Tensor: # NCHW in [-1,1]
     "Generate pictures `index` of `seed`; raises `BadInput` on an unknown sampler, or fewer than 1 step."
     if sampler not in SAMPLERS:
         raise BadInput(f'There is no sampler {sampler!r}: choose one of {", ".join(SAMPLERS)}')
-    dev = next(denoise.parameters()).device
-    noise,sigmas = noise or Noise(seed, index, shape, dev),sigmas_for(denoise, sampler, steps).float()
-    return SAMPLERS[sampler](denoise, noise()*sigmas[0], sigmas.to(dev), noise, callback=callback, **kw)
+    noise = noise or Noise(seed, index, shape, next(denoise.parameters()).device)
+    sigmas = sigmas_for(denoise, sampler, steps).float()
+    def clipped(x, sigma):
+        return denoise(x, sigma).clamp(-1, 1)
+    return SAMPLERS[sampler](clipped if clip else denoise, noise()*sigmas[0], sigmas, noise, callback=callback, **kw)
+
+# %% ../nbs/05_diffusion.ipynb #8ecb9920
+def check_guidance(
+    weight:float,  # w
+    low:float=0.,  # Noise levels at which the guide is asked: from …
+    high:float=float('inf'), # … to
+):
+    "Raises `BadInput` on a weight below 0 or not finite, and on noise levels that are none."
+    if not 0 <= weight < float('inf'):
+        raise BadInput(f'guidance={weight} is no weight: 1 is none, and 1.5 to 3 are usual')
+    if not 0 <= low <= high:
+        raise BadInput(f'guidance from σ = {low} to {high}: give two noise levels, the smaller one first')
+
+# %% ../nbs/05_diffusion.ipynb #48798865
+class Guided(nn.Module):
+    "D_g + w·(D − D_g) at noise levels from `low` to `high`, D at others: Karras et al. 2024, eq. 3"
+    def __init__(self,
+        denoiser:Denoiser,  # D
+        guide:Denoiser,     # D_g: one that has learned less
+        weight:float=2.,    # w; 1 is D alone
+        low:float=.1,       # The guide is asked from this noise level …
+        high:float=2.,      # … to this one
+    ):
+        check_guidance(weight, low, high)
+        super().__init__()
+        self.denoiser,self.guide = denoiser,guide
+        self.weight,self.low,self.high = weight,low,high
+        self.linear,self.sigma_data = denoiser.linear,denoiser.sigma_data
+        self.sigma_min,self.sigma_max = denoiser.sigma_min,denoiser.sigma_max
+
+    @property
+    def autocast(self):
+        return self.denoiser.autocast
+    @autocast.setter
+    def autocast(self, dtype):
+        self.denoiser.autocast = self.guide.autocast = dtype
+
+    def asks(self, sigma): # Is the guide asked at these noise levels?
+        sigma = torch.as_tensor(sigma)
+        return (self.low <= sigma) & (sigma <= self.high)
+
+    def forward(self,
+        x:torch.Tensor,     # Noisy pictures, NCHW
+        sigma:torch.Tensor, # Their noise levels, (N,) or one for all
+    )->torch.Tensor: # Guesses, NCHW float32
+        asked,guess = self.asks(sigma),self.denoiser(x, sigma)
+        if self.weight == 1 or not asked.any():
+            return guess
+        worse = self.guide(x, sigma)
+        guided = worse + self.weight*(guess - worse)
+        return guided if asked.all() else torch.where(asked.view(-1,1,1,1).to(x.device), guided, guess)
+
+# %% ../nbs/05_diffusion.ipynb #d87a93bd
+def evaluations(
+    denoise,               # A `Denoiser`, or one that is `Guided`
+    sampler:str='dpm2m',   # A name of `SAMPLERS`
+    steps:int=18,          # Its steps
+    **kw,                  # For the sampler: churn, …
+)->int: # How often networks are evaluated for one picture
+    "Count the evaluations that a sampler needs, those of a guide included."
+    zero,asked = torch.zeros(1, 1, 1, 1),[]
+    def count(x, sigma):
+        guided = isinstance(denoise, Guided) and denoise.weight != 1 and bool(denoise.asks(sigma).any())
+        asked.append(2 if guided else 1)
+        return torch.zeros_like(x)
+    SAMPLERS[sampler](count, zero, sigmas_for(denoise, sampler, steps).float(), lambda: zero, **kw)
+    return sum(asked)
 
 # %% ../nbs/05_diffusion.ipynb #435eaeb8
 def draw_noise(
@@ -393,13 +468,103 @@ class Run(TrainingRun):
         weights:list=None,     # Or these, in the order of the network's parameters
     )->Denoiser: # D(x;σ) with the averaged weights
         "The trained denoiser; raises `BadInput` when no whole checkpoint (or no snapshot) is there."
-        where = pick_device(device)
         weights = self.weights(track, width, step, checkpoint) if weights is None else weights
+        return self.with_weights(weights, device)
+
+    def with_weights(self,
+        weights:list,  # Tensors, in the order of the network's parameters
+        device=None,   # Where; the GPU if there is one
+    )->Denoiser: # D(x;σ)
+        "A denoiser with these weights."
+        where = pick_device(device)
         d = make_denoiser(self.recipe, self.record['sigma_data']).eval().requires_grad_(False)
         for p,q in zip(d.net.parameters(), weights):
             p.copy_(q)
         d = d.to(where)
         return d if d.table.device.type == 'mps' else d.to(memory_format=torch.channels_last)
+
+    @property
+    def guidance(self): # Weight, lowest and highest noise level of its guidance; `None` for none
+        return guidance_of(self) if self.recipe.guidance != 1 else None
+
+    def sample(self, n, **kw): # `sample(run, n, …)`, for folders, which import no stage
+        return sample(self, n, **kw)
+    def find_guide(self, device=None): # `find_guide(run)`, likewise
+        return find_guide(self, device)
+    def evaluations(self, weight=1., low=.1, high=2., sampler=None, steps=None): # … of one picture, so guided
+        d = make_denoiser(self.recipe, self.record['sigma_data'])
+        return evaluations(Guided(d, d, weight, low, high), sampler or self.recipe.sampler, steps or self.recipe.steps)
+
+# %% ../nbs/05_diffusion.ipynb #8bfac159
+def guidance_of(
+    run:Run,  # A trained run, or a checkpoint of one
+)->tuple: # Weight, lowest and highest noise level
+    "The guidance that a run is sampled with unless told otherwise: what was found best for it, or its recipe's."
+    r,found = run.recipe,getattr(run, 'run', run).path/'guidance.json'
+    if r.guidance == 1 or not found.exists():
+        return r.guidance,r.guidance_low,r.guidance_high
+    best = read_json(found)
+    return best['weight'],best['low'],best['high']
+
+# %% ../nbs/05_diffusion.ipynb #017bd2f7
+def find_guide(
+    run:Run,        # A trained run, or a checkpoint of one
+    device=None,    # Where; the GPU if there is one
+)->Denoiser|None: # The guide; `None` where no early average is kept
+    "The average of a run as it was after an eighth of the images (`guide_at` of its recipe)."
+    whole,r = getattr(run, 'run', run),run.recipe
+    step = getattr(run, 'step', None) or max((o['step'] for o in whole.checkpoints.rows), default=0)
+    kept = [p for folder in ('guide','ema') for p in Snapshots(whole.path/folder).parts()]
+    at = nearest_step({p[0] for p in kept}, step*r.guide_at)
+    if at is None:
+        return None
+    parts = [p for p in kept if p[0] <= at]
+    fixed = any(width is None or width >= .28 for _,width,_ in parts)
+    weights = next(p[2] for p in parts if p[0] == at) if fixed else average_of(parts, r.guide_ema)
+    return whole.with_weights(weights, device)
+
+# %% ../nbs/05_diffusion.ipynb #a86d70c7
+_told = set()  # Runs whose lack of a guide was reported
+
+def sampled_denoiser(
+    run:Run,               # A trained run, or a checkpoint of one
+    device=None,           # Where; the GPU if there is one
+    ema:float=None,        # Width σ_rel of the average; the first one kept by default
+    guidance:float=None,   # Weight of the guidance, 1 for none; by default as `guidance_of` says
+    interval:tuple=None,   # Lowest and highest noise level of the guidance; likewise
+): # A `Denoiser`, or one that is `Guided`
+    "What a run is sampled with; where it has no guide, guidance is off, with a sentence in the log."
+    weight,low,high = guidance_of(run)
+    weight = weight if guidance is None else guidance
+    low,high = interval or (low, high)
+    check_guidance(weight, low, high)
+    whole = getattr(run, 'run', run)
+    d = run.denoiser(device) if ema is None else whole.denoiser(device, width=ema)
+    guide = None if weight == 1 else find_guide(run, device)
+    before_guidance = whole.recipe.parameterization == 'edm' and 'guidance' not in whole.record['settings']
+    if guide is None and (weight != 1 or before_guidance and guidance is None) and whole.path not in _told:
+        _told.add(whole.path)
+        log.warning('%s keeps no early average of its weights to guide it: sampling without guidance', whole.path)
+    return d if guide is None else Guided(d, guide, weight, low, high)
+
+# %% ../nbs/05_diffusion.ipynb #ba934872
+HALF = {'no':None, 'bf16':torch.bfloat16, 'fp16':torch.float16}
+
+# %% ../nbs/05_diffusion.ipynb #01037a52
+def sample_batch(
+    d:Denoiser,   # Trained
+    index,        # Numbers of the pictures
+    shape:tuple,  # (C,H,W)
+    **kw,         # For `generate`
+)->np.ndarray: # (n,H,W,3) uint8
+    "Generate one batch; in float32 where the network leaves the range of 16 bits."
+    half = d.autocast
+    x = generate(d, index, shape, **kw)
+    if half and not x.isfinite().all():
+        log.warning('the network leaves the range of %s: drawing in float32', half)
+        d.autocast = None
+        x = generate(d, index, shape, **kw)
+    return to_uint8(x)
 
 # %% ../nbs/05_diffusion.ipynb #ea868b46
 def make_trainer(
@@ -416,13 +581,16 @@ def make_trainer(
     def loss(model, batch, rng):  # One for each picture
         x0,sigma,eps,aug = batch
         return denoising_loss(model, x0, sigma, eps, partial(loss_weight, d), aug)
+    half = HALF[pick_precision(r.precision, pick_device(device))]
     def measured(model, recent, heldout):  # The log's rows get this
+        model.autocast = half
         sigma,seen = measure(model, recent, r)
         held = measure(model, to_float(heldout), r)[1] if len(heldout) else None
         return dict(ema_loss=float(seen.mean()), heldout_loss=None if held is None else float(held.mean()),
                     by_sigma=dict(sigma=sigma, train=seen, heldout=held))
     def sheet(model):
-        return to_uint8(generate(model, range(36), run.shape, 'dpm2m', 12, seed=r.seed))
+        model.autocast = half
+        return sample_batch(model, range(36), run.shape, sampler='dpm2m', steps=12, seed=r.seed)
     return Trainer(run, d, loss, data, budget, device, accumulate, trackers, speed, net=d.net,
                    draw=partial(draw_noise, recipe=r), measure=measured, sheet=sheet)
 
@@ -492,22 +660,6 @@ def train(
     run_training(trainer, progress, callback)
     return run
 
-# %% ../nbs/05_diffusion.ipynb #01037a52
-def sample_batch(
-    d:Denoiser,   # Trained
-    index,        # Numbers of the pictures
-    shape:tuple,  # (C,H,W)
-    **kw,         # For `generate`
-)->np.ndarray: # (n,H,W,3) uint8
-    "Generate one batch; in float32 where the network leaves the range of 16 bits."
-    half = d.autocast
-    x = generate(d, index, shape, **kw)
-    if half and not x.isfinite().all():
-        log.warning('the network leaves the range of %s: drawing in float32', half)
-        d.autocast = None
-        x = generate(d, index, shape, **kw)
-    return to_uint8(x)
-
 # %% ../nbs/05_diffusion.ipynb #bc3de80d
 def sample(
     run:Run,            # A trained run
@@ -519,10 +671,13 @@ def sample(
     size:int=None,      # Height and width; the recipe's own by default
     device:str=None,    # 'cpu', or the best there is
     start:int=0,        # Number of the first picture
-    half:bool=False,    # Ask the network in 16 bits, where the machine has them and they suffice?
+    half:bool=None,     # Ask the network in 16 bits where they suffice? By default on a GPU
     progress:bool=True, # Show a bar?
     known:dict=None,    # Pictures by number that need not be drawn again; new ones are added as they are made
-    **kw,               # For the sampler: churn, eta, …
+    ema:float=None,     # Width σ_rel of the average of the weights; the first one kept by default
+    guidance:float=None,  # Weight of the guidance, 1 for none; what was found best, or the recipe's, by default
+    interval:tuple=None,  # Lowest and highest noise level of the guidance; likewise
+    **kw,               # For `generate` and the sampler: clip, churn, eta, …
 )->np.ndarray: # (n,H,W,3) uint8, or (n,H,W,1) of a run on grey pictures
     "Generate `n` pictures; raises `BadInput` on a sampler or a number that cannot be."
     check_numbers(n=n, steps=steps, seed=seed, batch=batch, size=size, start=start)
@@ -530,8 +685,10 @@ def sample(
     sampler,steps = sampler or r.sampler,steps or r.steps
     one_of(sampler, SAMPLERS, 'sampler')
     shape = (r.net_args.get('in_ch', 3), size or r.size, size or r.size)
-    d = run.denoiser(device)
-    d.autocast = half_type(pick_device(device)) if half else None
+    d = sampled_denoiser(run, device, ema, guidance, interval)
+    where = pick_device(device)
+    tune_convolutions(where)
+    d.autocast = half_type(where) if half or half is None and where.type == 'cuda' else None
     def some(i, j, step):  # Pictures i … j−1; `step` moves the bar
         numbers = range(start+i, start+j)
         if known and all(k in known for k in numbers):
@@ -561,7 +718,7 @@ def interpolate(
     check_number('b', b, LIMITS['start'])
     r,shape = run.recipe,run.shape
     ends = Noise(seed, (a, b), shape, pick_device(device))
-    return to_uint8(generate(run.denoiser(device), range(n), shape, sampler or r.sampler, steps or r.steps,
+    return to_uint8(generate(sampled_denoiser(run, device), range(n), shape, sampler or r.sampler, steps or r.steps,
                              noise=lambda: slerp(*ends(), n)))
 
 # %% ../nbs/05_diffusion.ipynb #f5416f4d
@@ -580,6 +737,6 @@ def trajectory(
     r,path = run.recipe,[]
     def keep(x, x0, s):  # What the sampler holds, and D, at noise level s
         path.append((to_uint8(x/(1+s**2)**.5)[0], to_uint8(x0)[0], float(s)))
-    generate(run.denoiser(device), [k], run.shape, sampler or r.sampler, steps or r.steps, seed, callback=keep)
+    generate(sampled_denoiser(run, device), [k], run.shape, sampler or r.sampler, steps or r.steps, seed, callback=keep)
     shown = [path[i] for i in np.linspace(0, len(path)-1, min(frames, len(path))).round().astype(int)]
     return tuple(np.array(o) for o in zip(*shown))

@@ -24,7 +24,7 @@ from .evaluation.metrics import Stats,kid,prdc
 from .evaluation.report import (CAPTIONS,FLOOR,NOISE,Report,failure_rows,figures,memorization_rows,metric_row,
                                        notes_on,samples_to_look_at,save_report)
 from .evaluation.samples import checkpoint_refs,faces_at,matching_faces,sample_sets
-from .evaluation.sweeps import Sweep,SweepDistances,save_sweep
+from .evaluation.sweeps import Sweep,SweepDistances,save_sweep,ways_of
 from .storage.files import BadInput,open_root,read_jsonl,write_jsonl
 from .training.config import Budget
 from .training.device import processes
@@ -278,18 +278,25 @@ def sweep(
     batch:int=None,           # Pictures at a time, for the features
     precision:str='float32',  # Or 'half'
     progress:bool=True,       # Show bars?
+    ema:list=None,            # Widths σ_rel: draw one `Run` with averages of these lengths …
+    guidance:list=None,       # … or with these weights of its guidance; a number holds for all
     **kw,                     # For `sample`: steps, sampler, …
 )->Sweep:
     "Measure every checkpoint with the same seeds and numbers; raises `BadInput` when there is nothing to choose from."
-    if hasattr(checkpoints, 'checkpoints'):
+    ways,over = {},None
+    if guidance is not None and np.ndim(guidance) == 0:
+        guidance,kw = None,dict(kw, guidance=guidance)
+    if ema is not None or guidance is not None:
+        checkpoints,ways,over = ways_of(checkpoints, ema, guidance)
+    elif hasattr(checkpoints, 'checkpoints'):
         checkpoints = checkpoint_refs(checkpoints)
     if len(checkpoints) < 2 or seeds < 1:
         raise BadInput(f'{len(checkpoints)} checkpoints and seeds={seeds}: a choice needs 2 checkpoints and 1 seed')
     cache,where = None if root is None else open_root(root)/'eval/cache',dict(device=device, progress=progress)
     p = load_protocol(protocol, device, precision, cache)
     distances = SweepDistances(data, p, frechet_distance, _sample, n, cache, batch=batch, **where)
-    values = {k:distances.of(v, seeds, **where, **kw) for k,v in checkpoints.items()}
-    out = Sweep.of(p.label, values, equally_good(values), distances.n_measured)
+    values = {k:distances.of(v, seeds, **where, **kw, **ways.get(k, {})) for k,v in checkpoints.items()}
+    out = Sweep.of(p.label, values, equally_good(values), distances.n_measured, over)
     if root is not None and processes(device).is_main_process:
         save_sweep(out, open_root(root)/'eval')
     return out

@@ -256,11 +256,14 @@ def sample_run(
     sampler:str=None,      # Sampler by name; the recipe's fast one by default
     seed:int=0,            # Picture k depends on this and on k alone
     batch:int=None,        # Pictures at a time: 64, on a CPU at most 16 for each thread
-    half:bool=False,       # Compute in 16 bits where the machine has them: quicker, and a level off?
+    half:bool=None,        # Compute in 16 bits: quicker, and a level off? By default on a GPU
     device:str=None,       # `cpu`, `cuda`, …; the fastest there is by default
     out:str=None,          # `.npz` or `.png` to write; `runs/RUN/samples.npz` by default
     png:str=None,          # Folder in which each picture gets a `.png` of its own too
     progress:bool=True,    # Show a bar?
+    ema:float=None,        # Length of the average of the weights, as a share of the training: `0.07`
+    guidance:float=None,   # Weight of the guidance, 1 for none; what was found best for the run by default
+    clip:bool=False,       # Keep each guess in the range of pictures, as DDPM's own code does?
 )->Path: # What was written
     "Draw pictures from the averaged weights of a run, into one file."
     from pttface.diffusion import SAMPLERS,Run,sample
@@ -271,8 +274,9 @@ def sample_run(
     if sampler is not None:
         one_of(sampler, SAMPLERS, 'sampler')
     r = Run.open(root, run)
+    drawn = {k:v for k,v in dict(ema=ema, guidance=guidance, clip=clip or None).items() if v is not None}
     written = sample_to(sample, newest(r), n, out or r.path/'samples.npz', seed, png, steps=steps, sampler=sampler,
-                        batch=batch, half=half, device=device, progress=progress)
+                        batch=batch, half=half, device=device, progress=progress, **drawn)
     return Path(png) if png else written
 
 # %% ../../nbs/app/cli.ipynb #c5a0e6c5

@@ -41,6 +41,10 @@ class CheckpointRef:
     @property
     def recipe(self):
         return self.run.recipe
+    @property
+    def key(self): # What its samples depend on, besides how they are drawn
+        guidance = getattr(self.run, 'guidance', None)
+        return self.id if guidance is None else content_hash(self.id, guidance)
     def denoiser(self, device=None):
         "The denoiser with these weights."
         if device not in self.made:
@@ -72,11 +76,11 @@ def checkpoint_refs(
         for i,width in enumerate(_load_weights(f)['widths']):
             name = f'{int(f.stem[4:])*batch:,} images, average {width:g}'
             load = lambda f=f,i=i: _load_weights(f)['tracks'][i]
-            out[name] = CheckpointRef(run, name, content_hash(f.read_bytes(), i), load)
+            out[name] = CheckpointRef(run, name, content_hash(f.read_bytes(), i), load, int(f.stem[4:]))
     for row in run.checkpoints.rows if not out else []:
         name = f"{row['step']*batch:,} images"
         load = lambda f=run.path/row['file']: _load_weights(f)['ema'][0]
-        out[name] = CheckpointRef(run, name, row['sha256'], load)
+        out[name] = CheckpointRef(run, name, row['sha256'], load, row['step'])
     return out
 
 # %% ../../nbs/evaluation/samples.ipynb #4b3d521c
@@ -107,7 +111,7 @@ def generate_cached(
 )->np.ndarray: # (n,H,W,3) uint8
     "The first `n` pictures of `seed`, in blocks that are kept; under `accelerate launch` the processes share the work."
     state,out = processes(kw.get('device')),[]
-    key = content_hash(ref.id, {k:v for k,v in kw.items() if k not in ('device','progress','batch')})
+    key = content_hash(ref.key, {k:v for k,v in kw.items() if k not in ('device','progress','batch')})
     for i in range(0, n, block):
         size = min(block, n - i)
         path = None if folder is None else Path(folder)/f'drawn-{key}-{seed}-{i:06d}.npz'
@@ -232,7 +236,8 @@ def sample_to(
     out,how = Path(out),{k:v for k,v in kw.items() if k not in ('device','progress','batch')}
     if out.suffix not in ('.npz','.png'):
         raise BadInput(f'{out} must end in .npz or .png')
-    how = dict(sampler=ref.recipe.sampler, steps=ref.recipe.steps, guidance=None, ema=0
+    guidance = getattr(ref.run, 'guidance', None)
+    how = dict(sampler=ref.recipe.sampler, steps=ref.recipe.steps, guidance=guidance and [*guidance], ema=0
                ) | {k:v for k,v in how.items() if v not in (None,False)}
     made_by = dict(weights=ref.id[:16], step=ref.step, images=ref.images, run=ref.name, n=n, seed=seed, **how)
     if png:

@@ -6,13 +6,14 @@ Docs: https://pttface.github.io/pttface/training/trainer.html.md"""
 
 # %% auto #0
 __all__ = ['SPEEDS', 'TrainingRun', 'curves', 'TrainingMonitor', 'flatten', 'find_trackers', 'check_recipe', 'begin_run',
-           'Trainer', 'save_images', 'stop_signals', 'interrupt_between_steps', 'TrainingLoop', 'only_writer',
-           'run_training']
+           'Trainer', 'save_images', 'score_of', 'stop_signals', 'interrupt_between_steps', 'on_host', 'Writer',
+           'TrainingLoop', 'only_writer', 'run_training']
 
 # %% ../../nbs/training/trainer.ipynb #92516ae6
 import copy,json,logging,math,os,re,signal,sys,threading,time
 from collections import deque
 from collections.abc import Mapping
+from concurrent.futures import ThreadPoolExecutor
 from contextlib import closing,contextmanager,nullcontext,suppress
 from dataclasses import replace
 from itertools import count
@@ -35,9 +36,9 @@ from ..parallel import ThreadTuner
 from ..storage.files import BadInput,atomic_path,content_hash,dumps,locked,open_root,read_json,read_jsonl
 from ..storage.files import write_json,write_jsonl,write_npz
 from .checkpoint import Checkpoints
-from .config import RECORDED_AS,Budget,Recipe,lr_at,read_recipe,recipe_record
-from .device import PRECISIONS,pick_precision,processes
-from .ema import EMA,Snapshots,ema_beta
+from .config import RECORDED_AS,Budget,Recipe,lr_at,read_recipe,recipe_record,training_record
+from .device import PRECISIONS,pick_precision,processes,tune_convolutions
+from .ema import EMA,Snapshots,average_of,ema_beta,gamma_of,kept_for_guide
 from ..vision.pictures import in_colour
 
 # %% ../../nbs/training/trainer.ipynb #93ce6843
@@ -104,7 +105,7 @@ class TrainingRun:
     )->list[torch.Tensor]: # The averaged weights, in the order of the network's parameters
         "The trained weights; raises `BadInput` when no whole checkpoint (or no snapshot) is there."
         if width is not None:
-            return Snapshots(self.path/'ema').average(width, step)
+            return self.average(width, step, checkpoint)
         return self.pinned(checkpoint)[0]['ema'][track]
 
     def pinned(self,
@@ -119,6 +120,20 @@ class TrainingRun:
     def weights_id(self)->str:
         "What the newest checkpoint is told from all others by: 16 hexadecimal digits of its SHA-256"
         return self.pinned()[1]['sha256'][:16]
+
+    def average(self, width, step=None, checkpoint=None):
+        "An average of any width, from all that is kept up to a step: the snapshots, and a checkpoint's own averages"
+        parts = [p for folder in ('ema','guide') for p in Snapshots(self.path/folder).parts(step)]
+        if found := self.checkpoints.load(checkpoint) if step is None else None:
+            kind,*widths = self.recipe.ema.split()
+            widths = map(float, widths) if kind == 'power' else [None]
+            parts += [(found[0]['step'], w, t) for w,t in zip(widths, found[0]['ema'])]
+        gamma_of(width)
+        if len(parts) < 2:
+            until = f' up to step {step}' if step else ''
+            raise BadInput(f'{self.path} holds no snapshots{until}: train with an average like "power 0.10 0.05", '
+                           f'and with `snapshots` or `guidance` in the recipe')
+        return average_of(parts, width)
 
     def curves(self)->Picture: # Losses, gradient, learning rate, speed and colour over images seen
         "Draw the course of the training."
@@ -258,7 +273,7 @@ def check_recipe(
 def _differences(recipe, settings):
     "Settings that differ from recorded ones, as text"
     ours = {v:k for k,v in RECORDED_AS.items()}
-    now = json.loads(dumps(recipe_record(replace(recipe, budget=settings.get('budget'), save=settings.get('save')))))
+    now = json.loads(dumps(training_record(replace(recipe, budget=settings.get('budget'), save=settings.get('save')))))
     return [f'{ours.get(k, k)}={settings.get(k)!r} (now {v!r})' for k,v in now.items() if settings.get(k) != v]
 
 def _what_differs(recipe, now, old, init):
@@ -280,7 +295,7 @@ def _put_aside(root, path):
 
 def _recipe_hash(recipe):
     "A hash of what decides the result; how long and how often it is saved does not"
-    return content_hash(recipe_record(replace(recipe, budget='', save='')))
+    return content_hash(training_record(replace(recipe, budget='', save='')))
 
 # %% ../../nbs/training/trainer.ipynb #57b3d3f6
 def begin_run(
@@ -363,6 +378,7 @@ class Trainer:
         self.accumulate,self.trackers = accumulate,list(trackers)
         self.choose_speed = speed == 'auto'
         self.accel = self.accelerator(device)
+        tune_convolutions(self.accel.device)
         net = net or model
         self._averaged = copy.deepcopy((model, net))
         self.module,self.net = model.to(self.accel.device),net
@@ -372,7 +388,7 @@ class Trainer:
         self.model,self.opt = self.accel.prepare(model, self.opt)
         self.step = self.images = self.infinite = 0
         self.seconds,self.clock = 0.,time.monotonic()
-        self.losses,self.best = [],None
+        self.losses,self.best,self.scored = [],None,None
 
     def accelerator(self, device):
         r,state = self.recipe,_fresh_processes(device)
@@ -426,8 +442,11 @@ def compute_gradients(self:Trainer,
     "Add up the gradient of the loss, part by part."
     a,k = self.accel,self.accumulate
     rng = _generator(a.device)
-    torch.manual_seed((self.recipe.seed*1_000_003 + self.step)%2**64)
+    seed = self.recipe.seed*1_000_003 + self.step
+    torch.manual_seed(seed%2**64)
     drawn = self.draw(x0.to(a.device), rng)
+    if a.process_index:  # Each process drops out other features
+        torch.manual_seed((seed + 1_000_000_007*a.process_index)%2**64)
     share = [o if o is None else o[a.process_index::a.num_processes] for o in drawn]
     total = 0.
     for i in range(k):
@@ -668,7 +687,7 @@ def mean_loss(self:Trainer,
 )->dict: # ema_loss, heldout_loss
     "The loss of `model` on the batches just seen, with the same random numbers every time."
     rng = torch.Generator(self.accel.device).manual_seed(1234)
-    with torch.no_grad():
+    with torch.no_grad(), self.accel.autocast():
         drawn = self.draw(recent.to(self.accel.device), rng)
         return dict(ema_loss=float(self.loss(model, drawn, rng).mean()), heldout_loss=None)
 
@@ -680,10 +699,8 @@ def make_report(self:Trainer,
 )->dict: # One row of the log
     "Measure the averaged weights, write a sheet of samples if asked, and begin counting anew."
     averaged,grid = self.averaged(),grid and self.sheet is not None
-    with self.accel.autocast():
-        seen = torch.cat(list(recent)).cpu()[:256]
-        measured = (self.measure or self.mean_loss)(averaged, seen, self.heldout)
-        ims = self.sheet(averaged) if grid else None
+    measured = self.measured(averaged, recent)
+    ims = self.sheet(averaged) if grid else None
     if grid and self.accel.is_main_process:
         save_images(ims, self.run.path/'grids'/f'{self.images:09d}.png')
     left = self.seconds*(1/self.progress - 1) if self.progress else None
@@ -694,9 +711,36 @@ def make_report(self:Trainer,
                seconds_left=left and round(max(left, 0)), memory_mb=_memory(), **measured)
     if grid:
         out['mean_colour'] = ims.mean((0,1,2)).round(2)
-    score = ema_loss if heldout_loss is None else heldout_loss
-    self.losses,self.best = [],score if self.best is None else min(self.best, score)
+    self.losses,self.scored = [],(self.step,score_of(ema_loss, heldout_loss))
+    self.best = min(o for o in (self.best, self.scored[1]) if o is not None)
     return json.loads(dumps(out))
+
+@patch
+def measured(self:Trainer,
+    model:nn.Module,  # With averaged weights
+    recent,           # The last batches, each NCHW in [-1,1]
+)->dict: # ema_loss, heldout_loss, and what else goes into the log
+    "Measure on the batches just seen and on held-out pictures; which part may compute in 16 bits, the model knows."
+    seen = torch.cat(list(recent)).cpu()[:256]
+    return (self.measure or self.mean_loss)(model, seen, self.heldout)
+
+def score_of(
+    ema_loss:float,      # Loss on the batches just seen
+    heldout_loss:float,  # … on held-out pictures; `None` where there are none
+)->float:
+    "What decides which checkpoint is the best: the lower, the better."
+    return ema_loss if heldout_loss is None else heldout_loss
+
+@patch
+def score(self:Trainer,
+    recent,  # The last batches, each NCHW in [-1,1]
+)->float: # Of the weights as they are now
+    "The last report's score if no step was taken since; otherwise measured."
+    if self.scored is None or self.scored[0] != self.step:
+        measured = self.measured(self.averaged(), recent)
+        self.scored = self.step,score_of(measured['ema_loss'], measured['heldout_loss'])
+    return self.scored[1]
+
 
 # %% ../../nbs/training/trainer.ipynb #c838111c
 def stop_signals()->list: # Numbers of signals
@@ -731,6 +775,32 @@ def _track_sheet(accel, sheet, step):
         elif hasattr(o, 'log_images'):
             o.log_images({'samples':[sheet]}, step=step)
 
+# %% ../../nbs/training/trainer.ipynb #25265d67
+def on_host(
+    o,  # Tensors, numbers, strings, and lists and dicts of them
+): # The same with copies of the tensors in the host's memory
+    "Copy a state, so that training may go on."
+    if isinstance(o, dict):
+        return {k:on_host(v) for k,v in o.items()}
+    if isinstance(o, (list,tuple)):
+        return type(o)(on_host(v) for v in o)
+    return o.detach().to('cpu', copy=True) if isinstance(o, torch.Tensor) else o
+
+class Writer:
+    "Calls one function after another in a thread"
+    def __init__(self):
+        self.pool,self.job = ThreadPoolExecutor(1),None
+
+    def __call__(self, f, *args):
+        self.wait()
+        self.job = self.pool.submit(f, *args)
+
+    def wait(self):
+        "Wait for the last call; raises what it raised."
+        job,self.job = self.job,None
+        if job:
+            job.result()
+
 # %% ../../nbs/training/trainer.ipynb #19e48d21
 class TrainingLoop:
     "Steps until the budget is spent, and what is to be done between them"
@@ -746,6 +816,7 @@ class TrainingLoop:
         self.main,self.progress = a.is_main_process,progress and a.is_main_process
         self.rows,self.saved = [o for o in t.run.log if o['step'] <= t.step],t.step
         self.monitor,self.sheet = TrainingMonitor(),None
+        self.writer,self.writes_beside = Writer(),a.device.type == 'cuda'
         if self.main:
             write_jsonl(t.run.path/'log.jsonl', self.rows)
         self.threads = ThreadTuner(t.budget.unit == 'seconds' and a.device.type == 'cpu' and a.num_processes == 1)
@@ -803,6 +874,10 @@ def after_step(self:TrainingLoop,
         return
     if r.snapshots and int(t.progress*r.snapshots) > int(share*r.snapshots):
         Snapshots(t.run.path/'ema').save(t.ema, t.step)
+    if r.guidance != 1 and kept_for_guide(t.step):
+        kept = Snapshots(t.run.path/'guide')
+        kept.save(t.ema, t.step)
+        kept.prune(t.step*r.guide_at/4)
     if self.completed(r.save, before) or done:
         self.save()
 
@@ -838,8 +913,12 @@ def report(self:TrainingLoop,
 
 @patch
 def save(self:TrainingLoop):
-    "Write a checkpoint."
-    self.t.run.checkpoints.save(self.t.state(), self.t.step, self.t.best)
+    "Write a checkpoint; from a GPU it is copied to the host, and written while the training goes on."
+    state,score = self.t.state(),self.t.score(self.recent)
+    if self.writes_beside:
+        self.writer(self.t.run.checkpoints.save, on_host(state), self.t.step, score)
+    else:
+        self.t.run.checkpoints.save(state, self.t.step, score)
     self.saved = self.t.step
 
 @patch
@@ -850,9 +929,11 @@ def keep_what_there_is(self:TrainingLoop):
     try:
         try:
             yield
+            self.writer.wait()
         except (KeyboardInterrupt, BrokenPipeError):  # the second where bar or log go to a pipe that was closed
             if self.main and self.saved < t.step:
                 self.save()
+            self.writer.wait()
             raise
     except BrokenPipeError:
         raise
