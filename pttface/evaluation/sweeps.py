@@ -12,11 +12,9 @@ import os
 from dataclasses import dataclass
 from pathlib import Path
 
-import numpy as np
-
 from ..display import Picture,Table
 from .features import cached_features,features
-from .metrics import Stats
+from .metrics import Stats,draw_rows
 from .report import metric_row
 from .samples import CheckpointRef,generate_cached,matching_faces,newest,sample_sets
 from ..storage.files import BadInput,Ledger,atomic_path,content_hash,write_json
@@ -118,7 +116,7 @@ def ways_of(
 
 # %% ../../nbs/evaluation/sweeps.ipynb #342a9ee0
 class SweepDistances:
-    "Distances of checkpoints to the same training faces; each distance of a `CheckpointRef` is kept at once"
+    "Distances of checkpoints to the same real faces; each distance of a `CheckpointRef` is kept at once"
     def __init__(self,
         data,            # A `FaceData`
         protocol,        # A loaded `Protocol`
@@ -135,23 +133,23 @@ class SweepDistances:
         named = cache is not None and protocol.version != 'custom'
         self.known = Ledger(Path(cache)/'sweep.jsonl', 'what') if named else None
 
-    def _draw_reference(self, sets):
-        "As many training faces as there are samples in the first sets."
-        train = matching_faces(sets, self.data).train
-        self.n_measured,self.shape = min(self.n, len(train), *map(len, sets)),sets[0].shape[1:]
-        x = cached_features(train, self.protocol, self.cache, **self.kw)
-        self.ref = Stats.of(x[np.random.default_rng(0).choice(len(x), self.n_measured, replace=False)])
+    def _embed_reference(self, sets):
+        "All training faces, or all held-out ones where the protocol compares with them."
+        faces = matching_faces(sets, self.data)
+        real = faces.heldout if getattr(self.protocol, 'reference', 'train') == 'heldout' else faces.train
+        self.n_measured,self.shape = min(self.n, *map(len, sets)),sets[0].shape[1:]
+        self.ref = Stats.of(cached_features(real, self.protocol, self.cache, **self.kw))
 
     def measure(self,
         sets:list,  # Samples, (N,H,W,3) uint8 a seed
     )->list: # Their distances
         "Distance of each set; raises `BadInput` when it is smaller, or of another size, than the first."
         if self.ref is None:
-            self._draw_reference(sets)
+            self._embed_reference(sets)
         if min(map(len, sets)) < self.n_measured or sets[0].shape[1:] != self.shape:
             raise BadInput(f'{min(map(len, sets))} samples of {sets[0].shape[1:]} cannot stand beside '
                            f'{self.n_measured} of {self.shape}: give as many of each checkpoint')
-        feats = [features(o[:self.n_measured], self.protocol, **self.kw) for o in sets]
+        feats = [features(draw_rows(o, self.n_measured), self.protocol, **self.kw) for o in sets]
         return [self.distance(Stats.of(x), self.ref) for x in feats]
 
     def of(self,
@@ -168,7 +166,7 @@ class SweepDistances:
 
     def _known_distance(self, ref, seed, kw):
         settings = {k:v for k,v in kw.items() if k not in ('device','progress')}
-        what = content_hash(ref.key, seed, self.n, settings, self.protocol.version, self.data.hash)
+        what = content_hash(ref.key, seed, self.n, settings, self.protocol.version, self.data.hash, 'all')
         if what in self.known:
             self.n_measured = self.known[what]['n']
             return self.known[what]['distance']
