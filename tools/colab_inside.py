@@ -17,6 +17,7 @@ TOP = Path(__file__).resolve().parent.parent
 DRIVER = TOP / 'nbs/colab.ipynb'
 SOURCE = 'pttface @ git+https://github.com/pttface/pttface'
 SKIPPED = re.compile(r'^#\|\s*(eval:\s*false|slow|cuda|network)\b', re.M)
+COLAB_CUDA = '12.8'  # Colab's PyTorch is built for it; the same version from PyPI may be built for another
 DRAWN_BY_7 = ('@jupyter-widgets/base', '@jupyter-widgets/controls', '@jupyter-widgets/output')
 
 
@@ -57,7 +58,9 @@ def install():
     google, colab = types.ModuleType('google'), types.ModuleType('google.colab')
     google.__path__, colab.__path__, google.colab = [], [], colab
     sys.modules.update({'google': google, 'google.colab': colab})
+    import torch
     from IPython.core.interactiveshell import InteractiveShell
+    torch.version.cuda = COLAB_CUDA
     shell = InteractiveShell.instance()
 
     def pip(name, line, **_):
