@@ -62,6 +62,8 @@ def test_insightface_is_installed_beside_the_one_runtime_that_fits(cuda, there, 
     removed = [o for o in lines if o.startswith('uninstall')]
     assert bool(removed) == ('onnxruntime' in there and cuda is not None)
     assert not any(re.search(r'torch|numpy|protobuf|pillow|--upgrade', o) for o in lines)
+    held = insightface_installs(cuda, there | {'protobuf': '5.29.6', 'numpy': '2.1.3'})[-1]
+    assert '"protobuf==5.29.6"' in held and '"numpy==2.1.3"' in held
 
 
 @pytest.mark.parametrize('provider, built, there, cuda, state, words', [
@@ -147,6 +149,16 @@ def test_the_check_runs_the_notebook_s_own_install_cells():
     cells = colab_inside.install_cells(colab_inside.code_cells(colab_inside.DRIVER))
     assert colab_inside.SOURCE in '\n'.join(cells) and 'insightface_installs' in cells[-1]
     assert len(cells) == 2 and 'import *' not in '\n'.join(cells)
+
+
+def test_what_browses_shows_itself_without_what_ipywidgets_8_added(monkeypatch):
+    from ipywidgets import Widget
+    from pttface.display import browse
+    monkeypatch.delattr(Widget, '_repr_mimebundle_')
+    pages = browse(np.zeros((3, 8, 8, 3), np.uint8))
+    shown = pages._repr_mimebundle_()
+    assert shown['application/vnd.jupyter.widget-view+json']['model_id'] == pages.model_id
+    assert 'image/png' in shown and not callable(getattr(pages, '_ipython_display_', None))
 
 
 def photo(width, height):
