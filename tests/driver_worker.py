@@ -98,6 +98,6 @@ for i, cell in enumerate(json.loads((top / 'nbs/colab.ipynb').read_text())['cell
     if r.error_before_exec or r.error_in_exec:
         sys.exit(f'cell {i}: {r.error_before_exec or r.error_in_exec!r}')
     if source.startswith('session ='):
-        print(r.result, flush=True)
+        print(shell.user_ns['session'], flush=True)
 assert {o[0] for o in asked} == {'pip'} and 'pttface @' in asked[0][1] and 'insightface' in asked[1][1]
 real_open(content / 'counts.json', 'w').write(json.dumps(counts))

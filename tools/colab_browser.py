@@ -80,7 +80,7 @@ def main(runtime, screenshot=None):
     with tempfile.TemporaryDirectory() as folder:
         root = make(Path(folder) / 'root', 120)
         write_notebook(Path(folder) / 'a.ipynb', CODE.format(str(root)))
-        with notebook_server(Path(runtime) / 'bin/python', folder) as (url, token):
+        with notebook_server(Path(runtime).absolute() / 'bin/python', folder) as (url, token):
             drive(url, token, root / 'dataset/decisions.jsonl', screenshot)
 
 
