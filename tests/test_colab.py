@@ -1,7 +1,9 @@
 "Colab's own versions stay, one ONNX Runtime that fits is chosen, and what the notebook does beside the stages."
 import io
 import json
+import os
 import re
+import subprocess
 import sys
 import types
 from configparser import ConfigParser
@@ -143,6 +145,22 @@ def test_the_check_sees_a_widget_that_7_7_does_not_draw():
     other = dict(c=model('ButtonModel', controls, '2.0.0'), d=model('AnyModel', 'anywidget', '~0.9.21'))
     missing = ['AnyModel of anywidget ~0.9.21', f'ButtonModel of {controls} 2.0.0']
     assert colab_inside.not_drawn(drawn | other) == missing
+
+
+@pytest.mark.parametrize('asked, test, check, line, status', [
+    ('yes', '90 passed, 0 failed, 3 skipped', '12 passed, 0 failed, 1 skipped', '102 passed, 0 failed, 4 skipped', 0),
+    ('yes', '90 passed, 0 failed, 3 skipped', '11 passed, 1 failed, 0 skipped', '101 passed, 1 failed, 3 skipped', 1),
+    ('yes', '89 passed, 1 failed, 3 skipped', '12 passed, 0 failed, 0 skipped', '101 passed, 1 failed, 3 skipped', 1),
+    ('no', '90 passed, 0 failed, 3 skipped', '11 passed, 1 failed, 0 skipped', '90 passed, 0 failed, 3 skipped', 0),
+])
+def test_ci_ends_in_one_line_for_both(tmp_path, asked, test, check, line, status):
+    for name, text in (('chromium', ''), ('make', f'''case "$1" in test) said="{test}";; *) said="{check}";; esac
+echo a line; echo "$said"; case "$said" in *" 0 failed"*) exit 0;; *) exit 1;; esac''')):
+        (tmp_path / name).write_text(f'#!/bin/sh\n{text}\n')
+        (tmp_path / name).chmod(0o755)
+    env = {**os.environ, 'PATH': f'{tmp_path}{os.pathsep}{os.environ["PATH"]}', 'COLAB_CHECK': asked}
+    r = subprocess.run(['bash', top / '.ci/run'], env=env, capture_output=True, text=True)
+    assert r.stdout.splitlines()[-1] == line and r.returncode == status
 
 
 def test_the_check_runs_the_notebook_s_own_install_cells():

@@ -311,7 +311,8 @@ def curate(
     **kw,                # For `Curator`
 )->Curator:
     "The curator, whose decisions go to Drive at once; faces unlike the others are only looked for when one cleans."
-    curator = Curator(session.root, **dict(outliers=stop, progress=False) | kw)
+    narrow = dict(ncols=8, per_page=48)  # Colab's page is narrower than JupyterLab's
+    curator = Curator(session.root, **dict(outliers=stop, progress=False) | narrow | kw)
     if session.remote:
         keep_decisions(curator.session, session.root, session.remote)
     return curator
