@@ -7,15 +7,16 @@ Docs: https://pttface.github.io/pttface/app/colab.html.md"""
 # %% auto #0
 __all__ = ['log', 'PRESETS', 'PHOTOS', 'KEEP', 'MOUNT_CAUSES', 'FOLDERS', 'BYTES_BESIDE_PHOTOS', 'RESIZED', 'runtime', 'Choices',
            'choose', 'check_day', 'mount_drive', 'folder_of', 'LocalPhotos', 'Session', 'free_bytes', 'room_for',
-           'download_settings', 'photos_elsewhere', 'before_download', 'Pause', 'curate', 'keep_decisions', 'pause',
-           'links_by_month', 'download_photos', 'find_faces', 'show_kept', 'show_faces', 'draw_sets', 'good_samples',
-           'show_large', 'rows_of', 'four_figures', 'archived', 'make_archive', 'offer', 'crawl', 'download',
-           'extract_faces', 'pack', 'train', 'evaluate', 'status', 'browse', 'Table', 'read_npz', 'expect_crawl',
-           'expect_download', 'expect_faces', 'expect_training', 'expect_samples', 'expect_report', 'pipeline_picture',
-           'show_images', 'montage']
+           'download_settings', 'photos_elsewhere', 'before_download', 'Pause', 'curate', 'with_picture',
+           'keep_decisions', 'pause', 'links_by_month', 'download_photos', 'find_faces', 'show_kept', 'show_faces',
+           'draw_sets', 'good_samples', 'show_large', 'rows_of', 'four_figures', 'archived', 'make_archive', 'offer',
+           'crawl', 'download', 'extract_faces', 'pack', 'train', 'evaluate', 'status', 'browse', 'Table', 'read_npz',
+           'expect_crawl', 'expect_download', 'expect_faces', 'expect_training', 'expect_samples', 'expect_report',
+           'pipeline_picture', 'show_images', 'montage']
 
 # %% ../../nbs/app/colab.ipynb #638cf979
 import logging,os,shutil,tempfile,zipfile
+from base64 import b64encode
 from collections import Counter
 from contextlib import ExitStack
 from dataclasses import asdict,dataclass,replace
@@ -25,15 +26,16 @@ from pathlib import Path
 
 import cv2
 import numpy as np
+import requests
 
 from .. import crawl,download,evaluate,extract_faces,pack,train
 from .demo import pipeline_picture,square
 from .doctor import Health,check_cv2,check_detector,check_disk,check_drive,check_gpu,in_colab
 from .forecast import (expect_crawl,expect_download,expect_faces,expect_report,expect_samples,
-                                  expect_training,some_photos)
+                                  expect_training,pace,some_photos)
 from .status import record,size,status
 from ..curation.curator import Curator
-from ..display import Picture,Table,browse,montage,show_images
+from ..display import Picture,Table,WidgetBox,browse,montage,show_images
 from ..storage.drive import Mirror,copy_whole,with_retries
 from ..storage.files import BadInput,atomic_path,find_preset,open_root,read_jsonl,read_npz,write_json
 from ..training.config import Budget
@@ -201,6 +203,7 @@ class Session:
         self.root = open_root(self.local, create=True)
         write_json(self.root/'choices.json', dict(preset=chosen.what, **asdict(chosen)))
         self.board,self.gateway = self._serve(n_photos) if chosen.drawn else ({},None)
+        self.asks = dict(rate=self._answers(), wanted=60) if chosen.drawn else {}  # For `expect_crawl`
 
     def _find_drive(self, mount):
         if mount is None and in_colab():
@@ -217,6 +220,10 @@ class Session:
         url = self.servers.enter_context(serve(make_board(n_photos=n_photos))).url
         return dict(base_url=url, rate=0),url
 
+    def _answers(self):
+        "Requests a second that the drawn board answers"
+        return pace(lambda _: requests.get(f'{self.gateway}/bbs/Beauty/index.html', timeout=20), [None]*3)
+
     def keeping(self):
         "A context in which Drive is kept up to date."
         return self.mirror.keeping(self.every)
@@ -228,9 +235,10 @@ class Session:
 
     def __repr__(self):
         if self.remote:
-            return (f'Artefacts are kept in {self.remote}, and worked on in {self.root}; '
-                    f'{self.fetched:,} files came from Drive.')
-        text = f'Artefacts are in {self.root}, which ends with this machine: below, one archive is made of them.'
+            folder = self.remote.relative_to(self.content/'drive')
+            return f'Artefacts are kept on Drive, in {folder}; {self.fetched:,} files came from there.'
+        text = (f'Artefacts are in the folder {self.root.name}, which ends with this machine: '
+                'below, one archive is made of them.')
         if not self.mount_failed:
             return text
         causes = '; '.join(MOUNT_CAUSES)
@@ -316,6 +324,15 @@ def curate(
     if session.remote:
         keep_decisions(curator.session, session.root, session.remote)
     return curator
+
+def with_picture(
+    curator:Curator,  # From `curate`
+)->WidgetBox:
+    "The curator; where no widget is live, its eight worst faces."
+    def still():
+        worst = curator.session.ims[curator.shown[:8]]
+        return {'image/png':b64encode(show_images(list(worst), size=.9)._repr_png_()).decode()}
+    return WidgetBox([curator], still)
 
 def keep_decisions(
     decided,       # A `CurationSession`
@@ -420,7 +437,7 @@ def good_samples(
 def show_large(
     ims:np.ndarray,  # (N,H,W,3) uint8
     ncols:int=6,     # Pictures a row
-    side:int=160,    # Of a picture, px
+    side:int=128,    # Of a picture, px
 )->Picture:
     "Pictures at a size that one can see."
     large = [cv2.resize(o, (side,side), interpolation=cv2.INTER_CUBIC) for o in ims]
@@ -489,4 +506,4 @@ def offer(
             files.download(str(path))
         except Exception as e:  # the browser refuses, or nobody looks at the page
             log.warning('The download did not begin (%s): take the file from the panel on the left', e)
-    return f'{path}: {size(path.stat().st_size)}'
+    return f'{path.name}: {size(path.stat().st_size)}'
