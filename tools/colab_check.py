@@ -1,6 +1,6 @@
 """Install pttface as the Colab notebook does, beside the versions that Colab has, and run the notebooks there.
 
-`colab_check.py [--python PYTHON] [--venv FOLDER] [--minutes M]`; the last line is `N passed, N failed, N skipped`.
+`colab_check.py [--python PYTHON] [--venv FOLDER] [--minutes M] [--jobs N]`; the last line is `N passed, N failed, N skipped`.
 Fails when a package that was there has another version afterwards, when two packages that were installed share files
 (two ONNX Runtimes do), or when a notebook fails under Colab's kernel or shows a widget that ipywidgets 7.7 cannot draw.
 """
@@ -165,7 +165,7 @@ def state_of(check, venv):
     return json.loads(output.splitlines()[-1])
 
 
-def check_all(check, python, venv):
+def check_all(check, python, venv, jobs):
     "Build, install, compare and run."
     start = time.time()
     if not build(check, python, venv):
@@ -184,10 +184,10 @@ def check_all(check, python, venv):
     check.step('InsightFace can be loaded', venv / 'bin/python', '-c', loads)
     python = venv / 'bin/python'
     check.step('the curator in classic Notebook 6.5', sys.executable, top / 'tools/colab_browser.py', venv)
-    with ThreadPoolExecutor(2) as pool:
-        jobs = [pool.submit(check.step, f'{p} in the runtime', python, INSIDE, 'run', p) for p in NOTEBOOKS]
-    for job in jobs:
-        job.result()
+    with ThreadPoolExecutor(jobs) as pool:
+        runs_of = [pool.submit(check.step, f'{p} in the runtime', python, INSIDE, 'run', p) for p in NOTEBOOKS]
+    for o in runs_of:
+        o.result()
 
 
 def main():
@@ -195,12 +195,13 @@ def main():
     parser.add_argument('--python', default=os.environ.get('PTTFACE_COLAB_PYTHON', sys.executable))
     parser.add_argument('--venv', type=Path, default=top / '.venv-colab')
     parser.add_argument('--minutes', type=float, default=30., help='when time is up, the rest is skipped')
+    parser.add_argument('--jobs', type=int, default=2, help='notebooks at a time')
     args = parser.parse_args()
     check = Check(args.minutes)
     if runs(args.python) is None:
         raise SystemExit(f'{args.python} is no Python that runs')
     if index_in_reach(check, args.python):
-        check_all(check, args.python, args.venv.absolute())
+        check_all(check, args.python, args.venv.absolute(), args.jobs)
     else:
         check.note('the Colab runtime', 'skip', 'no package index is in reach, so it cannot be built')
     sys.exit(check.finish())

@@ -6,8 +6,8 @@ Docs: https://pttface.github.io/pttface/app/doctor.html.md"""
 
 # %% auto #0
 __all__ = ['RUNTIMES', 'NEEDED_BY_INSIGHTFACE', 'STAYS', 'BYTES_OF_A_YEAR', 'DRIVE', 'Check', 'check_python', 'lacking',
-           'installed', 'torch_cuda', 'insightface_installs', 'insightface_remedy', 'check_packages', 'opencv_works',
-           'check_cv2', 'nvidia_card', 'in_colab', 'check_gpu', 'answering_provider', 'detector_finding',
+           'installed', 'torch_cuda', 'insightface_installs', 'check_packages', 'opencv_works', 'check_cv2',
+           'nvidia_card', 'insightface_remedy', 'in_colab', 'check_gpu', 'answering_provider', 'detector_finding',
            'check_detector', 'nearest', 'check_disk', 'check_root', 'check_drive', 'check_board', 'Health', 'doctor']
 
 # %% ../../nbs/app/doctor.ipynb #851c3b06
@@ -95,10 +95,6 @@ def insightface_installs(
     fits = not others and wanted.name in there and wanted.specifier.contains(there[wanted.name], prereleases=True)
     return lines + [f'install --quiet {needs}' if fits else f'install --quiet "{wanted}" {needs}']
 
-def insightface_remedy()->str:
-    "The same for a terminal, in one line."
-    return ' && '.join(f'pip {o.replace(" --quiet", "")}' for o in insightface_installs(torch_cuda()))
-
 # %% ../../nbs/app/doctor.ipynb #a8aa76b7
 def check_packages(
     extra:str='',  # Look at those of this extra instead
@@ -154,6 +150,11 @@ def nvidia_card()->str|None: # Name of the first card; `None` without a driver
     except (OSError, subprocess.TimeoutExpired):
         return None
     return (r.stdout.splitlines() or [None])[0] if r.returncode == 0 else None
+
+def insightface_remedy()->str:
+    "What adds InsightFace to this machine, in one line for a terminal."
+    lines = insightface_installs(torch_cuda() if nvidia_card() else None)
+    return ' && '.join(f'pip {o.replace(" --quiet", "")}' for o in lines)
 
 def in_colab()->bool:
     "Does this Python run in Colab?"

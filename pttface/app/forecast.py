@@ -92,7 +92,8 @@ def bytes_a_link(
     resized:bool,  # Are photos kept with a largest side?
 )->float: # Bytes that a link leaves on the disk, on the average
     "From what has come so far, once that is enough to go by."
-    sizes = [r.get('kept_bytes') or r['bytes'] for r in rows if r.get('status') == 'kept' and r.get('bytes')]
+    kept = [r for r in rows if r.get('status') == 'kept' and r.get('bytes')]
+    sizes = [r['bytes']*r.get('resized', 1.)**2 for r in kept]
     if len(sizes) < 50:
         return SHARE_KEPT*BYTES_A_PHOTO[resized]
     return sum(sizes)/len(rows)
