@@ -4,11 +4,12 @@ VENV ?= .venv
 BIN := $(VENV)/bin
 ROOT ?= runs/demo
 
-.PHONY: demo test bench docs readme help
+.PHONY: demo test colab-check bench docs readme help
 
 help:
 	@echo "make demo              the whole pipeline on a synthetic board, into $(ROOT)"
 	@echo "make test              everything CI checks"
+	@echo "make colab-check       install beside the versions that Colab has, and run the notebooks there"
 	@echo "make bench WHAT=name   a measured table, and runs/bench/name.json"
 	@echo "make docs              the docs site, into _docs"
 	@echo "make readme            README.md from nbs/index.ipynb"
@@ -25,6 +26,11 @@ demo: $(VENV)/.done
 
 test: $(VENV)/.done
 	$(BIN)/python tools/check.py $(ARGS)
+
+# COLAB_PYTHON: the Python of that runtime. Colab has 3.13.
+COLAB_PYTHON ?= $(BIN)/python
+colab-check: $(VENV)/.done
+	$(BIN)/python tools/colab_check.py --python $(COLAB_PYTHON) $(ARGS)
 
 bench: $(VENV)/.done
 	$(BIN)/python tools/bench.py $(or $(WHAT),--help) $(ARGS)

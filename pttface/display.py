@@ -95,9 +95,12 @@ class WidgetBox(VBox):
         self._still = still
         super().__init__(children)
 
+    _ipython_display_ = None  # Colab's ipywidgets 7.7 would show itself by this, without the picture
+
     def _repr_mimebundle_(self, **kw):
-        text = {'text/plain':'A form or a picture that is live in a notebook'}
-        return super()._repr_mimebundle_(**kw) | text | self._still()
+        view = dict(version_major=2, version_minor=0, model_id=self.model_id)
+        text = 'A form or a picture that is live in a notebook'
+        return {'application/vnd.jupyter.widget-view+json':view, 'text/plain':text} | self._still()
 
 # %% ../nbs/display.ipynb #11923fc4
 def browse(

@@ -6,8 +6,9 @@ Docs: https://pttface.github.io/pttface/download.html.md"""
 
 # %% auto #0
 __all__ = ['DOWNLOAD_PRESETS', 'placeholders', 'NOT_ASKED', 'TRANSIENT', 'DEAD', 'measure', 'DownloadSettings', 'verdict',
-           'removed', 'screen_answer', 'Gate', 'ask', 'HostRobots', 'fetch_link', 'fetch_links', 'is_transient', 'plan',
-           'why_not_asked', 'learn_optout', 'Photos', 'account', 'download', 'regate', 'link_rot', 'rot_picture']
+           'removed', 'screen_answer', 'Gate', 'reduction', 'ask', 'HostRobots', 'fetch_link', 'fetch_links',
+           'is_transient', 'plan', 'why_not_asked', 'learn_optout', 'Photos', 'account', 'download', 'regate',
+           'link_rot', 'rot_picture']
 
 # %% ../nbs/01_download.ipynb #8c145f68
 import hashlib,logging,os,threading,time
@@ -35,7 +36,7 @@ from .storage.files import BadInput,Ledger,find_preset,locked,need,read_json,rea
 from .storage.shards import (drop_photo,drop_withdrawn,open_months,photo_hashes,store_results,write_record,
                                     write_shards)
 from .vision.detectors import load_detector
-from .vision.images import Unusable,decode,encode_jpeg,opened,perceptual_hash,sharpness,strip_metadata
+from .vision.images import Unusable,decode,encode_jpeg,opened,perceptual_hash,sharpness,shrunk,strip_metadata
 
 # %% ../nbs/01_download.ipynb #5eca5323
 log = logging.getLogger(__name__)
@@ -78,6 +79,7 @@ class DownloadSettings:
     strip_metadata:bool=True    # Leave out what a photo says of places, times, devices and names? False: byte for byte
     robots_tag:bool=True        # Leave out what its server marks X-Robots-Tag: noai, noindex or the like?
     robots_txt:bool=True        # Ask each host for its robots.txt, and leave out what that keeps robots from?
+    max_side:int=0              # Make larger photos this long at their longer side, px; 0: keep them as they come
 
 # %% ../nbs/01_download.ipynb #9f9bc11d
 DOWNLOAD_PRESETS = dict(
@@ -178,9 +180,18 @@ def look(self:Gate,
         measured = dict(format=form, **self.examine(im))
         if verdict(measured, s)[0] != 'kept' and not s.keep_rejected:
             return measured,b''
+        if (scale := reduction(im, s.max_side)) < 1:
+            measured['resized'] = round(scale, 4)
         return measured,self.as_kept(body, im, form)
 
 # %% ../nbs/01_download.ipynb #2ccbad45
+def reduction(
+    im:np.ndarray,  # Photo, (H,W,3)
+    max_side:int,   # Largest side that is wanted, px; 0: any
+)->float: # Scale; 1 for a photo that stays as it is
+    "How much smaller a photo is kept."
+    return min(1., max_side/max(im.shape[:2])) if max_side else 1.
+
 @patch
 def as_kept(self:Gate,
     body:bytes,     # What came
@@ -189,6 +200,8 @@ def as_kept(self:Gate,
 )->bytes: # A JPEG
     "The file that goes into the tar."
     s = self.settings
+    if (scale := reduction(im, s.max_side)) < 1:
+        return encode_jpeg(shrunk(im, scale), s.quality)
     if form != 'JPEG':
         return encode_jpeg(im, s.quality)
     try:
@@ -575,7 +588,7 @@ def download(
         jobs,wanted = _check(*checked)
         folder,optout = Path(root)/'photos',read_optout(root)
         learn_optout(root, jobs, (), optout)
-        before = {k:getattr(settings, k) for k in ('strip_metadata','robots_txt')}
+        before = {k:getattr(settings, k) for k in ('strip_metadata','robots_txt')} | dict(max_side=0)
         every = open_months(folder, jobs, settings, force, before=before)
         drop_withdrawn(every.values(), optout)
         todo = {every[m]:_to_ask(every[m], settings, optout, retry_failed) for m in wanted}
@@ -592,7 +605,6 @@ def download(
         photos = Photos(*write_record(folder, every, settings))
     _check_outcome([r for r in photos.rows if r['month'] in wanted], wanted)
     return photos
-
 
 # %% ../nbs/01_download.ipynb #6fbb178a
 def _rejudge(r, settings, stored):

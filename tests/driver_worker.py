@@ -5,6 +5,7 @@ Drive is a folder under CONTENT/drive whose file operations are slow and sometim
 import builtins
 import dataclasses
 import errno
+import functools
 import io
 import json
 import os
@@ -20,7 +21,7 @@ content = Path(sys.argv[1]).absolute()
 budget = sys.argv[2] if len(sys.argv) > 2 else '6s'
 mine = content / 'drive/MyDrive'
 faults = random.Random(int(os.environ.get('FAULT_SEED', 0)))
-counts = dict(calls=0, faults=0, mounts=0, flushes=0)
+counts = dict(calls=0, faults=0, mounts=0, flushes=0, released=0, offered=[])
 
 
 def unreliable(f, where=0):
@@ -57,14 +58,20 @@ def mount(path, *a, **kw):
     counts['mounts'] += 1
 
 
+def refuse(path, *a, **kw):
+    counts['mounts'] += 1
+    raise ValueError('mount failed: credential propagation was unsuccessful')
+
+
 def flush_and_unmount():
     counts['flushes'] += 1
-    os.unlink(mine)
-    mine.parent.rmdir()
 
 
 google, colab = types.ModuleType('google'), types.ModuleType('google.colab')
-colab.drive = types.SimpleNamespace(mount=mount, flush_and_unmount=flush_and_unmount)
+mount_or_refuse = refuse if os.environ.get('MOUNT_FAILS') else mount
+colab.drive = types.SimpleNamespace(mount=mount_or_refuse, flush_and_unmount=flush_and_unmount)
+colab.files = types.SimpleNamespace(download=lambda path: counts['offered'].append(path))
+colab.runtime = types.SimpleNamespace(unassign=lambda: counts.update(released=1))
 google.__path__, colab.__path__, google.colab = [], [], colab
 for m in (google, colab):
     m.__spec__ = types.SimpleNamespace(name=m.__name__, submodule_search_locations=[], loader=None, origin=None,
@@ -74,22 +81,27 @@ sys.modules.update({'google': google, 'google.colab': colab})
 from IPython.core.interactiveshell import InteractiveShell  # noqa: E402
 from pttface.training.config import RECIPES  # noqa: E402
 
+import pttface.app.colab as page  # noqa: E402
+
 RECIPES['tiny'] = dataclasses.replace(RECIPES['tiny'], save='1s', report='200 images')
+page.download = functools.partial(page.download, rate=15, streams=1)
 shell = InteractiveShell.instance()
 shell.run_line_magic, asked = (lambda name, line: asked.append((name, line))), []
 top = Path(__file__).resolve().parent.parent
+chosen = (("keep = 'auto'", f"keep = '{os.environ.get('KEEP', 'Drive')}'"), ("budget = ''", f"budget = '{budget}'"),
+          ('Session(chosen)', f'Session(chosen, {str(content)!r}, every=.3, n_photos=40)'))
 for i, cell in enumerate(json.loads((top / 'nbs/colab.ipynb').read_text())['cells']):
     if cell['cell_type'] != 'code':
         continue
     source = ''.join(cell['source'])
-    for text, instead in (('/content', str(content)), ('n_photos=90', 'n_photos=40'), (',300', ',.3'),
-                          ('gateway=gateway', 'gateway=gateway, rate=15, streams=1')):
+    for text, instead in chosen:
         source = source.replace(text, instead)
-    if source.startswith('form = '):
-        choose = f"form.preset.value = 'drawn heads'; form.fields['budget'].value = '{budget}'"
-        source = source.replace('form.widget', choose)
+    if os.environ.get('UNTIL') and os.environ['UNTIL'] in source:
+        break
     r = shell.run_cell(source, silent=True)
     if r.error_before_exec or r.error_in_exec:
         sys.exit(f'cell {i}: {r.error_before_exec or r.error_in_exec!r}')
-assert [o[0] for o in asked] == ['pip']
+    if source.startswith('session ='):
+        print(shell.user_ns['session'], flush=True)
+assert {o[0] for o in asked} == {'pip'} and 'pttface @' in asked[0][1] and 'insightface' in asked[1][1]
 real_open(content / 'counts.json', 'w').write(json.dumps(counts))

@@ -7,6 +7,7 @@ import shutil
 import subprocess
 import sys
 import time
+import zipfile
 from importlib.metadata import packages_distributions, requires
 from pathlib import Path
 
@@ -58,7 +59,7 @@ def steps_of(data):
 
 
 def test_run_all_goes_on_from_a_session_that_died(tmp_path):
-    data = tmp_path / 'MyDrive/pttface'
+    data = tmp_path / 'MyDrive/pttface-drawn'
     data.parent.mkdir()
 
     first = tmp_path / 'first'
@@ -88,7 +89,7 @@ def test_run_all_goes_on_from_a_session_that_died(tmp_path):
     output = p.communicate(timeout=420)[0]
     assert p.returncode == 0, output[-3000:]
     counts = json.loads((third / 'counts.json').read_text())
-    assert counts['mounts'] == counts['flushes'] == 1 and counts['faults'] > 0
+    assert counts['mounts'] == 1 and counts['flushes'] == counts['released'] == 0 and counts['faults'] > 0
     assert counts['trash'] < 100_000, 'what is replaced on Drive fills its trash'
     assert {p: p.stat().st_mtime_ns for p in stamps} == stamps, 'what was finished was made again'
     log = steps_of(data)
@@ -101,7 +102,8 @@ def test_run_all_goes_on_from_a_session_that_died(tmp_path):
                  'eval/report.json', 'choices.json'):
         assert (data / name).stat().st_size > 0, name
     assert not [p for p in data.rglob('.*') if p.is_file()], 'half a file was left on Drive'
-    assert sizes(third / 'pttface') == sizes(data)
+    assert sizes(third / 'pttface-drawn') == sizes(data)
+    assert [Path(o).name for o in counts['offered']] == ['pttface-drawn-tiny.zip']
     folders = [data, *(o for o in data.rglob('*') if o.is_dir())]
     assert max(len(list(o.iterdir())) for o in folders) < 1000
 
@@ -152,11 +154,60 @@ def imported(cell):
     return {o.split('.')[0] for o in names} - set(sys.stdlib_module_names)
 
 
+def finished(content, **env):
+    "Run the notebook to its end, or to the cell that `UNTIL` names; what it printed, and what Colab was asked for."
+    content.mkdir()
+    p = start(content, **env)
+    output = p.communicate(timeout=420)[0]
+    assert p.returncode == 0, output[-3000:]
+    return output, json.loads((content / 'counts.json').read_text())
+
+
+def test_a_session_whose_drive_is_refused_goes_on_and_ends_with_everything_in_one_archive(tmp_path):
+    (tmp_path / 'MyDrive').mkdir()
+    output, counts = finished(tmp_path / 'content', MOUNT_FAILS='1')
+    assert 'credential propagation' in output and 'another Google account' in output and 'archive' in output
+    assert counts['mounts'] == 1 and not list((tmp_path / 'MyDrive').iterdir())
+    archive, = map(Path, counts['offered'])
+    with zipfile.ZipFile(archive) as z:
+        names = {o.removeprefix('pttface-drawn/') for o in z.namelist()}
+    assert {'eval/report.json', 'runs/tiny/samples.npz', 'runs/tiny/recipe.json', 'dataset/card.json'} <= names
+    assert any(re.fullmatch(r'runs/tiny/checkpoint-.*\.pt', o) for o in names)
+
+
+def test_the_first_run_all_asks_for_no_drive(tmp_path):
+    output, counts = finished(tmp_path / 'content', KEEP='auto', UNTIL='expect_crawl(')
+    assert counts['mounts'] == 0 and 'ends with this machine' in output
+    assert not (tmp_path / 'content/drive').exists()
+
+
+def test_the_notebook_asks_for_a_t4_and_reads_its_choices_as_they_stand():
+    nb = json.loads((top / 'nbs/colab.ipynb').read_text())
+    assert nb['metadata']['accelerator'] == 'GPU' and nb['metadata']['colab']['gpuType'] == 'T4'
+    code = [s for kind, s in source(top / 'nbs/colab.ipynb') if kind == 'code']
+    lines = [line for s in code for line in s.splitlines() if '#@param' in line]
+    for line in lines:
+        value = ast.literal_eval(re.search(r'= (\S.*?)  #@param', line)[1])
+        options = line.partition('#@param ')[2]
+        if options.startswith('['):
+            assert json.loads(options)[0] == value, f'{line}: the first choice is not the one that stands'
+    names = [line.split(' = ')[0] for line in lines]
+    assert names == ['what', 'since', 'until', 'budget', 'photos', 'keep', 'clean', 'release']
+    text = '\n'.join(code)
+    assert "what = 'drawn heads'" in text and 'release = False' in text and "clean = 'skip'" in text
+    imports = [line for s in code for line in s.splitlines() if line.startswith(('import ', 'from '))]
+    assert imports == ['import sys', 'from pttface.app.colab import *']
+
+
 def test_the_driver_waits_for_nothing_it_cannot_have():
-    text = '\n'.join(s for kind, s in source(top / 'nbs/colab.ipynb') if kind == 'code')
-    assert text.count('drive.mount(') == 1 and 'flush_and_unmount' in text and 'restart' not in text.lower()
+    code = [s for kind, s in source(top / 'nbs/colab.ipynb') if kind == 'code']
+    text = '\n'.join(code)
+    assert 'input(' not in text and 'restart' not in text.lower() and 'ipywidgets' not in text
+    unmounts = [s for s in code if 'flush_and_unmount' in s or 'unassign' in s]
+    assert len(unmounts) == 1 and 'if IN_COLAB and release:' in unmounts[0] and unmounts[0] == code[-1]
     installs = re.findall(r"'pip', '([^\n]*)'\)", text)
     assert len(installs) == 1 and not re.search(r'==|<|--force|--upgrade|-U\b', installs[0])
+    assert 'insightface' not in installs[0], 'InsightFace brings its own list'
 
 
 def test_the_doctor_finds_what_is_wrong(tmp_path, monkeypatch):

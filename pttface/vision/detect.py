@@ -6,7 +6,7 @@ Docs: https://pttface.github.io/pttface/vision/detect.html.md"""
 
 # %% auto #0
 __all__ = ['YAW', 'PITCH', 'coarse', 'MID_X', 'MID_Y', 'Face', 'draw_faces', 'iou', 'min_face_px', 'kps_shape', 'pose_terms',
-           'kps_pose', 'MTCNN', 'check_photo', 'middle_terms', 'face_centre', 'cuda_advice']
+           'kps_pose', 'MTCNN', 'check_photo', 'middle_terms', 'face_centre', 'onnx_runtime', 'cuda_advice']
 
 # %% ../../nbs/vision/detect.ipynb #33dc8cb9
 from dataclasses import dataclass
@@ -16,6 +16,7 @@ from pathlib import Path
 import cv2
 import numpy as np
 from fastcore.basics import patch
+from packaging.requirements import Requirement
 
 from .images import halved,halvings,shrunk
 from ..storage.files import BadInput
@@ -381,14 +382,28 @@ def face_centre(
     return centre + np.array([MID_X@x, MID_Y@y])*float((bbox[2:] - bbox[:2]).max())
 
 # %% ../../nbs/vision/detect.ipynb #238964f7
+def onnx_runtime(
+    cuda:str|None,  # `torch.version.cuda`, such as '12.8'; `None` for a PyTorch without CUDA
+)->str: # A requirement for pip
+    "The ONNX Runtime that works beside this PyTorch: 1.26 was the last one for CUDA 12."
+    if cuda is None:
+        return 'onnxruntime'
+    return 'onnxruntime-gpu<1.27' if cuda.split('.')[0] == '12' else 'onnxruntime-gpu>=1.27'
+
+# %% ../../nbs/vision/detect.ipynb #d727193b
 def cuda_advice(
     available,        # Execution providers that ONNX Runtime was built with
     card:bool,        # Is there an NVIDIA card?
     active:str=None,  # The provider that works; the best available by default
+    cuda:str=None,    # `torch.version.cuda`; unknown by default
+    have:str=None,    # Version of ONNX Runtime; unknown by default
 )->str|None: # One command, or `None` when all is well
     "What to do when there is a card and ONNX Runtime does not use it."
     if not card or (active or 'CUDAExecutionProvider') == 'CUDAExecutionProvider' in available:
         return None
-    if 'CUDAExecutionProvider' in available:
-        return 'pip install --upgrade "onnxruntime-gpu[cuda,cudnn]"'
-    return 'pip uninstall -y onnxruntime onnxruntime-gpu && pip install onnxruntime-gpu'
+    wanted = Requirement(onnx_runtime(cuda) if cuda else 'onnxruntime-gpu')
+    if 'CUDAExecutionProvider' not in available:
+        return f'pip uninstall -y onnxruntime onnxruntime-gpu && pip install "{wanted}"'
+    if have and not wanted.specifier.contains(have, prereleases=True):
+        return f'pip install "{wanted}"'
+    return f'pip install --upgrade "onnxruntime-gpu[cuda,cudnn]{wanted.specifier}"'
