@@ -30,7 +30,7 @@ from .training.config import RECIPES,Budget,Recipe,find_recipe
 from .training.device import half_type,has_float64,map_batches,pick_device,pick_precision,tune_convolutions
 from .training.ema import Snapshots,average_of,nearest_step
 from .training.samplers import Noise,add_churn,slerp,unipc
-from .training.trainer import SPEEDS,Trainer,TrainingRun,begin_run,check_recipe,find_trackers
+from .training.trainer import SPEEDS,Trainer,TrainingRun,begin_run,check_accumulate,check_recipe,find_trackers
 from .training.trainer import run_training,save_images
 from .unet import StrongerUNet,UNet,n_params
 
@@ -572,7 +572,7 @@ def make_trainer(
     data,              # `FaceData` of the recipe's size
     budget:Budget,     # How much
     device=None,       # 'cpu', or `None` for the best there is
-    accumulate:int=1,  # Parts a batch is cut into
+    accumulate='auto', # Parts a batch is cut into
     trackers=(),       # As for `Trainer`
     speed:str='auto',  # As for `Trainer`
 )->Trainer: # It trains a denoiser
@@ -599,18 +599,16 @@ def check_training(
     recipe,          # As for `train`, like the rest
     budget=None,
     device=None,
-    accumulate=1,
+    accumulate='auto',
     speed='auto',
 )->Recipe: # The recipe
     "Raise `BadInput` on arguments that make no training."
     recipe = check_recipe(find_recipe(recipe))
     one_of(recipe.sampler, SAMPLERS, 'sampler')
     one_of(speed, ('auto',*SPEEDS), 'speed')
-    check_numbers(accumulate=accumulate)
+    check_accumulate(accumulate, recipe.batch)
     if budget is not None:
         Budget.parse(budget)
-    if accumulate > recipe.batch:
-        raise BadInput(f'A batch of {recipe.batch} cannot be cut into {accumulate} parts')
     pick_device(device)
     return recipe
 
@@ -635,10 +633,10 @@ def train(
     data,                      # Packed faces: `FaceData`
     recipe:str|Recipe='edm',   # A name of `RECIPES`, or one of your own
     root:str|os.PathLike='.',  # Folder of all artefacts; the run is `root/runs/NAME`
-    budget:str=None,           # '12h', '10m', '90s', '20k images' or '160 epochs'; the recipe's own by default
+    budget:str=None,           # '12h', '20k images', '160 epochs', '20k images or 8m'; the recipe's own by default
     name:str=None,             # What the run is called; the recipe's name by default
     device:str=None,           # 'cpu', or the best there is
-    accumulate:int=1,          # Cut each batch into so many parts, when memory is small
+    accumulate:int|str='auto', # Parts a batch is cut into; 'auto': as few as memory allows
     trackers=None,             # 'tensorboard', 'wandb', or both with a comma
     speed:str='auto',          # 'plain', 'channels_last', 'compile', or what is fastest
     callback=None,             # Called as callback(trainer, report) after each report

@@ -233,7 +233,7 @@ def train_run(
     seed:int=None,         # Of everything random; the recipe's own by default
     device:str=None,       # `cpu`, `cuda`, …; the fastest there is by default
     force:bool=False,      # Begin anew where another recipe's or data set's run stands? That one is kept aside
-    accumulate:int=1,      # Cut each batch into so many parts, when memory is small
+    accumulate:str='auto', # Parts a batch is cut into; by default as few as memory allows
     trackers:str=None,     # `tensorboard`, `wandb`, or both with a comma
     speed:str='auto',      # `plain`, `channels_last`, `compile`, or what is fastest
     progress:bool=True,    # Show a bar?

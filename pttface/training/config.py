@@ -6,7 +6,7 @@ Docs: https://pttface.github.io/pttface/training/config.html.md"""
 
 # %% auto #0
 __all__ = ['RECIPES', 'RECORDED_AS', 'DRAWING_ONLY', 'Budget', 'Recipe', 'find_recipe', 'recipe_record', 'training_record',
-           'read_recipe', 'lr_at']
+           'read_recipe', 'lr_at', 'rewarmed_lr']
 
 # %% ../../nbs/training/config.ipynb #eb010030
 import math,re
@@ -18,24 +18,29 @@ from ..storage.files import BadInput,find_preset
 @dataclass(frozen=True)
 class Budget:
     "An amount of training: seconds, images or epochs"
-    amount:float  # How many
-    unit:str      # 'seconds', 'images' or 'epochs'
+    amount:float      # How many
+    unit:str          # 'seconds', 'images' or 'epochs'
+    ceiling:float=0.  # But at most so many seconds; 0: however long it takes
 
     @classmethod
     def parse(cls,
-        text:str,  # '12h', '10m', '90s', '20k images', '1.5M images' or '160 epochs'
+        text:str,  # '12h', '10m', '90s', '20k images', '1.5M images', '160 epochs', or '20k images or 8m'
     )->'Budget':
-        "Read a budget; raises `BadInput` when it is none."
-        m = re.fullmatch(r'\s*([\d.]+)\s*(?:(h|m|s)|([kM]?)\s*(images|epochs))\s*', str(text))
-        try:
-            amount = float(m[1])
-        except (TypeError, ValueError):
-            amount = 0
-        if amount <= 0:
-            raise BadInput(f"{text!r} is no budget: write '12h', '10m', '90s', '20k images' or '160 epochs'")
+        "Read a budget; of two with `or` between them, the one that is spent first counts. Raises `BadInput`."
+        parts = [cls._read(o) for o in str(text).split(' or ')]
+        if None in parts or len(parts) > 2 or any(o.unit != 'seconds' for o in parts[1:]):
+            raise BadInput(f"{text!r} is no budget: write '12h', '10m', '90s', '20k images', '160 epochs', "
+                           "or '20k images or 8m'")
+        return replace(parts[0], ceiling=parts[1].amount) if parts[1:] else parts[0]
+
+    @classmethod
+    def _read(cls, text):
+        m = re.fullmatch(r'\s*(\d+\.?\d*|\.\d+)\s*(?:(h|m|s)|([kM]?)\s*(images|epochs))\s*', text)
+        if not m or float(m[1]) <= 0:
+            return None
         if m[2]:
-            return cls(amount*dict(h=3600, m=60, s=1)[m[2]], 'seconds')
-        return cls(amount*{'k':1e3, 'M':1e6}.get(m[3], 1), m[4])
+            return cls(float(m[1])*dict(h=3600, m=60, s=1)[m[2]], 'seconds')
+        return cls(float(m[1])*{'k':1e3, 'M':1e6}.get(m[3], 1), m[4])
 
     def spent(self,
         images:int,      # Images seen
@@ -43,7 +48,8 @@ class Budget:
         n:int,           # Images an epoch
     )->float: # 1 is all of it
         "Which share of the budget has been spent."
-        return dict(seconds=seconds, images=images, epochs=images/n)[self.unit]/self.amount
+        share = dict(seconds=seconds, images=images, epochs=images/n)[self.unit]/self.amount
+        return max(share, seconds/self.ceiling) if self.ceiling else share
 
 # %% ../../nbs/training/config.ipynb #b3439739
 @dataclass(frozen=True)
@@ -136,9 +142,25 @@ def lr_at(
     progress:float,  # Share of the budget spent
     images:int=0,    # Images seen
     epoch:float=0.,  # Share of the budget one epoch is, for `per_epoch`
+    begun:float=0.,  # Share that an earlier, smaller budget had been when it was spent; 0: this is the first budget
 )->float: # Learning rate
     "The learning rate at a point of the training."
     if r.per_epoch and epoch:
         progress = math.floor(progress/epoch + 1e-9)*epoch
+    if 0 < begun < 1:
+        return rewarmed_lr(r, (progress - begun)/(1 - begun), 1/begun - 1)
     fall = r.lr_end + (r.lr - r.lr_end)*(1 + math.cos(math.pi*min(progress, 1)))/2
     return fall*min(1., (images + r.batch)/r.warmup) if r.warmup else fall
+
+# %% ../../nbs/training/config.ipynb #09962219
+def rewarmed_lr(
+    r:Recipe,     # First peak, and end
+    share:float,  # Of what was added, how much is spent
+    added:float,  # What was added, as a multiple of what had been spent
+)->float: # Learning rate
+    "The learning rate after a budget that was spent has been extended."
+    share = min(max(share, 0.), 1.)
+    peak = r.lr_end + (r.lr - r.lr_end)*min(1., added)**.5
+    if share < .1:
+        return r.lr_end + (peak - r.lr_end)*share/.1
+    return r.lr_end + (peak - r.lr_end)*(1 + math.cos(math.pi*(share - .1)/.9))/2
