@@ -273,7 +273,7 @@ def _read(self:HostRobots, job, client, unread):
         row = dict(host=host, time=int(time.time()), status=404 if nothing else a.status,
                    text=decode_text(a.body[:512_000]))
         self.rules[host] = Robots(row['text'].encode(), row['status'])
-        if self.kept:
+        if self.kept is not None:
             self.kept.append(row)
     else:
         status = 'refused' if a.reason in NOT_ASKED else 'failed'
