@@ -81,6 +81,10 @@ def _telling(look):
     "Does a perceptual hash tell one picture from another? That of a blank one has a bit or two"
     return 8 <= look.bit_count() <= 56
 
+def _bits_apart(a, b):
+    "Bits in which two perceptual hashes differ, or differ when one picture is mirrored: odd columns change their sign"
+    return min((a ^ b).bit_count(), (a ^ b ^ 0x5555555555555555).bit_count())
+
 # %% ../nbs/policy.ipynb #1950027f
 class OptOut:
     "What must not be used: photos, articles, and photos that look like an opted-out one"
@@ -139,7 +143,7 @@ class OptOut:
         if sha256 and ('sha256', sha256) in self.named:
             return True
         look = int(phash, 16) if phash else 0
-        return _telling(look) and any((look ^ o).bit_count() <= TWIN_BITS for o in self.looks)
+        return _telling(look) and any(_bits_apart(look, o) <= TWIN_BITS for o in self.looks)
 
     def warning(self)->str: # One sentence, or ''
         "Say which lines name nothing known."

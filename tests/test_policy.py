@@ -6,12 +6,15 @@ from pathlib import Path
 import pytest
 
 from pttface.policy import (
+    NO_AGE_SCREEN,
     OptOut,
     Robots,
+    age_screen,
     left_out,
     named_by,
     opted_out,
     read_optout,
+    remember_addresses,
     remember_optout,
     tagged,
     why_young,
@@ -262,3 +265,38 @@ def test_robots_that_cannot_be_read(status, may):
 )
 def test_tags_belong_to_the_robot_named_before_them(tag, out):
     assert tagged({'x-robots-tag': tag}) == out
+
+
+@pytest.mark.parametrize('look, twin', [
+    ('c3a59966c3a59966', True), ('c3a59966c3a59f66', True), ('96f0cc3396f0cc33', True),  # mirrored
+    ('96f0cc3396f0cc30', True), ('3c5a669966c3a599', False)])
+def test_what_looks_like_an_opted_out_photo(look, twin):
+    out = OptOut('', [dict(sha256=SHA, phash='c3a59966c3a59966')])
+    assert out.is_twin('0' * 64, look) == twin
+
+
+@pytest.mark.parametrize('blank', ['8000000000000000', '0000000000000000', 'ffffffffffffffff', 'ffdfffffffffffff'])
+def test_a_blank_photo_that_is_opted_out_takes_no_other_along(blank):
+    out = OptOut('', [dict(sha256=SHA, phash=blank)])
+    assert out.is_twin(SHA, blank) and not out.is_twin('0' * 64, blank)
+
+
+def test_addresses_are_remembered_without_being_written(tmp_path):
+    out = OptOut(ARTICLE)
+    shown = [PHOTO, 'https://pbs.twimg.com/media/Fabc_-1?format=jpg&name=orig']
+    assert remember_addresses(tmp_path, out, shown) == 2 and remember_addresses(tmp_path, out, shown) == 0
+    for o in (out, read_optout(tmp_path)):
+        assert all(u in o for u in shown) and 'http://m.imgur.com/AbCdEf1' in o and PHOTO.replace('1.jpg', '2.jpg') not in o
+    text = (tmp_path / 'optout_hashes.jsonl').read_text()
+    assert 'AbCdEf1' not in text and 'Fabc' not in text
+
+
+def test_lines_are_reported_once_where_asked(tmp_path, caplog):
+    (tmp_path / 'optout.txt').write_text('the girl in red\n')
+    quiet = read_optout(tmp_path, report=False)
+    assert not caplog.text and 'line 1' in quiet.warning()
+
+
+def test_the_words_for_no_age_screen():
+    assert age_screen(False, 20) == age_screen(True, 0) == NO_AGE_SCREEN == 'no age screen'
+    assert age_screen(True, 18) == 'faces that look under 18 are dropped'
