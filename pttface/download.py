@@ -31,7 +31,8 @@ from .net.http import RETRYABLE,Client,Stopped,agent_with,check_proxy
 from .net.scheduler import HOST_LIMITS,OTHER_HOSTS,fetch_all,host_limits
 from .policy import (NO_OPTOUT,OptOut,Robots,decode_text,opted_out,read_optout,remember_addresses,
                             remember_optout,tagged,young)
-from .storage.files import BadInput,Ledger,find_preset,locked,need,read_json,read_jsonl,read_tar,write_json,write_tar
+from .storage.files import (BadInput,Ledger,find_preset,locked,need,read_json,read_jsonl,read_tar,write_json,
+                                   write_tar)
 from .storage.shards import (drop_photo,drop_withdrawn,open_months,photo_hashes,store_results,write_record,
                                     write_shards)
 from .vision.detectors import load_detector
@@ -567,7 +568,7 @@ def download(
     force:bool=False,          # Take other settings than last time, and download everything again
     progress:bool=True,        # Show a bar?
 )->Photos: # What became of every link
-    "Fetch every link of the crawl and keep the photos with a sharp face; raises `BadInput` on what it cannot use, and when nothing came at all."
+    "Fetch every link of the crawl and keep the photos with a sharp face; raises `BadInput` when nothing can be had."
     settings = find_preset(settings, DOWNLOAD_PRESETS, 'the download')
     checked = (root, months, workers, streams, rate, proxy, contact, limits)
     _check(*checked)
