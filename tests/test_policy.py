@@ -10,6 +10,7 @@ from pttface.policy import (
     OptOut,
     Robots,
     age_screen,
+    article_codes,
     left_out,
     named_by,
     opted_out,
@@ -300,3 +301,30 @@ def test_lines_are_reported_once_where_asked(tmp_path, caplog):
 def test_the_words_for_no_age_screen():
     assert age_screen(False, 20) == age_screen(True, 0) == NO_AGE_SCREEN == 'no age screen'
     assert age_screen(True, 18) == 'faces that look under 18 are dropped'
+
+
+@pytest.mark.parametrize('written', [
+    f'照片：{PHOTO}', f'[我]({PHOTO})', f'[img]{PHOTO}[/img]', f'<a href="{PHOTO}">x</a>', f'﻿{PHOTO}', f'{PHOTO}​',
+    f'https://web.archive.org/web/2024/{PHOTO}', PHOTO.replace(':', '%3A').replace('/', '%2F'), f'1. {PHOTO}',
+    PHOTO.replace('/', '\\'), PHOTO.replace('://', ' :// '), f'https://example.com/?u={PHOTO}',
+    'https://imgur.com/gallery/AbCdEf1', 'https://imgur.com/a/a-title-AbCdEf1', 'https://imgur.com/r/beauty/AbCdEf1',
+    SHA[:32] + ' ' + SHA[32:], ':'.join(SHA[i:i + 2].upper() for i in range(0, 64, 2)), '0x' + SHA, SHA + '  photo.jpg'])
+def test_an_address_among_other_things(written):
+    out = OptOut(written)
+    assert out.unknown == [] and opted_out(dict(url=PHOTO, sha256=SHA), out)
+    assert not opted_out(dict(url='https://i.imgur.com/aBcDeF1.jpg', sha256='0' * 64), out)
+
+
+@pytest.mark.parametrize('written', [
+    '#1baPT-w7 (Beauty)', '文章代碼(AID): #1baPT-w7 (Beauty) [ptt.cc]', '＃1baPT-w7', 'Beauty #1baPT-w7',
+    'https://moptt.tw/p/Beauty.M.1704040318.A.E87', 'beauty/M.1704040318.A.E87.html', '文章網址:' + ARTICLE,
+    '/bbs/Beauty/M.1704040318.A.E87', 'Re: M.1704040318.A.E87.'])
+def test_an_article_by_its_code_and_among_other_things(written):
+    out = OptOut(written)
+    assert ARTICLE in out and out.unknown == [] and ARTICLE.replace('E87', 'E88') not in out
+
+
+@pytest.mark.parametrize(
+    'line', ['#mine', '# please', '#1baPT-w', '#1baPT-w78', '#zbaPT-w7', 'a#1baPT-w7', '##########'])
+def test_remarks_are_no_codes(line):
+    assert not article_codes(line)
