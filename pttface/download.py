@@ -325,6 +325,7 @@ def fetch_links(
 
 # %% ../nbs/01_download.ipynb #b9b70613
 TRANSIENT = {*RETRYABLE, 'not_stored', 'lost'}
+DEAD = ('removed','404','410','not_image','dns','redirects','empty','204','205')  # Nothing is there any more
 
 def is_transient(
     row:dict,  # Of a link
@@ -629,8 +630,6 @@ def regate(
         return Photos(*write_record(folder, every, settings))
 
 # %% ../nbs/01_download.ipynb #c12936b3
-DEAD = ('removed','404','410','not_image','dns','redirects','empty','204','205')
-
 def _state(r):
     if r['status'] != 'failed' or r['reason'].startswith('format_'):
         return 'there'

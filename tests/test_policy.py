@@ -304,11 +304,13 @@ def test_the_words_for_no_age_screen():
 
 
 @pytest.mark.parametrize('written', [
-    f'照片：{PHOTO}', f'[我]({PHOTO})', f'[img]{PHOTO}[/img]', f'<a href="{PHOTO}">x</a>', f'﻿{PHOTO}', f'{PHOTO}​',
+    f'照片：{PHOTO}', f'[我]({PHOTO})', f'[img]{PHOTO}[/img]', f'<a href="{PHOTO}">x</a>', f'\ufeff{PHOTO}',
+    f'{PHOTO}\u200b', '<img src="//imgur.com/AbCdEf1">',
     f'https://web.archive.org/web/2024/{PHOTO}', PHOTO.replace(':', '%3A').replace('/', '%2F'), f'1. {PHOTO}',
     PHOTO.replace('/', '\\'), PHOTO.replace('://', ' :// '), f'https://example.com/?u={PHOTO}',
     'https://imgur.com/gallery/AbCdEf1', 'https://imgur.com/a/a-title-AbCdEf1', 'https://imgur.com/r/beauty/AbCdEf1',
-    SHA[:32] + ' ' + SHA[32:], ':'.join(SHA[i:i + 2].upper() for i in range(0, 64, 2)), '0x' + SHA, SHA + '  photo.jpg'])
+    SHA[:32] + ' ' + SHA[32:], ':'.join(SHA[i:i + 2].upper() for i in range(0, 64, 2)), '0x' + SHA,
+    SHA + '  photo.jpg'])
 def test_an_address_among_other_things(written):
     out = OptOut(written)
     assert out.unknown == [] and opted_out(dict(url=PHOTO, sha256=SHA), out)
