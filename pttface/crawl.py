@@ -204,6 +204,17 @@ def _check_settings(settings):
         raise BadInput(f'min_pushes={settings.min_pushes}: the board counts from -100 (XX) to 100 (爆)')
     return replace(settings, tags=tuple(tags))
 
+# %% ../nbs/00_crawl.ipynb #c29f37a5
+def _write_account(root, state, want):
+    "Write the lists of a range that has been read, and the account"
+    if not (links := state.links()):
+        raise nothing_found(state, want['since'], want['until'])
+    pages = state.rng.pages
+    record = dict(settings=want, base_url=pages.base_url, **audit(state, links))
+    emptied = [i for i,r in state.rows.items() if r['left_out'] == 'opt_out']
+    save_links(Path(root)/'links', links, record, emptied)
+    return Links(links, record, pages.asked)
+
 # %% ../nbs/00_crawl.ipynb #a1320ce8
 def _read_board(root, pages, want, settings, span, optout, workers, progress):
     "Read a range of the board, and write the lists and the account"
@@ -217,12 +228,7 @@ def _read_board(root, pages, want, settings, span, optout, workers, progress):
     state = CrawlState(rng, wanted, read_row)
     find_range(rng)
     crawl_range(state, workers, progress)
-    if not (links := state.links()):
-        raise nothing_found(state, want['since'], want['until'])
-    record = dict(settings=want, base_url=pages.base_url, **audit(state, links))
-    emptied = [i for i,r in state.rows.items() if r['left_out'] == 'opt_out']
-    save_links(Path(root)/'links', links, record, emptied)
-    return Links(links, record, pages.asked)
+    return _write_account(root, state, want)
 
 # %% ../nbs/00_crawl.ipynb #fa542147
 def crawl(
