@@ -32,7 +32,8 @@ from .net.http import RETRYABLE,Client,Stopped,agent_with,check_proxy
 from .net.scheduler import HOST_LIMITS,OTHER_HOSTS,fetch_all,host_limits
 from .policy import (NO_OPTOUT,OptOut,Robots,decode_text,opted_out,read_optout,remember_addresses,
                             remember_optout,tagged,young)
-from .storage.files import BadInput,Ledger,find_preset,locked,need,read_json,read_jsonl,read_tar,write_json,write_tar
+from .storage.files import (BadInput,Ledger,find_preset,locked,need,read_json,read_jsonl,read_tar,write_json,
+                                   write_tar)
 from .storage.shards import (drop_photo,drop_withdrawn,open_months,photo_hashes,store_results,write_record,
                                     write_shards)
 from .vision.detectors import load_detector
@@ -286,7 +287,7 @@ def _read(self:HostRobots, job, client, unread):
         row = dict(host=host, time=int(time.time()), status=404 if nothing else a.status,
                    text=decode_text(a.body[:512_000]))
         self.rules[host] = Robots(row['text'].encode(), row['status'])
-        if self.kept:
+        if self.kept is not None:
             self.kept.append(row)
     else:
         status = 'refused' if a.reason in NOT_ASKED else 'failed'
@@ -337,6 +338,7 @@ def fetch_links(
 
 # %% ../nbs/01_download.ipynb #b9b70613
 TRANSIENT = {*RETRYABLE, 'not_stored', 'lost'}
+DEAD = ('removed','404','410','not_image','dns','redirects','empty','204','205')  # Nothing is there any more
 
 def is_transient(
     row:dict,  # Of a link
@@ -580,7 +582,7 @@ def download(
     force:bool=False,          # Take other settings than last time, and download everything again
     progress:bool=True,        # Show a bar?
 )->Photos: # What became of every link
-    "Fetch every link of the crawl and keep the photos with a sharp face; raises `BadInput` on what it cannot use, and when nothing came at all."
+    "Fetch every link of the crawl and keep the photos with a sharp face; raises `BadInput` when nothing can be had."
     settings = find_preset(settings, DOWNLOAD_PRESETS, 'the download')
     checked = (root, months, workers, streams, rate, proxy, contact, limits)
     _check(*checked)
@@ -640,8 +642,6 @@ def regate(
         return Photos(*write_record(folder, every, settings))
 
 # %% ../nbs/01_download.ipynb #c12936b3
-DEAD = ('removed','404','410','not_image','dns','redirects','empty','204','205')
-
 def _state(r):
     if r['status'] != 'failed' or r['reason'].startswith('format_'):
         return 'there'

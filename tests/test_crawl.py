@@ -10,10 +10,10 @@ from pttface.app.cli import main
 from pttface.crawl import CRAWL_PRESETS,CrawlSettings,crawl
 from pttface.ptt.board_range import Links
 from pttface.ptt.cache import PageStore,check_board
-from pttface.ptt.parse import posted
+from pttface.ptt.parse import category,posted,push_count
 from pttface.net.http import Blocked
 from pttface.synthetic.server import Fault,Reply,faults,serving,some_faults
-from pttface.storage.files import BadInput
+from pttface.storage.files import BadInput,locked,open_root
 
 year = dict(since='2024-01-01', until='2024-12-31', rate=0, progress=False)
 
@@ -528,3 +528,136 @@ def test_pages_of_two_servers_never_mix(tmp_path):
         first = len([p for p in one.requests if '/M.' in p])
         crawl(root=tmp_path/'both', base_url=urls[0], force=True, **year)
         assert len([p for p in one.requests if '/M.' in p]) == first
+
+# ---- who asks to be left out after a crawl
+
+def links_of(root):
+    return {u for r in Links.load(root).rows for u in r['images']}
+
+def test_an_article_and_a_photo_that_are_opted_out_leave_the_lists(tmp_path):
+    "At the next crawl, without a request; and what the article showed is not brought back by another one"
+    board = make_board(n_photos=120, seed=4, n_articles=260, optouts=3)
+    truth,obeyed = board.expect('2024-01-01', '2024-12-31'),board.expect_obeyed('2024-01-01', '2024-12-31')
+    with serve(board) as server:
+        crawl(root=tmp_path, base_url=server.url, **year)
+        assert links_of(tmp_path) == set(truth['urls'])
+        files = sorted(f.name for f in (tmp_path/'links/monthly_jsonl').iterdir())
+        (tmp_path/'optout.txt').write_text(board.optout_list(), encoding='utf-16')
+        server.clear()
+        links = crawl(root=tmp_path, base_url=server.url, **year)
+        assert not server.requests and links_of(tmp_path) == set(obeyed['urls']) | {
+            u for u in obeyed['left_out']['copies']}
+        was = outputs(tmp_path)
+        crawl(root=tmp_path, base_url=server.url, **year)
+        crawl(root=tmp_path, base_url=server.url, offline=True, **year)
+        assert outputs(tmp_path) == was and not server.requests
+    left_out = obeyed['left_out']
+    assert len(left_out['articles']) == links.audit['counts']['opt_out'] > 0
+    assert sorted(f.name for f in (tmp_path/'links/monthly_jsonl').iterdir()) == files
+    everything = b''.join(f.read_bytes() for f in tmp_path.rglob('*') if f.is_file() and f.suffix != '.sqlite'
+                          and f.name != 'optout.txt')
+    assert not [o for o in left_out['articles'] | left_out['photos'] if o.encode() in everything]
+    store = PageStore(tmp_path/'links/pages.sqlite')
+    assert not [o for o in left_out['articles'] if store.about(o.removeprefix('https://www.ptt.cc'))]
+    assert len(left_out['photos']) > len(board.asked) and any(board.copy_of)
+
+def test_a_photo_of_an_opted_out_article_stays_out_when_another_shows_it_later(tmp_path):
+    "The photo was never downloaded, its article is gone from the lists, and then somebody else posts its address"
+    board = make_board(n_photos=60, seed=5, n_articles=200)
+    ever = dict(since='2024-01-01', until='2199-12-31', rate=0, progress=False)
+    everything = board.rows
+    posts = [i for i in everything if board.article(int(i)).kind == 'post']
+    first = next(board.article(int(i)) for i in posts if board.day(i) > '2024-01-02' and
+                 any(l['photo'] is not None and l['origin'] == 'body' for l in board.article(int(i)).links))
+    shown = next(l['url'] for l in first.links if l['photo'] is not None and l['origin'] == 'body')
+    late = board.article(int(posts[-1]))
+    late.links.append(dict(url=shown, raw=shown, origin='body', style='plain', photo=None))
+    late.body.append(shown)
+    with serve(board) as server:
+        board.show(everything[everything < posts[-1]])
+        crawl(root=tmp_path, base_url=server.url, **ever)
+        assert shown in links_of(tmp_path)
+        (tmp_path/'optout.txt').write_text(first.id)
+        crawl(root=tmp_path, base_url=server.url, **ever)
+        (tmp_path/'optout.txt').unlink()
+        board.show(everything)
+        links = crawl(root=tmp_path, base_url=server.url, **ever)
+    assert late.id in {r['id'] for r in links.rows} and shown not in links_of(tmp_path)
+    assert shown.encode() not in (tmp_path/'optout_hashes.jsonl').read_bytes()
+
+def test_two_crawls_at_a_time(small, tmp_path):
+    with serve(small) as server, locked(open_root(tmp_path, create=True), 'crawl'):
+        with pytest.raises(BadInput, match=rf'`pttface crawl` .process {os.getpid()} on .+, since 20\d\d-'):
+            crawl(root=tmp_path, base_url=server.url, **year)
+        assert not server.requests and not (tmp_path/'links').exists()
+    with serve(small) as server:
+        crawl(root=tmp_path, base_url=server.url, **year)
+        with locked(tmp_path, 'download'):
+            assert len(crawl(root=tmp_path, base_url=server.url, **year)), 'a finished crawl is only read'
+
+# ---- what boards know
+
+@pytest.mark.parametrize('nrec, count', [
+    ('', 0), ('3', 3), ('99', 99), ('100', 100), ('爆', 100), (' 爆 ', 100), ('X1', -10), ('x9', -90), ('XX', -100),
+    ('Ｘ２', -20), ('１２', 12), (None, None), ('M', None), ('1a', None)])
+def test_push_counts(nrec, count):
+    assert push_count(nrec) == count
+
+@pytest.mark.parametrize('title, tag', [
+    ('[正妹] 夜市', '正妹'), ('Re: [神人] 夜市', '神人'), ('re:Re: [ 神人 ]夜市', '神人'), ('Fw: Re: 【帥哥】', '帥哥'),
+    ('轉錄: [正妹] a', '正妹'), ('[正妹][神人]', '正妹'),
+    ('［正妹］', '正妹'), ('(正妹) 夜市', ''), ('', ''), ('[]', ''),
+    ('看 [正妹]', ''), ('[正妹', '')])
+def test_categories(title, tag):
+    assert category(title) == tag
+
+def test_pushes_and_tags_are_rows_settings_and_flags(board, tmp_path, capsys):
+    "Older records count as made without them; other values need --force, which asks for nothing that is there"
+    with serve(board) as server:
+        whole = crawl(root=tmp_path, base_url=server.url, **year)
+        record = tmp_path/'links/crawl.json'
+        old = json.loads(record.read_text())
+        for k in ('min_pushes','tags'):
+            del old['settings'][k]
+        record.write_text(json.dumps(old))
+        assert len(crawl(root=tmp_path, base_url=server.url, **year)) == len(whole)
+        few = dict(settings=CrawlSettings(min_pushes=10, tags=('正妹','[帥哥]')))
+        with pytest.raises(BadInput, match=r'min_pushes=None \(now 10\), tags=\[\] \(now'):
+            crawl(root=tmp_path, base_url=server.url, **few, **year)
+        listed = {r['id']:r for r in whole.rows}
+        flags = ['--since','2024-01-01','--until','2024-12-31','--rate','0','--base-url',server.url,'--no-progress']
+        more = ['--min-pushes','10','--tags','正妹','[帥哥]','--contact','me@example.org','--force']
+        server.clear()
+        assert main(['crawl','--root',str(tmp_path),*flags,*more]) == 0
+        assert not any('/M.' in p for p in server.requests)
+    links = Links.load(tmp_path)
+    right = {i for i,r in listed.items() if r['pushes'] >= 10 and r['tag'] in ('正妹','帥哥')}
+    assert {r['id'] for r in links.rows} == right and 0 < len(right) < len(listed)
+    assert {r['nrec'] for r in listed.values()} >= {'','爆'} and min(r['pushes'] for r in listed.values()) < 0
+    counts,full = links.audit['counts'],whole.audit['counts']
+    assert counts['other_tag'] and counts['few_pushes'] and counts['rows'] == full['rows'] == sum(
+        counts[k] for k in ('deleted','announcement','young','opt_out','other_tag','few_pushes','articles','removed'))
+    assert full['albums'] == whole.audit['skipped'].get('album', 0) > 0 and 'albums' in str(whole)
+
+def test_a_proxy_and_a_contact(small, tmp_path):
+    "Whole addresses go to the proxy, and every request names whom to write to"
+    seen = []
+    def proxy_answer(path, headers):
+        seen.append((path, headers['User-Agent']))
+        return small.answer(path.split('board.example', 1)[1], 'over18' in headers.get('Cookie', ''))
+    with serving(proxy_answer) as proxy:
+        february = dict(since='2024-02-01', until='2024-02-29', rate=0, progress=False)
+        how = dict(proxy=proxy.url, contact='me@example.org', **february)
+        links = crawl(root=tmp_path, base_url='http://board.example', **how)
+    assert len(links) and all(path.startswith('http://board.example/') for path,_ in seen)
+    assert {agent.split('; ')[1] for _,agent in seen} == {'me@example.org)'}
+
+@pytest.mark.parametrize('how, sentence', [
+    (dict(proxy='proxy.example'), 'is not the address of a proxy'), (dict(contact='小明'), 'in ASCII'),
+    (dict(settings=CrawlSettings(tags=('',))), 'at least one character'),
+    (dict(settings=CrawlSettings(min_pushes=1000)), 'from -100'),
+    (dict(proxy='http://proxy.example', session=object()), 'give no session')])
+def test_settings_that_are_none(tmp_path, how, sentence):
+    with pytest.raises(BadInput, match=sentence):
+        crawl(root=tmp_path/'r', **year, **how)
+    assert not (tmp_path/'r').exists()

@@ -605,7 +605,8 @@ def test_a_dead_proxy_says_nothing_of_the_links(files, tmp_path, monkeypatch):
     with serving(answer(files), faults={'*':'delay'}) as server:
         closed = server.closed
     with pytest.raises(BadInput, match=r'2 proxy\): check the network and the proxy'):
-        download(listed(tmp_path, [name(0), name(1)], 1), gateway='http://gateway.example', proxy=closed, progress=False)
+        how = dict(gateway='http://gateway.example', proxy=closed, progress=False)
+        download(listed(tmp_path, [name(0), name(1)], 1), **how)
     assert link_rot(Photos.load(tmp_path)).rows[0]['gone'] == 0
 
 # ---- opting out, and what leaves the lists

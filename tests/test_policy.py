@@ -6,12 +6,16 @@ from pathlib import Path
 import pytest
 
 from pttface.policy import (
+    NO_AGE_SCREEN,
     OptOut,
     Robots,
+    age_screen,
+    article_codes,
     left_out,
     named_by,
     opted_out,
     read_optout,
+    remember_addresses,
     remember_optout,
     tagged,
     why_young,
@@ -262,3 +266,67 @@ def test_robots_that_cannot_be_read(status, may):
 )
 def test_tags_belong_to_the_robot_named_before_them(tag, out):
     assert tagged({'x-robots-tag': tag}) == out
+
+
+@pytest.mark.parametrize('look, twin', [
+    ('c3a59966c3a59966', True), ('c3a59966c3a59f66', True), ('96f0cc3396f0cc33', True),  # mirrored
+    ('96f0cc3396f0cc30', True), ('3c5a669966c3a599', False)])
+def test_what_looks_like_an_opted_out_photo(look, twin):
+    out = OptOut('', [dict(sha256=SHA, phash='c3a59966c3a59966')])
+    assert out.is_twin('0' * 64, look) == twin
+
+
+@pytest.mark.parametrize('blank', ['8000000000000000', '0000000000000000', 'ffffffffffffffff', 'ffdfffffffffffff'])
+def test_a_blank_photo_that_is_opted_out_takes_no_other_along(blank):
+    out = OptOut('', [dict(sha256=SHA, phash=blank)])
+    assert out.is_twin(SHA, blank) and not out.is_twin('0' * 64, blank)
+
+
+def test_addresses_are_remembered_without_being_written(tmp_path):
+    out = OptOut(ARTICLE)
+    shown = [PHOTO, 'https://pbs.twimg.com/media/Fabc_-1?format=jpg&name=orig']
+    assert remember_addresses(tmp_path, out, shown) == 2 and remember_addresses(tmp_path, out, shown) == 0
+    for o in (out, read_optout(tmp_path)):
+        assert all(u in o for u in (*shown, 'http://m.imgur.com/AbCdEf1')) and PHOTO.replace('1.jpg', '2.jpg') not in o
+    text = (tmp_path / 'optout_hashes.jsonl').read_text()
+    assert 'AbCdEf1' not in text and 'Fabc' not in text
+
+
+def test_lines_are_reported_once_where_asked(tmp_path, caplog):
+    (tmp_path / 'optout.txt').write_text('the girl in red\n')
+    quiet = read_optout(tmp_path, report=False)
+    assert not caplog.text and 'line 1' in quiet.warning()
+
+
+def test_the_words_for_no_age_screen():
+    assert age_screen(False, 20) == age_screen(True, 0) == NO_AGE_SCREEN == 'no age screen'
+    assert age_screen(True, 18) == 'faces that look under 18 are dropped'
+
+
+@pytest.mark.parametrize('written', [
+    f'照片：{PHOTO}', f'[我]({PHOTO})', f'[img]{PHOTO}[/img]', f'<a href="{PHOTO}">x</a>', f'\ufeff{PHOTO}',
+    f'{PHOTO}\u200b', '<img src="//imgur.com/AbCdEf1">',
+    f'https://web.archive.org/web/2024/{PHOTO}', PHOTO.replace(':', '%3A').replace('/', '%2F'), f'1. {PHOTO}',
+    PHOTO.replace('/', '\\'), PHOTO.replace('://', ' :// '), f'https://example.com/?u={PHOTO}',
+    'https://imgur.com/gallery/AbCdEf1', 'https://imgur.com/a/a-title-AbCdEf1', 'https://imgur.com/r/beauty/AbCdEf1',
+    SHA[:32] + ' ' + SHA[32:], ':'.join(SHA[i:i + 2].upper() for i in range(0, 64, 2)), '0x' + SHA,
+    SHA + '  photo.jpg'])
+def test_an_address_among_other_things(written):
+    out = OptOut(written)
+    assert out.unknown == [] and opted_out(dict(url=PHOTO, sha256=SHA), out)
+    assert not opted_out(dict(url='https://i.imgur.com/aBcDeF1.jpg', sha256='0' * 64), out)
+
+
+@pytest.mark.parametrize('written', [
+    '#1baPT-w7 (Beauty)', '文章代碼(AID): #1baPT-w7 (Beauty) [ptt.cc]', '＃1baPT-w7', 'Beauty #1baPT-w7',
+    'https://moptt.tw/p/Beauty.M.1704040318.A.E87', 'beauty/M.1704040318.A.E87.html', '文章網址:' + ARTICLE,
+    '/bbs/Beauty/M.1704040318.A.E87', 'Re: M.1704040318.A.E87.'])
+def test_an_article_by_its_code_and_among_other_things(written):
+    out = OptOut(written)
+    assert ARTICLE in out and out.unknown == [] and ARTICLE.replace('E87', 'E88') not in out
+
+
+@pytest.mark.parametrize(
+    'line', ['#mine', '# please', '#1baPT-w', '#1baPT-w78', '#zbaPT-w7', 'a#1baPT-w7', '##########'])
+def test_remarks_are_no_codes(line):
+    assert not article_codes(line)

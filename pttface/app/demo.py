@@ -315,7 +315,8 @@ def photos_by_place(
     listed = [dict(url=u, article=r['url']) for f in lists for r in read_jsonl(f) for u in (*r['images'], '')]
     rows = [json.loads(files['json']) for p in sorted((root/'photos').glob('images_*.tar')) for _,files in read_tar(p)]
     faces = [r for r in read_jsonl(root/'faces/faces.jsonl') if r['status'] == 'kept']
-    packed = [dict(zip(('key','url','article'), o)) for o in zip(*(data.arrays[k].tolist() for k in ('key','url','article')))]
+    fields = ('key','url','article')
+    packed = [dict(zip(fields, o)) for o in zip(*(data.arrays[k].tolist() for k in fields))]
     shown = [r for r in packed + faces if r['key'] in set(keys)]
     return dict(links=listed, photos=rows, faces=faces, dataset=packed, pictures=shown)
 

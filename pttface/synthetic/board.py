@@ -274,6 +274,45 @@ def truth(self:Board)->dict:
     "All that is true of the board: `articles` and `photos`"
     return dict(articles=self.expect()['articles'], photos={k:self.photo_truth(k) for k in range(self.n_photos)})
 
+# %% ../../nbs/synthetic/board.ipynb #c07adcb5
+@patch
+def photo_key(self:Board, k:int)->str:
+    "Where photo `k` is kept"
+    return content_hash(drawing_code(), {f:v for f,v in vars(self.photo(k)).items() if f not in ('url','host','of')})
+
+@patch
+def photo_bytes(self:Board, k:int)->tuple[bytes,dict]:
+    "The file of photo `k` and the facts about its pixels; drawn now if need be"
+    p = self.photo(k)
+    if p.kind in ('duplicate','repeat'):
+        return self.photo_bytes(p.of)
+    if (key := self.photo_key(k)) not in self.store:
+        self.store[key] = draw_photo(p)
+    return self.store[key]
+
+# %% ../../nbs/synthetic/board.ipynb #f617934f
+@patch
+def drawn(self:Board, k:int)->dict:
+    "The facts about the pixels of photo `k`: none, if it has not been drawn"
+    p = self.photo(k)
+    key = self.photo_key(p.of if p.kind in ('duplicate','repeat') else k)
+    return self.store[key][1] if key in self.store else {}
+
+@patch
+def render(self:Board,
+    progress:bool=True,  # Show a bar?
+)->int: # How many were drawn
+    "Draw every photo that is not there yet, on `workers` processes."
+    drawn = [k for k in range(self.n_photos) if fates[str(self.photo_kind[k])].want in ('kept','rejected')]
+    todo = [(key, self.photo(k)) for k in drawn if (key := self.photo_key(k)) not in self.store]
+    if not todo:
+        return 0
+    bar = dict(total=len(todo), desc='drawing photos', disable=None if progress else True)
+    with closing(map_processes(draw_photo, [p for _,p in todo], self.workers)) as files:
+        for (key,_),file in zip(todo, tqdm(files, **bar)):
+            self.store[key] = file
+    return len(todo)
+
 # %% ../../nbs/synthetic/board.ipynb #5e3765a5
 def _source(p):
     "The number of the photo whose picture `p` shows"
@@ -373,45 +412,6 @@ def expect_obeyed(self:Board,
     counts = truth['counts'] | dict.fromkeys(('kept','rejected','duplicate','refused'), 0)
     counts |= dict(articles=posts, urls=len(urls)) | Counter(t['want'] for t in urls.values())
     return dict(articles=rest, urls=urls, counts=counts, left_out=left_out)
-
-# %% ../../nbs/synthetic/board.ipynb #c07adcb5
-@patch
-def photo_key(self:Board, k:int)->str:
-    "Where photo `k` is kept"
-    return content_hash(drawing_code(), {f:v for f,v in vars(self.photo(k)).items() if f not in ('url','host','of')})
-
-@patch
-def photo_bytes(self:Board, k:int)->tuple[bytes,dict]:
-    "The file of photo `k` and the facts about its pixels; drawn now if need be"
-    p = self.photo(k)
-    if p.kind in ('duplicate','repeat'):
-        return self.photo_bytes(p.of)
-    if (key := self.photo_key(k)) not in self.store:
-        self.store[key] = draw_photo(p)
-    return self.store[key]
-
-# %% ../../nbs/synthetic/board.ipynb #f617934f
-@patch
-def drawn(self:Board, k:int)->dict:
-    "The facts about the pixels of photo `k`: none, if it has not been drawn"
-    p = self.photo(k)
-    key = self.photo_key(p.of if p.kind in ('duplicate','repeat') else k)
-    return self.store[key][1] if key in self.store else {}
-
-@patch
-def render(self:Board,
-    progress:bool=True,  # Show a bar?
-)->int: # How many were drawn
-    "Draw every photo that is not there yet, on `workers` processes."
-    drawn = [k for k in range(self.n_photos) if fates[str(self.photo_kind[k])].want in ('kept','rejected')]
-    todo = [(key, self.photo(k)) for k in drawn if (key := self.photo_key(k)) not in self.store]
-    if not todo:
-        return 0
-    bar = dict(total=len(todo), desc='drawing photos', disable=None if progress else True)
-    with closing(map_processes(draw_photo, [p for _,p in todo], self.workers)) as files:
-        for (key,_),file in zip(todo, tqdm(files, **bar)):
-            self.store[key] = file
-    return len(todo)
 
 # %% ../../nbs/synthetic/board.ipynb #7764bd01
 mimes = dict(jpeg='image/jpeg', exif='image/jpeg', cmyk='image/jpeg', gif='image/gif', gif_anim='image/gif',
