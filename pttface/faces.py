@@ -306,16 +306,23 @@ def look_turned(
         redetect(im, found, detect)
     if not settings.sure or found.reason in ('blurred','face_too_small_before'):
         return found
-    trust = _trust(found)
-    lies = [] if found.reason or trust >= settings.sure else _surer_turns(found, detect)
-    turns = (90,270,180) if found.reason or trust < .8 else lies
+    sure = min(settings.sure, getattr(detect, 'sure_score', 1.))
+    good,trust = min(.8, sure),_trust(found)
+    lies = [] if found.reason or trust >= sure else _surer_turns(found, detect)
+    turns = (90,270,180) if found.reason or trust < good else lies
     best = max((turned_look(im, detect, settings, t) for t in turns), key=_trust, default=found)
-    if _trust(best) > max(trust, .8):
+    if _trust(best) > max(trust, good):
         best.sharp = found.sharp
         return best
     if not found.reason and (_askew(found) or _trust(best) > trust):
-        found.reason = 'not_upright'
+        found.reason,found.turned = 'not_upright',_likely_turn(found, best)
     return found
+
+def _likely_turn(found, best):
+    "Quarter turns, as far as they can be told of a photo that is dropped"
+    if _trust(best):
+        return best.turned
+    return round(kps_shape(found.faces[0].kps)[3]/90)*90 % 360
 
 # %% ../nbs/02_faces.ipynb #c4ca4e26
 def _middle_of(found, settings):
@@ -555,9 +562,13 @@ def _numbers(o, settings):
 def _row(im, o, settings):
     "Row and crops of a photo that could be looked at"
     row = dict(status='dropped' if o.reason else 'kept', reason=o.reason, height=im.shape[0], width=im.shape[1],
-               sharpness=round(o.sharp, 2), faces=len(o.faces), turned=o.turned)
+               sharpness=round(o.sharp, 2), faces=len(o.faces))
+    if o.turned:
+        row['turned'] = o.turned
     if o.faces:
         row |= _numbers(o, settings)
+    if o.reason == 'not_upright':
+        row['angle'] = _rounded(o.angle)
     if o.reason:
         return row,None
     crops = crops_of(im, o, settings)
