@@ -535,8 +535,8 @@ def _explain_crop(axs, photo, o, settings):
         labels.append(f'yaw {face.yaw:+.0f}°')
     if face.gender is not None:
         labels.append(('female','male')[face.gender])
-    labels.append(NO_AGE_SCREEN if face.age is None else f'age {face.age:.0f}')
-    return [f'{o.side:.0f} px square, turned {o.angle:+.1f}°', 'feather', f'60 × 60: {", ".join(labels)}']
+    age = NO_AGE_SCREEN if face.age is None else f'age {face.age:.0f}'
+    return [f'{o.side:.0f} px square, turned {o.angle:+.1f}°', 'feather', f'60 × 60: {", ".join(labels)}\n{age}']
 
 # %% ../nbs/02_faces.ipynb #41fa203c
 def _rounded(v, digits=2):

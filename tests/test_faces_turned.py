@@ -75,7 +75,7 @@ class Upside:
         self.__dict__ |= attributes
 
     def __call__(self, im):
-        corner = int(np.argmax([im[0,0,0], im[0,-1,0], im[-1,-1,0], im[-1,0,0]]))  # the bright corner, clockwise
+        corner = int(np.argmax([im[0,0,0], im[-1,0,0], im[-1,-1,0], im[0,-1,0]]))  # the bright corner
         box = np.array([60,60,140,160.])
         return [Face(box, self.kps, self.scores[corner])] if self.scores[corner] else []
 
