@@ -271,8 +271,11 @@ def _askew(o):
     "Is an eye line steep (45° at the first look, 25° at the levelled second), or the nose not between eyes and mouth?"
     _,nose,_,roll = kps_shape(o.faces[0].kps)
     roll = (roll - o.turned + 180) % 360 - 180
-    rest = kps_shape(o.seen[0].kps)[3] if o.seen else 0
-    return abs(roll) > 45 or abs(rest) > 25 or not .35 < nose < .95
+    return abs(roll) > 45 or abs(_rest(o)) > 25 or not .35 < nose < .95
+
+def _rest(o):
+    "Degrees by which the eye line of the levelled second look is not level"
+    return kps_shape(o.seen[0].kps)[3] if o.seen else 0
 
 def _trust(o):
     if o.reason or not o.seen or _askew(o):
@@ -309,13 +312,23 @@ def look_turned(
     sure = min(settings.sure, getattr(detect, 'sure_score', 1.))
     good,trust = min(.8, sure),_trust(found)
     lies = [] if found.reason or trust >= sure else _surer_turns(found, detect)
-    turns = (90,270,180) if found.reason or trust < good else lies
-    best = max((turned_look(im, detect, settings, t) for t in turns), key=_trust, default=found)
-    if _trust(best) > max(trust, good):
-        best.sharp = found.sharp
+    turns = (90,270,180) if found.reason or trust < good or abs(_rest(found)) > 12 else lies
+    looks = [turned_look(im, detect, settings, t) for t in turns]
+    best = max(looks, key=_trust, default=found)
+    best.sharp = found.sharp
+    if _trust(best) > max(trust, good) and not _rivals(best, [found, *looks], good):
         return best
-    if not found.reason and (_askew(found) or _trust(best) > trust):
-        found.reason,found.turned = 'not_upright',_likely_turn(found, best)
+    if _trust(best) > max(trust, good) or not found.reason and (_askew(found) or _trust(best) > trust):
+        return _not_upright(found if found.faces else best, best)
+    return found
+
+def _rivals(best, looks, good):
+    "Looks that see the face at another angle, and are less than ten times as likely to be wrong"
+    apart = lambda o: abs((o.angle - best.angle + 180) % 360 - 180) > 30
+    return [o for o in looks if _trust(o) > good and apart(o) and 1 - _trust(o) < 10*(1 - _trust(best))]
+
+def _not_upright(found, best):
+    found.reason,found.turned = 'not_upright',_likely_turn(found, best)
     return found
 
 def _likely_turn(found, best):

@@ -101,6 +101,18 @@ def test_which_look_counts(scores, kps, kw, reason, turned):
     assert (row['reason'],row.get('turned', 0)) == (reason,turned) and (crops is None) == (reason is not None)
     assert reason != 'not_upright' or 'angle' in row
 
+@pytest.mark.parametrize('turned', [60,120,200])
+def test_heads_at_any_angle_are_level_or_dropped(heads, detect, turned):
+    for im in heads[:6]:
+        h,w = im.shape[:2]
+        side = int(np.hypot(h, w))
+        M = cv2.getRotationMatrix2D((w/2,h/2), -turned, 1)
+        M[:,2] += [(side - w)/2,(side - h)/2]
+        photo = cv2.warpAffine(im, M, (side,side), borderMode=cv2.BORDER_REPLICATE)
+        upright,found = find_face(im, detect),find_face(photo, detect)
+        assert found.reason in (None,'not_upright')
+        assert found.reason or abs((found.angle - turned - upright.angle + 180) % 360 - 180) < 10
+
 def test_upright_photos_are_as_before(heads, detect):
     "The rows are the same to the byte, and so are the crops"
     for im in heads[:12]:
