@@ -51,7 +51,7 @@ class FaceSettings:
     frontal:float=20.       # Yaw below which a face is frontal, degrees
     min_age:float=20.       # Drop faces that the detector takes to be younger; 0: no screen
     min_px:float=64.        # Smallest side of the square in the photo, px; a smaller one would have to be enlarged
-    sure:float=.985         # A face with a lower score at either look may lie on its side or head; 0: no turned looks
+    sure:float=.97         # A face with a lower score at either look may lie on its side or head; 0: no turned looks
     canvas:bool=False       # Look and cut on a canvas of the whole turned photo, 1.2 times its size, as the original
     models:str='buffalo_l'  # InsightFace's model pack, or a folder of ONNX files
     det_size:int=640        # Side of the square InsightFace fits a photo into, px
@@ -81,8 +81,13 @@ class Found:
 # %% ../nbs/02_faces.ipynb #d3dcc51e
 def _seam(grey, lo, hi):
     "Is there a step on one column from top to bottom, between the columns `lo` and `hi`?"
-    step = np.abs(grey[:,2:] - grey[:,:-2]) > 12
-    share = np.pad(step.mean(0), 7, mode='edge')
+    a,b = np.clip([int(lo) - 8, int(hi) + 8], 0, grey.shape[1] - 2)
+    if a >= b:
+        return False
+    step = cv2.absdiff(grey[:,a+2:b+2], grey[:,a:b]) > 12
+    share = np.zeros(grey.shape[1] - 2)
+    share[a:b] = step.mean(0)
+    share = np.pad(share, 7, mode='edge')
     beside = np.maximum(share[1:-13], share[13:-1])
     peak = (share[7:-7] > .75) & (share[7:-7] - beside > .35)
     return bool(peak[max(int(lo), 0):max(int(hi), 0)].any())
@@ -99,10 +104,10 @@ def across_tiles(
     if min(x2 - x1, y2 - y1) < 16:
         return False
     small = shrunk(im[y1:y2,x1:x2], min(1, 256/max(x2 - x1, y2 - y1)))
-    grey = cv2.cvtColor(small, cv2.COLOR_RGB2GRAY).astype(np.int16)
+    grey = cv2.cvtColor(small, cv2.COLOR_RGB2GRAY)
     s = small.shape[1]/(x2 - x1)
     lo,hi = ((box + extent*[.15,.15,-.15,-.15] - np.tile([x1,y1], 2))*s).reshape(2,2)
-    return _seam(grey, lo[0], hi[0]) or _seam(grey.T, lo[1], hi[1])
+    return _seam(grey, lo[0], hi[0]) or _seam(np.ascontiguousarray(grey.T), lo[1], hi[1])
 
 # %% ../nbs/02_faces.ipynb #18b0424a
 def _faces_of(im, detect, settings):
@@ -283,19 +288,14 @@ def _trust(o):
     return min(o.faces[0].score, o.seen[0].score)
 
 def _surer_turns(o, detect):
-    "Turns at which the window of the second look holds a surer face than as it is"
+    "180 in a list where the window of the second look holds a surer face upside down than as it is"
     if not hasattr(detect, 'redetect'):
         return []
     score,size = o.seen[0].score if o.seen else 0,len(o.view)
     half = (o.faces[0].bbox[2:] - o.faces[0].bbox[:2])*o.window[0,0]/2
-    turns = []
-    for turned in (90,180,270):
-        h = half if turned == 180 else half[::-1]
-        view = np.ascontiguousarray(np.rot90(o.view, turned//90))
-        face = detect.redetect(view, np.concatenate([size/2 - h, size/2 + h]))
-        if face is not None and face.score > score:
-            turns.append(turned)
-    return turns
+    view = np.ascontiguousarray(o.view[::-1,::-1])
+    face = detect.redetect(view, np.concatenate([size/2 - half, size/2 + half]))
+    return [180] if face is not None and face.score > score else []
 
 # %% ../nbs/02_faces.ipynb #ec54c222
 def look_turned(
