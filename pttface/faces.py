@@ -56,7 +56,8 @@ class FaceSettings:
     models:str='buffalo_l'  # InsightFace's model pack, or a folder of ONNX files
     det_size:int=640        # Side of the square InsightFace fits a photo into, px
 
-FACE_PRESETS = dict(default=FaceSettings(), original=FaceSettings(doubt=0., min_age=0., min_px=0., sure=0., canvas=True))
+FACE_PRESETS = dict(default=FaceSettings(),
+                    original=FaceSettings(doubt=0., min_age=0., min_px=0., sure=0., canvas=True))
 
 # %% ../nbs/02_faces.ipynb #36600a82
 @dataclass
@@ -659,7 +660,7 @@ class Faces:
         return {k:c[k] for k in [*POSES, *sorted(c.keys() - set(POSES))] if c[k]}
 
     @property
-    def age_screen(self)->str: # Which faces were dropped for their age, in words; `no age screen` where nothing told one
+    def age_screen(self)->str: # Which faces were dropped for their age, in words
         record = self.root/'faces/faces.json'
         settings = read_json(record)['settings'] if record.exists() else {}
         known = any(r.get('age') is not None for r in self.rows)
@@ -700,7 +701,7 @@ def extract_faces(
     scheduler:str|None=None,  # Address of a dask.distributed scheduler; its workers must see `root` under this path
     batch:int=8,              # Photos that InsightFace describes together
 )->Faces: # What became of every photo
-    "Make a face of every photo that has one; raises `BadInput` without photos, if all shards fail, on other rules, and beside a writer."
+    "Make a face of every photo that has one; raises `BadInput` without photos, on other rules, or if all shards fail."
     root = need(root, 'photos/download.json', 'download').parent.parent
     settings,folder = find_preset(settings, FACE_PRESETS, 'faces'),root/'faces'
     shards = photo_shards(root)
