@@ -52,12 +52,13 @@ class FaceSettings:
     frontal:float=20.       # Yaw below which a face is frontal, degrees
     min_age:float=20.       # Drop faces that the detector takes to be younger; 0: no screen
     min_px:float=64.        # Smallest side of the square in the photo, px; a smaller one would have to be enlarged
-    sure:float=.985         # A face with a lower score at either look may lie on its side or head; 0: no turned looks
+    sure:float=.97         # A face with a lower score at either look may lie on its side or head; 0: no turned looks
     canvas:bool=False       # Look and cut on a canvas of the whole turned photo, 1.2 times its size, as the original
     models:str='buffalo_l'  # InsightFace's model pack, or a folder of ONNX files
     det_size:int=640        # Side of the square InsightFace fits a photo into, px
 
-FACE_PRESETS = dict(default=FaceSettings(), original=FaceSettings(doubt=0., min_age=0., min_px=0., sure=0., canvas=True))
+FACE_PRESETS = dict(default=FaceSettings(),
+                    original=FaceSettings(doubt=0., min_age=0., min_px=0., sure=0., canvas=True))
 
 # %% ../nbs/02_faces.ipynb #36600a82
 @dataclass
@@ -82,8 +83,13 @@ class Found:
 # %% ../nbs/02_faces.ipynb #d3dcc51e
 def _seam(grey, lo, hi):
     "Is there a step on one column from top to bottom, between the columns `lo` and `hi`?"
-    step = np.abs(grey[:,2:] - grey[:,:-2]) > 12
-    share = np.pad(step.mean(0), 7, mode='edge')
+    a,b = np.clip([int(lo) - 8, int(hi) + 8], 0, grey.shape[1] - 2)
+    if a >= b:
+        return False
+    step = cv2.absdiff(grey[:,a+2:b+2], grey[:,a:b]) > 12
+    share = np.zeros(grey.shape[1] - 2)
+    share[a:b] = step.mean(0)
+    share = np.pad(share, 7, mode='edge')
     beside = np.maximum(share[1:-13], share[13:-1])
     peak = (share[7:-7] > .75) & (share[7:-7] - beside > .35)
     return bool(peak[max(int(lo), 0):max(int(hi), 0)].any())
@@ -100,10 +106,10 @@ def across_tiles(
     if min(x2 - x1, y2 - y1) < 16:
         return False
     small = shrunk(im[y1:y2,x1:x2], min(1, 256/max(x2 - x1, y2 - y1)))
-    grey = cv2.cvtColor(small, cv2.COLOR_RGB2GRAY).astype(np.int16)
+    grey = cv2.cvtColor(small, cv2.COLOR_RGB2GRAY)
     s = small.shape[1]/(x2 - x1)
     lo,hi = ((box + extent*[.15,.15,-.15,-.15] - np.tile([x1,y1], 2))*s).reshape(2,2)
-    return _seam(grey, lo[0], hi[0]) or _seam(grey.T, lo[1], hi[1])
+    return _seam(grey, lo[0], hi[0]) or _seam(np.ascontiguousarray(grey.T), lo[1], hi[1])
 
 # %% ../nbs/02_faces.ipynb #18b0424a
 def _faces_of(im, detect, settings):
@@ -272,8 +278,11 @@ def _askew(o):
     "Is an eye line steep (45° at the first look, 25° at the levelled second), or the nose not between eyes and mouth?"
     _,nose,_,roll = kps_shape(o.faces[0].kps)
     roll = (roll - o.turned + 180) % 360 - 180
-    rest = kps_shape(o.seen[0].kps)[3] if o.seen else 0
-    return abs(roll) > 45 or abs(rest) > 25 or not .35 < nose < .95
+    return abs(roll) > 45 or abs(_rest(o)) > 25 or not .35 < nose < .95
+
+def _rest(o):
+    "Degrees by which the eye line of the levelled second look is not level"
+    return kps_shape(o.seen[0].kps)[3] if o.seen else 0
 
 def _trust(o):
     if o.reason or not o.seen or _askew(o):
@@ -281,19 +290,14 @@ def _trust(o):
     return min(o.faces[0].score, o.seen[0].score)
 
 def _surer_turns(o, detect):
-    "Turns at which the window of the second look holds a surer face than as it is"
+    "180 in a list where the window of the second look holds a surer face upside down than as it is"
     if not hasattr(detect, 'redetect'):
         return []
     score,size = o.seen[0].score if o.seen else 0,len(o.view)
     half = (o.faces[0].bbox[2:] - o.faces[0].bbox[:2])*o.window[0,0]/2
-    turns = []
-    for turned in (90,180,270):
-        h = half if turned == 180 else half[::-1]
-        view = np.ascontiguousarray(np.rot90(o.view, turned//90))
-        face = detect.redetect(view, np.concatenate([size/2 - h, size/2 + h]))
-        if face is not None and face.score > score:
-            turns.append(turned)
-    return turns
+    view = np.ascontiguousarray(o.view[::-1,::-1])
+    face = detect.redetect(view, np.concatenate([size/2 - half, size/2 + half]))
+    return [180] if face is not None and face.score > score else []
 
 # %% ../nbs/02_faces.ipynb #ec54c222
 def look_turned(
@@ -307,16 +311,33 @@ def look_turned(
         redetect(im, found, detect)
     if not settings.sure or found.reason in ('blurred','face_too_small_before'):
         return found
-    trust = _trust(found)
-    lies = [] if found.reason or trust >= settings.sure else _surer_turns(found, detect)
-    turns = (90,270,180) if found.reason or trust < .8 else lies
-    best = max((turned_look(im, detect, settings, t) for t in turns), key=_trust, default=found)
-    if _trust(best) > max(trust, .8):
-        best.sharp = found.sharp
+    sure = min(settings.sure, getattr(detect, 'sure_score', 1.))
+    good,trust = min(.8, sure),_trust(found)
+    lies = [] if found.reason or trust >= sure else _surer_turns(found, detect)
+    turns = (90,270,180) if found.reason or trust < good or abs(_rest(found)) > 12 else lies
+    looks = [turned_look(im, detect, settings, t) for t in turns]
+    best = max(looks, key=_trust, default=found)
+    best.sharp = found.sharp
+    if _trust(best) > max(trust, good) and not _rivals(best, [found, *looks], good):
         return best
-    if not found.reason and (_askew(found) or _trust(best) > trust):
-        found.reason = 'not_upright'
+    if _trust(best) > max(trust, good) or not found.reason and (_askew(found) or _trust(best) > trust):
+        return _not_upright(found if found.faces else best, best)
     return found
+
+def _rivals(best, looks, good):
+    "Looks that see the face at another angle, and are less than ten times as likely to be wrong"
+    apart = lambda o: abs((o.angle - best.angle + 180) % 360 - 180) > 30
+    return [o for o in looks if _trust(o) > good and apart(o) and 1 - _trust(o) < 10*(1 - _trust(best))]
+
+def _not_upright(found, best):
+    found.reason,found.turned = 'not_upright',_likely_turn(found, best)
+    return found
+
+def _likely_turn(found, best):
+    "Quarter turns, as far as they can be told of a photo that is dropped"
+    if _trust(best):
+        return best.turned
+    return round(kps_shape(found.faces[0].kps)[3]/90)*90 % 360
 
 # %% ../nbs/02_faces.ipynb #c4ca4e26
 def _middle_of(found, settings):
@@ -529,8 +550,8 @@ def _explain_crop(axs, photo, o, settings):
         labels.append(f'yaw {face.yaw:+.0f}°')
     if face.gender is not None:
         labels.append(('female','male')[face.gender])
-    labels.append(NO_AGE_SCREEN if face.age is None else f'age {face.age:.0f}')
-    return [f'{o.side:.0f} px square, turned {o.angle:+.1f}°', 'feather', f'60 × 60: {", ".join(labels)}']
+    age = NO_AGE_SCREEN if face.age is None else f'age {face.age:.0f}'
+    return [f'{o.side:.0f} px square, turned {o.angle:+.1f}°', 'feather', f'60 × 60: {", ".join(labels)}\n{age}']
 
 # %% ../nbs/02_faces.ipynb #41fa203c
 def _rounded(v, digits=2):
@@ -556,9 +577,13 @@ def _numbers(o, settings):
 def _row(im, o, settings):
     "Row and crops of a photo that could be looked at"
     row = dict(status='dropped' if o.reason else 'kept', reason=o.reason, height=im.shape[0], width=im.shape[1],
-               sharpness=round(o.sharp, 2), faces=len(o.faces), turned=o.turned)
+               sharpness=round(o.sharp, 2), faces=len(o.faces))
+    if o.turned:
+        row['turned'] = o.turned
     if o.faces:
         row |= _numbers(o, settings)
+    if o.reason == 'not_upright':
+        row['angle'] = _rounded(o.angle)
     if o.reason:
         return row,None
     crops = crops_of(im, o, settings)
@@ -636,7 +661,7 @@ class Faces:
         return {k:c[k] for k in [*POSES, *sorted(c.keys() - set(POSES))] if c[k]}
 
     @property
-    def age_screen(self)->str: # Which faces were dropped for their age, in words; `no age screen` where nothing told one
+    def age_screen(self)->str: # Which faces were dropped for their age, in words
         record = self.root/'faces/faces.json'
         settings = read_json(record)['settings'] if record.exists() else {}
         known = any(r.get('age') is not None for r in self.rows)
@@ -677,7 +702,7 @@ def extract_faces(
     scheduler:str|None=None,  # Address of a dask.distributed scheduler; its workers must see `root` under this path
     batch:int=8,              # Photos that InsightFace describes together
 )->Faces: # What became of every photo
-    "Make a face of every photo that has one; raises `BadInput` without photos, if all shards fail, on other rules, and beside a writer."
+    "Make a face of every photo that has one; raises `BadInput` without photos, on other rules, or if all shards fail."
     root = need(root, 'photos/download.json', 'download').parent.parent
     settings,folder = find_preset(settings, FACE_PRESETS, 'faces'),root/'faces'
     shards = photo_shards(root)

@@ -14,7 +14,10 @@ from lab import jupyter_lab, needs_lab, write_notebook
 from pttface.curation.curator import Curator
 from pttface.curation.decisions import CurationSession,decision_about,decisions
 from pttface.storage.files import BadInput,Ledger,open_root,write_jsonl,write_npz
-from pttface.curation.quality import KINDS,QualityScores,deviation_score,deviations,quality_scores
+from pttface.curation.quality import KINDS,QualityScores,deviation_score,deviations,quality_scores,score_faces
+from pttface.evaluation.features import cached_features
+from pttface.synthetic.heads import draw_heads,random_look
+from pttface.vision.images import sharpness
 
 
 def make(root, n=120, faces=None):
@@ -228,6 +231,64 @@ def test_deviations_are_not_moved_by_a_few_bad_ones():
     s = QualityScores(np.array(['a', 'b', 'c']), scores, ['blurred', 'low_score'])
     assert s.worst().tolist() == [1, 0, 2] and s.worst(1, 'low_score').tolist() == [0]
     assert s.reason == ['low_score', 'blurred', 'low_score']
+
+
+TONES = [[248, 214, 194], [243, 202, 174], [230, 182, 148], [205, 149, 113], [162, 108, 79], [116, 74, 53]]
+
+
+@pytest.fixture(scope='module')
+def every_tone(tmp_path_factory):
+    "Twenty people with nothing wrong, each in six tones of skin: their tones, rows, crops and features"
+    tones, specs = np.arange(120) % 6, []
+    for i, tone in enumerate(tones):
+        look = random_look(np.random.default_rng(900 + i//6)) | dict(skin=TONES[tone], glasses=0)
+        specs.append(dict(size=(64, 64), scale=.8, centre=(.5, .5), look=look, seed=900 + i//6))
+    heads = draw_heads(specs, workers=1, progress=False)
+    ims = np.stack([h.im for h in heads])
+    rows = [dict(key=f'01{i:05d}', kps=h.kps.tolist(), centre=[31.5, 31.5], side=64., angle=0., yaw=h.yaw, score=.99,
+                 face_sharpness=sharpness(h.im[12:52, 16:48])) for i, h in enumerate(heads)]
+    return tones, rows, ims, cached_features(ims, folder=tmp_path_factory.mktemp('eval'), progress=False)
+
+
+@pytest.mark.parametrize('order', ['by person', 'by tone', 'without features'])
+def test_no_tone_of_skin_is_over_represented_among_the_worst(every_tone, order):
+    "Of the worst 12 of 120, 2 of each tone are to be expected: at most 5 are tolerated, in any order of the faces"
+    tones, rows, ims, feats = every_tone
+    some = np.argsort(tones, kind='stable') if order == 'by tone' else np.arange(120)
+    scores = score_faces([rows[i] for i in some], ims[some], None if order == 'without features' else feats[some])
+    assert scores.kinds == [k for k in KINDS if k != 'outlier' or order != 'without features']
+    for kind in (None, *scores.kinds):
+        if kind == 'features_missing':  # see below
+            continue
+        of_tone = np.bincount(tones[some][scores.worst(12, kind)], minlength=6)
+        assert of_tone.max() <= 5, (kind, of_tone)
+
+
+@pytest.mark.xfail(reason='on heads drawn at 64 px, 8 of the worst 12 are of the darkest tone: its tails are heavier')
+def test_no_tone_has_its_features_missing_more_often(every_tone):
+    tones, rows, ims, _ = every_tone
+    of_tone = np.bincount(tones[score_faces(rows, ims).worst(12, 'features_missing')], minlength=6)
+    assert of_tone.max() <= 5, of_tone
+
+
+def test_few_dark_faces_among_light_ones_do_not_come_first(every_tone):
+    "Of 36 light and 4 dark heads, at most 2 of the worst 4 of any score are dark, and none for its colour"
+    tones, rows, ims, feats = every_tone
+    some = np.concatenate([np.flatnonzero(tones < 3)[:36], np.flatnonzero(tones == 5)[:4]])
+    scores = score_faces([rows[i] for i in some], ims[some], feats[some])
+    dark = {kind: int((scores.worst(4, kind) >= 36).sum()) for kind in KINDS}
+    assert max(dark.values()) <= 2, dark
+    assert not scores.of('odd_colour').any() and not scores.of('odd_saturation').any()
+
+
+def test_light_and_film_of_other_colours_are_odd_on_every_tone(every_tone):
+    tones, rows, ims, _ = every_tone
+    ims, grey = ims.copy(), ims[6:12].mean(-1, keepdims=True)
+    ims[:6] = np.clip(ims[:6]*np.array([.5, .6, 1.25]) + [0, 0, 25], 0, 255)
+    ims[6:12] = grey
+    scores = score_faces(rows, ims)
+    assert set(scores.worst(6, 'odd_colour')) == set(range(6))
+    assert set(scores.worst(6, 'odd_saturation')) == set(range(6, 12))
 
 
 def test_no_faces_and_no_page_are_said(tmp_path):

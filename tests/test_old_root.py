@@ -12,6 +12,7 @@ from pttface.app.cli import sample_run
 from pttface.app.status import status
 from pttface.dataset import FaceData
 from pttface.diffusion import RECIPES, Recipe, Run
+from pttface.faces import FaceSettings
 from pttface.storage.files import BadInput, read_json, read_jsonl, read_npz
 from pttface.synthetic.server import Reply, serving
 
@@ -102,6 +103,20 @@ def test_faces_are_not_looked_for_again(root):
     faces = extract_faces(root, detector='mtcnn', workers=1)
     assert len(faces.kept) == 7 and faces.images(64).shape == (7, 64, 64, 3)
     assert files(root / 'faces') == before
+
+
+def test_faces_made_again_are_judged_by_the_rules_of_their_record(root):
+    record, rows = read_json(root / 'faces/faces.json'), read_jsonl(root / 'faces/faces.jsonl')
+    assert not {'min_px', 'sure'} & record['settings'].keys()
+    for p in (root / 'faces').glob('faces_*.npz'):
+        p.unlink()
+    faces = extract_faces(root, detector='mtcnn', workers=1)
+    assert [(r['key'], r['status'], r['reason']) for r in faces.rows] == \
+           [(r['key'], r['status'], r['reason']) for r in rows]
+    made = read_json(root / 'faces/faces.json')
+    assert made['settings'] == record['settings'] and made['age_screen'] == 'no age screen'
+    with pytest.raises(BadInput, match=r'min_px=0.0 \(now 80.0\)'):
+        extract_faces(root, detector='mtcnn', workers=1, settings=FaceSettings(min_px=80.))
 
 
 def test_the_data_set_keeps_its_hash(root):

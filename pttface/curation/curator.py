@@ -125,6 +125,7 @@ def face_grid(
     columns = Layout(grid_template_columns=f'repeat({ncols},{side}px)', grid_gap='5px')
     return GridBox(faces, layout=columns).add_class('pf-grid')
 
+# %% ../../nbs/curation/curator.ipynb #35c236ca
 def page_buttons()->list: # Back, next, undo, drop
     "The buttons under the faces."
     button = lambda text, icon, **kw: Button(description=text, icon=icon, layout=Layout(width='auto'), **kw)
@@ -173,6 +174,7 @@ def describe(self:CurationSession,
     return (f'<div class="pf-facts"><img alt="" src="{large}">{face_facts(row)}<br>{state}{article_link(row)}'
             f'<div style="margin:8px 0">{bars}</div>{_KEY_HELP}</div>')
 
+# %% ../../nbs/curation/curator.ipynb #24b812fb
 @patch
 def progress_bar(self:CurationSession)->str: # HTML
     "Counts, and the share of the faces that have been looked at."
@@ -228,6 +230,7 @@ def _lay_out(self:Curator, side):
     filters = Box(list(self.filters.values()), layout=Layout(flex_flow='row wrap', margin='0 0 0 4px'))
     self.children = [style, self.sheet, self.marks, self.header, filters, HBox([faces, self.details])]
 
+# %% ../../nbs/curation/curator.ipynb #93c07612
 @patch
 def _connect(self:Curator):
     "Let filters, faces and buttons call the methods below"
@@ -303,6 +306,7 @@ def toggle(self:Curator,
     self.session.decide([i], drop=self.session.state[i] is not True)
     self.update_marks()
 
+# %% ../../nbs/curation/curator.ipynb #6db35cb8
 @patch
 def drop_shown(self:Curator):
     "Drop every face of this page."
@@ -324,6 +328,7 @@ def previous_page(self:Curator):
     "Show the page before."
     self.show_page(self.page - 1)
 
+# %% ../../nbs/curation/curator.ipynb #3880dd20
 @patch
 def undo_last(self:Curator):
     "Undo the last decision, and go to the page where it was made."

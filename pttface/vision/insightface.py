@@ -40,6 +40,8 @@ def _from_insight(o):
 # %% ../../nbs/vision/insightface.ipynb #a8f3bbe3
 class InsightFace:
     "A face detector: InsightFace's own `FaceAnalysis`, with pose, gender and age where there are networks for them"
+    sure_score = .7  # Level faces score more, faces on their side or head less
+
     def __init__(self,
         min_face:float=None,      # Side of the smallest face to return, px; `None`: all that it finds
         models:str='buffalo_l',   # Name of a model pack, or a folder of ONNX files
