@@ -230,7 +230,8 @@ def _read_notes(self:Mirror):
     "What is known of Drive from the last copy of this pair of folders"
     pair = f'{zlib.crc32(str(self.remote).encode()):08x}'
     self._notes = self.local.parent/f'.{self.local.name}.{pair}.mirror.json'
-    self.seen,self._mount,self._read = {},None,None
+    self.seen,self._mount = {},None
+    self._read = None
     if self.remote is None or not self._notes.exists():
         return
     try:

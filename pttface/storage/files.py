@@ -406,7 +406,8 @@ def read_tar(
     path:str|os.PathLike,  # A shard made by `write_tar` or any WebDataset tar
 ): # Yields `(key, {ext: bytes})` in order
     "The samples of a shard; raises `BadInput` naming the file and the last good key when it is damaged."
-    now,parts,seen = None,{},{}
+    now,seen = None,{}
+    parts = {}
     try:
         with tarfile.open(path, 'r:') as t:
             for folder,key,ext,data in _members(t):
