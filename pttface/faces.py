@@ -11,7 +11,7 @@ __all__ = ['POSES', 'FACE_PRESETS', 'FaceSettings', 'Found', 'first_look', 'leve
            'write_pngs']
 
 # %% ../nbs/02_faces.ipynb #87c8fd72
-import functools,logging,os
+import functools,logging,os,shutil
 from collections import Counter
 from dataclasses import asdict,dataclass,field
 from pathlib import Path
@@ -23,7 +23,7 @@ from PIL import Image
 
 from .display import Picture,Table
 from .policy import read_optout
-from .storage.files import BadInput,atomic_path,find_preset,need,read_npz,remove_tree,same_settings,write_json
+from .storage.files import BadInput,atomic_path,find_preset,need,read_npz,same_settings,write_json
 from .storage.shards import PreviousRun,merge_parts,photo_shards
 from .vision.detect import Face,check_photo,draw_faces,kps_shape,middle,overlap
 from .vision.detectors import load_detector
@@ -579,7 +579,7 @@ def _begin(folder, detector, settings, force, batch):
         return
     thread_detector(detector, settings, batch)  # what cannot be loaded is said before anything is removed
     if folder.exists():
-        remove_tree(folder)
+        shutil.rmtree(folder)
     write_json(folder/'faces.json', dict(settings=wanted, shards={}))
 
 def _counts(root, rows):

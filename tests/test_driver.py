@@ -89,7 +89,6 @@ def test_run_all_goes_on_from_a_session_that_died(tmp_path):
     assert p.returncode == 0, output[-3000:]
     counts = json.loads((third / 'counts.json').read_text())
     assert counts['mounts'] == counts['flushes'] == 1 and counts['faults'] > 0
-    assert counts['trash'] < 100_000, 'what is replaced on Drive fills its trash'
     assert {p: p.stat().st_mtime_ns for p in stamps} == stamps, 'what was finished was made again'
     log = steps_of(data)
     steps = [r['step'] for r in log]

@@ -10,7 +10,7 @@ __all__ = ['FOLDERS', 'DemoSettings', 'demo_root', 'timed', 'run_data_stages', '
            'nearest_faces', 'picture_rows', 'pipeline_picture', 'denoising', 'demo_table', 'demo']
 
 # %% ../../nbs/app/demo.ipynb #6363e132
-import logging,os,time
+import logging,os,shutil,time
 from collections import Counter
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -21,7 +21,6 @@ import numpy as np
 from ..display import Picture,Table
 from ..storage.files import (BadInput,Ledger,atomic_path,need,open_root,read_json,read_jsonl,read_npz,read_tar,
                                    same_settings,write_json)
-from ..storage.files import remove_tree
 from ..synthetic.board import make_board,serve
 from ..vision.images import decode
 
@@ -52,7 +51,7 @@ def demo_root(
         raise BadInput(f'{root} holds {", ".join(held)} that no demo made: give the demo a folder of its own')
     if not same_settings(record, settings, force):
         for o in FOLDERS:
-            remove_tree(root/o)
+            shutil.rmtree(root/o, ignore_errors=True)
         write_json(record, dict(settings=settings, seconds={}))
     return root
 

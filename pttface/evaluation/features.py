@@ -27,7 +27,7 @@ from tqdm.auto import tqdm
 # %% ../../nbs/evaluation/features.ipynb #8451dfe6
 from .metrics import check_finite
 from ..parallel import map_threads
-from ..storage.files import BadInput,atomic_path,content_hash,read_npz,read_tar,remove,sha256_file,write_npz
+from ..storage.files import BadInput,atomic_path,content_hash,read_npz,read_tar,sha256_file,write_npz
 from ..training.device import half_type,pick_device,processes
 
 # %% ../../nbs/evaluation/features.ipynb #311f0b30
@@ -281,7 +281,7 @@ def _save_entry(path, x, kind):
         write_npz(path, features=x)
         old = sorted(path.parent.glob(f'{kind}-*.npz'), key=os.path.getmtime) if kind != 'real' else []
         for o in old[:-8]:
-            remove(o)
+            o.unlink(missing_ok=True)
     except OSError as e:
         log.warning('The features cannot be kept under %s (%s): they will be made again the next time', path.parent, e)
 

@@ -16,7 +16,7 @@ import numpy as np
 import torch
 
 from .features import as_images
-from ..storage.files import BadInput,content_hash,read_npz,remove,write_npz
+from ..storage.files import BadInput,content_hash,read_npz,write_npz
 from ..training.device import processes
 
 # %% ../../nbs/evaluation/samples.ipynb #ef75b3c9
@@ -77,11 +77,11 @@ def _load_block(path, size):
         ims = read_npz(path)['images']
         return ims[:size] if len(ims) >= size else None
     except (BadInput,KeyError):
-        remove(path)
+        path.unlink(missing_ok=True)
 
 def _delete_oldest(folder, keep):
     for o in sorted(Path(folder).glob('drawn-*.npz'), key=os.path.getmtime)[:-keep]:
-        remove(o)
+        o.unlink(missing_ok=True)
 
 # %% ../../nbs/evaluation/samples.ipynb #716e9443
 def generate_cached(

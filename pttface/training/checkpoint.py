@@ -13,7 +13,7 @@ from pathlib import Path
 
 import torch
 
-from ..storage.files import BadInput,atomic_path,read_json,remove,sha256_file,write_json
+from ..storage.files import BadInput,atomic_path,read_json,sha256_file,write_json
 
 # %% ../../nbs/training/checkpoint.ipynb #958ac19d
 log = logging.getLogger(__name__)
@@ -83,7 +83,7 @@ class Checkpoints:
         write_json(self.manifest, kept)
         for o in self.path.glob('checkpoint-*.pt'):
             if o.name not in {r['file'] for r in kept}:
-                remove(o)
+                o.unlink()
         return file
 
     def load(self,

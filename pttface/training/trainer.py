@@ -9,7 +9,7 @@ __all__ = ['SPEEDS', 'TrainingRun', 'curves', 'TrainingMonitor', 'flatten', 'fin
            'save_images', 'interrupt_between_steps', 'TrainingLoop', 'run_training']
 
 # %% ../../nbs/training/trainer.ipynb #92516ae6
-import copy,json,logging,math,os,re,signal,sys,threading,time
+import copy,json,logging,math,os,re,shutil,signal,sys,threading,time
 from collections import deque
 from collections.abc import Mapping
 from contextlib import closing,contextmanager,nullcontext
@@ -30,7 +30,7 @@ from tqdm.auto import tqdm
 from ..display import Picture,montage
 from ..parallel import ThreadTuner
 from ..storage.files import BadInput,atomic_path,content_hash,dumps,open_root,read_json,read_jsonl
-from ..storage.files import remove_tree,write_json,write_jsonl,write_npz
+from ..storage.files import write_json,write_jsonl,write_npz
 from .checkpoint import Checkpoints
 from .config import RECORDED_AS,Budget,Recipe,lr_at,read_recipe,recipe_record
 from .device import pick_precision,processes
@@ -234,7 +234,7 @@ def begin_run(
                 raise BadInput(f"{path} was begun with recipe {old['hash']['recipe']} and data {old['hash']['data']}, "
                                f"not recipe {now['recipe']} and data {now['data']}{': ' if what else ''}{what}: "
                                f"use those, another name, or --force to begin again")
-            remove_tree(path)
+            shutil.rmtree(path)
         write_json(path/'recipe.json', dict(settings=recipe_record(recipe), hash=now, **describe()))
         return path
 
