@@ -536,3 +536,29 @@ def test_no_stage_deletes_an_artefact_unnoted():
         if not module.startswith(OUTSIDE):
             unnoted += [f'{module}: {o}' for o in deletions(path) if o not in KEPT_OUT.get(module, {})]
     assert not unnoted, 'use remove, remove_tree or note_removed of storage.files'
+
+
+@pytest.mark.parametrize(('name', 'field'), [('ledger.jsonl', 'key'), ('photos/extra.jsonl', 'url'),
+                                             ('photos/ledger_202401.jsonl', 'url')])
+def test_a_ledger_of_any_name_is_never_overwritten_by_a_smaller_one(copied, tmp_path, remote, name, field):
+    root, mirror, _ = copied
+    write_jsonl(root / name, [{field: str(i), 'status': 'failed'} for i in range(100)])
+    mirror.push()
+    (root / name).unlink()
+    write_jsonl(root / name, [{field: 'new', 'status': 'failed'}])
+    mirror.push()
+    assert len(read_jsonl(remote / name)) == 101
+    other = Mirror(open_root(tmp_path / 'b', create=True), remote, wait=0)
+    write_jsonl(other.local / name, [{field: 'newer', 'status': 'failed'}])
+    other.push()
+    assert len(read_jsonl(remote / name)) == 102
+    mirror.pull()
+    assert len(read_jsonl(root / name)) == 102
+
+
+def test_rows_that_belong_to_other_files_are_kept_apart(copied, remote):
+    root, mirror, _ = copied
+    for folder, n in ((remote, 5), (root, 2)):
+        write_jsonl(folder / 'faces/faces.jsonl', [dict(key=f'{n}{i}') for i in range(n)])
+    mirror.push()
+    assert len(read_jsonl(remote / 'faces/faces.jsonl')) == 2 and len(read_jsonl(mirror.conflicts[0])) == 5
