@@ -190,7 +190,7 @@ def test_a_listing_that_failed_is_no_empty_listing(copied, remote, monkeypatch, 
     with monkeypatch.context() as m:
         failing_listing(m, (root if side == 'here' else remote) / sub)
         if side == 'here':
-            with pytest.raises(BadInput, match='Drive failed 6 times .Input/output error'):
+            with pytest.raises(BadInput, match='data.*: the local disk failed 6 times .Input/output error'):
                 mirror.push()
         with pytest.raises(BadInput, match='failed 6 times .Input/output error'):
             mirror.pull()
@@ -562,3 +562,16 @@ def test_rows_that_belong_to_other_files_are_kept_apart(copied, remote):
         write_jsonl(folder / 'faces/faces.jsonl', [dict(key=f'{n}{i}') for i in range(n)])
     mirror.push()
     assert len(read_jsonl(remote / 'faces/faces.jsonl')) == 2 and len(read_jsonl(mirror.conflicts[0])) == 5
+
+
+def test_a_drive_that_answers_at_the_second_try_is_there(copied, remote, monkeypatch):
+    root, mirror, _ = copied
+    write_jsonl(root / LEDGER, rows(1001))
+    asked, real = [], Path.is_dir
+
+    def is_dir(path):
+        asked.append(path)
+        return False if path in (remote, remote.parent) and asked.count(path) == 1 else real(path)
+
+    monkeypatch.setattr(Path, 'is_dir', is_dir)
+    assert mirror.push() == 1

@@ -26,7 +26,7 @@ def with_retries(
     what:str,            # What it does, for the message
     tries:int=6,         # How often at most
     wait:float=.5,       # Seconds after the first error; twice as long after each
-    disk:str='Drive',    # Which disk it writes to, for the message
+    disk:str='Drive',    # Which disk it reads or writes, for the message
 ): # What `f` returns
     "Call `f` again after an I/O error; raises `BadInput` when the disk is full, or when the error stays."
     for i in range(tries):
@@ -38,7 +38,7 @@ def with_retries(
             if e.errno in (errno.ENOSPC, errno.EDQUOT):
                 raise BadInput(f'{what}: {disk} is full; make room and run the cell again') from e
             if i == tries - 1:
-                raise BadInput(f'{what}: Drive failed {tries} times ({e.strerror or e}); run the cell again') from e
+                raise BadInput(f'{what}: {disk} failed {tries} times ({e.strerror or e}); run the cell again') from e
             log.info('%s: %s, trying again', what, e)
             time.sleep(wait*2**i)
 

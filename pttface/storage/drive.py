@@ -91,7 +91,8 @@ class Mirror:
         root:Path,  # Either folder
     )->dict: # Path relative to it → size and time of change
         "What is mirrored of a folder; raises `BadInput` when it cannot be listed."
-        found = self._retry(partial(list_files, root), str(root))
+        disk = 'the local disk' if Path(root) == self.local else 'Drive'
+        found = with_retries(partial(list_files, root), str(root), wait=self.wait, disk=disk)
         return {k:v for k,v in found.items() if not self._is_left_out(k)}
 
     def _is_left_out(self, k):
@@ -133,17 +134,26 @@ def _know(self:Mirror, here):
 
 # %% ../../nbs/storage/drive.ipynb #e7cf716f
 @patch
+def _never(self:Mirror, check):
+    "Is `check` false, also when it is asked again a little later?"
+    for i in range(3):
+        if check():
+            return False
+        time.sleep(self.wait*2**i)
+    return True
+
+@patch
 def _check_drive(self:Mirror):
     "Raise `BadInput` unless Drive is mounted; make our folder on it"
     base = drive_base(self.remote)
-    if not base.is_dir() or self._mount and not os.path.ismount(self._mount):
+    if self._never(base.is_dir) or self._mount and self._never(partial(os.path.ismount, self._mount)):
         raise BadInput(f'{self._mount or base} is not there: mount Drive and run the cell again')
-    if self.seen and not self.remote.is_dir():
+    if self.seen and self._never(self.remote.is_dir):
         raise BadInput(f'{self.remote} is gone, with the {len(self.seen)} files that were copied to it: mount the disk '
                        'that it is on; if you deleted it, make the folder again, and everything is copied anew')
     self.remote.mkdir(parents=True, exist_ok=True)
     self._mount = mount_point(self.remote)
-    if self.seen and not (self.remote/MARKER).exists():
+    if self.seen and self._never((self.remote/MARKER).exists):
         self.seen = {}
 
 # %% ../../nbs/storage/drive.ipynb #bec25376
