@@ -575,3 +575,16 @@ def test_a_drive_that_answers_at_the_second_try_is_there(copied, remote, monkeyp
 
     monkeypatch.setattr(Path, 'is_dir', is_dir)
     assert mirror.push() == 1
+
+
+def test_optouts_of_two_sessions_count_in_both(copied, remote):
+    root, mirror, _ = copied
+    (root / 'optout.txt').write_text('https://i.imgur.com/a.jpg\n')
+    mirror.push()
+    (root / 'optout.txt').write_text('https://i.imgur.com/a.jpg\nhttps://i.imgur.com/ours.jpg\n')
+    (remote / 'optout.txt').write_text('https://i.imgur.com/a.jpg\nhttps://i.imgur.com/theirs.jpg\n')
+    mirror.push()
+    for folder in (root, remote):
+        lines = (folder / 'optout.txt').read_text().split()
+        assert [o.split('/')[-1] for o in lines] == ['a.jpg', 'theirs.jpg', 'ours.jpg']
+    assert mirror.push() == mirror.pull() == 0 and not mirror.conflicts

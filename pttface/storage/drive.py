@@ -229,7 +229,7 @@ def push(self:Mirror)->int: # Files written or deleted
         here = self.files(self.local)
         self._know(here)
         noted = self._journal()
-        removed = [k for k in noted if k not in here and not (self.local/k).exists()]
+        removed = [k for k in noted if not self._is_left_out(k) and not (self.local/k).exists()]
         changed = [k for k in here if self.seen.get(k, ())[:2] != here[k]]
         written = 0
         try:
@@ -254,6 +254,9 @@ def _send(self:Mirror, k, state, begun_again):
     if foreign and stamp_of(src) == self._retry(partial(stamp_of, dst), k):
         self.seen[k] = *state,stamp_of(src)
         return False
+    if foreign and k == 'optout.txt':
+        state = self._join_optout(src)
+        self._retry(partial(copy_whole, src, dst, True), k)
     elif there and self._retry(partial(self._grown, k, there[0]), k):
         self._retry(lambda: copy_tail(src, dst, dst.stat().st_size, True), k)
     elif there and not begun_again and self._merge(k, foreign):
@@ -321,6 +324,14 @@ def _merge(self:Mirror, k, foreign):
         self._retry(partial(copy_whole, merged, self.remote/k, True), k)
     return True
 
+@patch
+def _join_optout(self:Mirror, path):
+    "Give the opt-out list here the lines that Drive's has too; its size and time then"
+    joined = merge_lines(path, self._retry((self.remote/path.name).read_bytes, path.name))
+    with atomic_path(path) as p:
+        p.write_bytes(joined)
+    return file_state(path)
+
 # %% ../../nbs/storage/drive.ipynb #098d857c
 @patch
 def pull(self:Mirror,
@@ -383,13 +394,13 @@ def _fetch(self:Mirror, k):
     src,dst = self.remote/k,self.local/k
     state,known = file_state(dst),self.seen.get(k)
     if state and not (known and known[:2] == state and self._retry(partial(self._is_foreign, k), k)):
+        self.seen.pop(k, None)
         if k == 'optout.txt':
-            joined = merge_lines(dst, self._retry(src.read_bytes, k))
-        else:
-            joined = self._joined(k, dst.read_bytes())
+            self._join_optout(dst)
+            return
+        joined = self._joined(k, dst.read_bytes())
         with atomic_path(dst) as p:
             p.write_bytes(joined)
-        self.seen.pop(k, None)
         return
     for o in SQLITE_BESIDE:
         Path(f'{dst}{o}').unlink(missing_ok=True)
