@@ -553,13 +553,13 @@ def remove(
 ):
     "Delete an artefact on purpose: a copy of the root will follow."
     path = Path(path)
-    if not path.exists():
-        return
-    if on_network_disk(path.parent):
+    was_there = path.exists()
+    if was_there and on_network_disk(path.parent):
         cut_and_unlink(path)
     else:
         path.unlink(missing_ok=True)
-    note_removed(path)
+    if was_there:
+        note_removed(path)
 
 def remove_tree(
     folder:str|os.PathLike,  # A folder of a root; may be missing
