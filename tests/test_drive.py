@@ -190,7 +190,7 @@ def test_a_listing_that_failed_is_no_empty_listing(copied, remote, monkeypatch, 
     with monkeypatch.context() as m:
         failing_listing(m, (root if side == 'here' else remote) / sub)
         if side == 'here':
-            with pytest.raises(BadInput, match='Drive failed 6 times .Input/output error'):
+            with pytest.raises(BadInput, match='data.*: the local disk failed 6 times .Input/output error'):
                 mirror.push()
         with pytest.raises(BadInput, match='failed 6 times .Input/output error'):
             mirror.pull()
@@ -536,3 +536,55 @@ def test_no_stage_deletes_an_artefact_unnoted():
         if not module.startswith(OUTSIDE):
             unnoted += [f'{module}: {o}' for o in deletions(path) if o not in KEPT_OUT.get(module, {})]
     assert not unnoted, 'use remove, remove_tree or note_removed of storage.files'
+
+
+@pytest.mark.parametrize(('name', 'field'), [('ledger.jsonl', 'key'), ('photos/extra.jsonl', 'url'),
+                                             ('photos/ledger_202401.jsonl', 'url')])
+def test_a_ledger_of_any_name_is_never_overwritten_by_a_smaller_one(copied, tmp_path, remote, name, field):
+    root, mirror, _ = copied
+    write_jsonl(root / name, [{field: str(i), 'status': 'failed'} for i in range(100)])
+    mirror.push()
+    (root / name).unlink()
+    write_jsonl(root / name, [{field: 'new', 'status': 'failed'}])
+    mirror.push()
+    assert len(read_jsonl(remote / name)) == 101
+    other = Mirror(open_root(tmp_path / 'b', create=True), remote, wait=0)
+    write_jsonl(other.local / name, [{field: 'newer', 'status': 'failed'}])
+    other.push()
+    assert len(read_jsonl(remote / name)) == 102
+    mirror.pull()
+    assert len(read_jsonl(root / name)) == 102
+
+
+def test_rows_that_belong_to_other_files_are_kept_apart(copied, remote):
+    root, mirror, _ = copied
+    for folder, n in ((remote, 5), (root, 2)):
+        write_jsonl(folder / 'faces/faces.jsonl', [dict(key=f'{n}{i}') for i in range(n)])
+    mirror.push()
+    assert len(read_jsonl(remote / 'faces/faces.jsonl')) == 2 and len(read_jsonl(mirror.conflicts[0])) == 5
+
+
+def test_a_drive_that_answers_at_the_second_try_is_there(copied, remote, monkeypatch):
+    root, mirror, _ = copied
+    write_jsonl(root / LEDGER, rows(1001))
+    asked, real = [], Path.is_dir
+
+    def is_dir(path):
+        asked.append(path)
+        return False if path in (remote, remote.parent) and asked.count(path) == 1 else real(path)
+
+    monkeypatch.setattr(Path, 'is_dir', is_dir)
+    assert mirror.push() == 1
+
+
+def test_optouts_of_two_sessions_count_in_both(copied, remote):
+    root, mirror, _ = copied
+    (root / 'optout.txt').write_text('https://i.imgur.com/a.jpg\n')
+    mirror.push()
+    (root / 'optout.txt').write_text('https://i.imgur.com/a.jpg\nhttps://i.imgur.com/ours.jpg\n')
+    (remote / 'optout.txt').write_text('https://i.imgur.com/a.jpg\nhttps://i.imgur.com/theirs.jpg\n')
+    mirror.push()
+    for folder in (root, remote):
+        lines = (folder / 'optout.txt').read_text().split()
+        assert [o.split('/')[-1] for o in lines] == ['a.jpg', 'theirs.jpg', 'ours.jpg']
+    assert mirror.push() == mirror.pull() == 0 and not mirror.conflicts

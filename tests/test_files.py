@@ -366,3 +366,18 @@ def test_a_part_of_a_root_has_a_lock_of_its_own(tmp_path):
                 pass
     with pytest.raises(FileNotFoundError):
         Lease(tmp_path/'nowhere'/LOCK, 'train').take()
+
+def test_numbers_of_processes_come_again(tmp_path):
+    "A process that began after a temporary file was written is not the one that wrote it."
+    mine,parent = (tmp_path/f'.a.npz.{files._machine()}-{pid}.x.tmp' for pid in (os.getpid(), os.getppid()))
+    for p in (mine, parent):
+        p.touch()
+    assert sweep(tmp_path) == [mine.name]
+    os.utime(parent, (files._began(os.getppid()) - 60,)*2)
+    assert sweep(tmp_path) == [parent.name]
+
+def test_a_long_write_is_not_swept(tmp_path):
+    with atomic_path(tmp_path/'a.npz') as p:
+        os.utime(p, (time.time() - 3*86_400,)*2)
+        assert sweep(tmp_path) == [] and p.exists()
+        p.write_bytes(b'a')

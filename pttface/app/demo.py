@@ -22,7 +22,7 @@ import numpy as np
 from ..display import Picture,Table
 from ..storage.files import (BadInput,Ledger,atomic_path,need,open_root,read_json,read_jsonl,read_npz,read_tar,
                                    same_settings,write_json)
-from ..storage.files import remove_tree
+from ..storage.files import remove,remove_tree
 from ..synthetic.board import make_board,serve
 from ..vision.images import decode
 
@@ -57,7 +57,7 @@ def demo_root(
         for o in FOLDERS:
             remove_tree(root/o)
         for o in FILES:
-            (root/o).unlink(missing_ok=True)
+            remove(root/o)
         write_json(record, dict(settings=settings, seconds={}))
     return root
 

@@ -125,8 +125,8 @@ def links_step(
     rec = record(folder/'crawl.json')
     counts,settings = rec.get('counts', {}),rec.get('settings', {})
     days = {k:settings[k] for k in ('since','until') if k in settings} or dict(since='2024-01-01', until='2024-12-31')
-    board = settings.get('board', 'Beauty')
-    line = command_line('crawl', root, **days).replace('crawl', f'crawl {shlex.quote(board)}', 1)
+    dates = [o for k,v in days.items() for o in (f'--{k}', str(v))]
+    line = shlex.join(['pttface', 'crawl', settings.get('board', 'Beauty'), *dates, '--root', str(root)])
     aside = f', {o}' if (o := pages_aside(folder)) else ''
     if not rec and not folder.exists():
         return Step('crawl', 'nothing yet', '', line, folder)

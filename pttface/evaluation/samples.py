@@ -251,7 +251,7 @@ def sample_to(
             write_samples(out, ims, made_by)
             if png:
                 write_pngs(Path(png), ims, made_by)
-    known.path.unlink(missing_ok=True)
+    remove(known.path)
     return out
 
 # %% ../../nbs/evaluation/samples.ipynb #2b97df53

@@ -67,7 +67,34 @@ def _alive(pid):
 def _machine():
     return f'{zlib.crc32(socket.gethostname().encode()):08x}'
 
+def _read_line(path):
+    "The text of a file that the system keeps; empty where it keeps none"
+    try:
+        return Path(path).read_text().strip()
+    except OSError:
+        return ''
+
+def _born(pid):
+    "When a process began, in ticks since the machine started; `None` where the system does not say"
+    fields = _read_line(f'/proc/{pid}/stat').rpartition(')')[2].split()
+    return fields[19] if len(fields) > 19 else None
+
+def _began(pid):
+    "When a process began, in seconds since 1970; 0 where the system does not say"
+    started = re.search(r'^btime (\d+)', _read_line('/proc/stat'), re.M)
+    born = _born(pid)
+    return int(started[1]) + int(born)/os.sysconf('SC_CLK_TCK') if started and born else 0.
+
 # %% ../../nbs/storage/files.ipynb #0a1ff97b
+_writing = set()  # Names of the temporary files that this process is writing
+
+def _is_written(path, owner):
+    "May the writer of a temporary file be at work? Numbers of processes come again, so it must have begun before"
+    pid = int(owner[3])
+    if pid == os.getpid():
+        return path.name in _writing
+    return _WINDOWS or _alive(pid) and _began(pid) <= path.stat().st_mtime + 1
+
 def sweep(
     folder:str|os.PathLike,  # Folder to look in
     old:float=86_400.,       # Seconds after which a temporary file is nobody's; seven times that if its process lives
@@ -76,11 +103,10 @@ def sweep(
     gone = []
     for p in Path(folder).glob('.*.tmp'):
         owner = re.search(r'^\.(.+)\.([0-9a-f]{8})-(\d+)\.[^.]*\.tmp$', p.name)
-        mine = owner and owner[2] == _machine()
-        lives = mine and not _WINDOWS and _alive(int(owner[3]))
+        here = owner and owner[2] == _machine()
         try:
-            age = time.time() - p.stat().st_mtime
-            if age <= (7*old if lives else old) and (lives or not mine or _WINDOWS):
+            wanted = _is_written(p, owner) if here else True
+            if wanted and time.time() - p.stat().st_mtime <= (7*old if here and not _WINDOWS else old):
                 continue
             if p.name.endswith('.old.tmp') and owner and not p.with_name(owner[1]).exists():
                 os.rename(p, p.with_name(owner[1]))
@@ -160,6 +186,7 @@ def atomic_path(
     fd,tmp = tempfile.mkstemp(prefix=f'.{path.name}.{_machine()}-{os.getpid()}.', suffix='.tmp', dir=path.parent)
     os.close(fd)
     tmp = Path(tmp)
+    _writing.add(tmp.name)
     try:
         yield tmp
         with open(tmp, 'r+b') as f:
@@ -170,6 +197,7 @@ def atomic_path(
         _sync_folder(path.parent)
     finally:
         tmp.unlink(missing_ok=True)
+        _writing.discard(tmp.name)
 
 # %% ../../nbs/storage/files.ipynb #3835c909
 def _plain(o):
@@ -406,7 +434,8 @@ def read_tar(
     path:str|os.PathLike,  # A shard made by `write_tar` or any WebDataset tar
 ): # Yields `(key, {ext: bytes})` in order
     "The samples of a shard; raises `BadInput` naming the file and the last good key when it is damaged."
-    now,parts,seen = None,{},{}
+    now,seen = None,{}
+    parts = {}
     try:
         with tarfile.open(path, 'r:') as t:
             for folder,key,ext,data in _members(t):
@@ -524,13 +553,13 @@ def remove(
 ):
     "Delete an artefact on purpose: a copy of the root will follow."
     path = Path(path)
-    if not path.exists():
-        return
-    if on_network_disk(path.parent):
+    was_there = path.exists()
+    if was_there and on_network_disk(path.parent):
         cut_and_unlink(path)
     else:
         path.unlink(missing_ok=True)
-    note_removed(path)
+    if was_there:
+        note_removed(path)
 
 def remove_tree(
     folder:str|os.PathLike,  # A folder of a root; may be missing
@@ -546,21 +575,9 @@ def remove_tree(
 LOCK = '.pttface.lock'
 _held = set()
 
-def _read_line(path):
-    "The text of a file that the system keeps; empty where it keeps none"
-    try:
-        return Path(path).read_text().strip()
-    except OSError:
-        return ''
-
 def _boot():
     "What tells one start of this machine from another"
     return _read_line('/proc/sys/kernel/random/boot_id')[:13]
-
-def _born(pid):
-    "When a process began, in ticks since the machine started; `None` where the system does not say"
-    fields = _read_line(f'/proc/{pid}/stat').rpartition(')')[2].split()
-    return fields[19] if len(fields) > 19 else None
 
 def _holder(lock):
     "Content of a lock; empty while it is being written, or when it is damaged"
