@@ -433,12 +433,14 @@ def check_training(
     device=None,
     accumulate=1,
     speed='auto',
+    trackers=None,
 )->Recipe: # The recipe
     "Raise `BadInput` on arguments that make no training."
     recipe = check_recipe(find_recipe(recipe))
     one_of(recipe.sampler, SAMPLERS, 'sampler')
     one_of(speed, ('auto',*SPEEDS), 'speed')
     check_numbers(accumulate=accumulate)
+    find_trackers(trackers)
     if budget is not None:
         Budget.parse(budget)
     if accumulate > recipe.batch:
@@ -479,7 +481,7 @@ def train(
     init=None,                 # A `Run` whose averaged weights a new run begins with; random ones by default
 )->Run: # The run, finished
     "Train until the budget is spent, from where it stopped; raises `BadInput`, `FloatingPointError`, `MemoryError`."
-    recipe = fit_to_data(check_training(recipe, budget, device, accumulate, speed), data)
+    recipe = fit_to_data(check_training(recipe, budget, device, accumulate, speed, trackers), data)
     plan,trackers = Budget.parse(budget or recipe.budget),find_trackers(trackers)
     def describe():
         sigma_data = float((data.at(recipe.size).train.astype(np.float32)/127.5 - 1).std())

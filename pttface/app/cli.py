@@ -241,7 +241,7 @@ def train_run(
     "Train on the packed set, or on pictures of your own, from where it stopped."
     from pttface.diffusion import check_training,train
     recipe = changed_recipe(recipe, batch=batch, lr=lr, size=size, seed=seed)
-    check_training(recipe, budget, device, accumulate, speed)
+    check_training(recipe, budget, device, accumulate, speed, trackers)
     init = find_init(root, init)
     return train(packed_set(root, images, recipe.size, grey), recipe, root=root, budget=budget, name=name,
                  device=device, force=force, accumulate=accumulate, trackers=trackers, speed=speed,

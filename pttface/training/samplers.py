@@ -20,7 +20,7 @@ class Noise:
         shape:tuple,   # (C,H,W)
         device=None,   # Where
     ):
-        self.gens = [np.random.Generator(np.random.Philox(key=[seed, k])) for k in index]
+        self.gens = [np.random.Generator(np.random.Philox(key=np.array([seed, k], np.uint64))) for k in index]
         self.shape,self.device = shape,device
     def __call__(self):
         drawn = np.stack([g.standard_normal(self.shape, np.float32) for g in self.gens])
