@@ -28,8 +28,8 @@ from .training.augment import CHANGES,augment
 from .training.config import RECIPES,Budget,Recipe,find_recipe
 from .training.device import half_type,has_float64,map_batches,pick_device
 from .training.samplers import Noise,add_churn,slerp,unipc
-from .training.trainer import SPEEDS,Trainer,TrainingRun,begin_run,check_recipe,find_trackers
-from .training.trainer import run_training,save_images
+from .training.trainer import SPEEDS,Trainer,TrainingRun,begin_run,check_recipe,check_weights
+from .training.trainer import find_trackers,run_training,save_images
 from .unet import StrongerUNet,UNet,n_params
 
 # %% ../nbs/05_diffusion.ipynb #237c4a86
@@ -483,6 +483,8 @@ def train(
     "Train until the budget is spent, from where it stopped; raises `BadInput`, `FloatingPointError`, `MemoryError`."
     recipe = fit_to_data(check_training(recipe, budget, device, accumulate, speed, trackers), data)
     plan,trackers = Budget.parse(budget or recipe.budget),find_trackers(trackers)
+    if init:
+        check_weights(make_net(recipe), init.weights(), str(init.path))
     def describe():
         sigma_data = float((data.at(recipe.size).train.astype(np.float32)/127.5 - 1).std())
         begun = dict(init=dict(run=init.path.name, weights=init.weights_id())) if init else {}
