@@ -129,6 +129,9 @@ class Parser(argparse.ArgumentParser):
     def error(self, message):
         raise BadInput(f'{message}; `{self.prog} --help` shows the flags')
 
+    def print_help(self, file=None):
+        print(self.format_help(), end='', file=file, flush=True)  # argparse's own hides that a pipe was closed
+
 # %% ../../nbs/app/cli.ipynb #aaa2bb57
 def settings_of(
     f,                 # A stage's function
