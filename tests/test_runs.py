@@ -423,7 +423,11 @@ def test_a_tar_cut_short_is_named(tmp_path):
         path.write_bytes(whole[:cut])
         with pytest.raises(BadInput, match='x.tar is damaged after'):
             list(files_in(path))
-    path.write_bytes(whole[:10240] + b'nonsense'*64 + whole[10752:])
+    with tarfile.open(path.with_name('whole.tar'), 'w') as t:
+        t.add(tmp_path/'mine')
+        at = t.getmembers()[5].offset
+    whole = path.with_name('whole.tar').read_bytes()
+    path.write_bytes(whole[:at] + b'nonsense'*64 + whole[at + 512:])
     with pytest.raises(BadInput, match='x.tar is damaged after'):
         list(files_in(path))
 
