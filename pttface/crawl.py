@@ -16,6 +16,7 @@ from functools import partial
 from pathlib import Path
 from urllib.parse import urlsplit
 
+from .checks import check_numbers
 from .policy import left_out,read_optout
 from .ptt.board_range import (BoardRange,CrawlState,Links,article_url,audit,crawl_range,finished_links,
                                      keep_apart,nothing_found,removed_if_nothing,save_links)
@@ -172,6 +173,7 @@ def crawl(
     settings = find_preset(settings, CRAWL_PRESETS, 'the crawl')
     start,end = day_span(since, until)
     server = check_board(board, base_url, rate, workers)
+    check_numbers(settings, rate=rate, workers=workers)
     with removed_if_nothing(Path(root)):
         folder = open_root(root, create=True)/'links'
         board = recorded_name(folder, board)

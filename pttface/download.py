@@ -25,6 +25,7 @@ from fastcore.basics import patch
 from tqdm.auto import tqdm
 
 from . import callable_module
+from .checks import check_numbers
 from .display import Picture,Table
 from .net.http import RETRYABLE,Client,Stopped
 from .net.scheduler import HOST_LIMITS,OTHER_HOSTS,fetch_all
@@ -473,6 +474,7 @@ def download(
     "Fetch every link of the crawl and keep the photos with a sharp face; raises `BadInput` on what it cannot use."
     settings = find_preset(settings, DOWNLOAD_PRESETS, 'the download')
     _check(root, months, workers, streams, rate)
+    check_numbers(settings, streams=streams, rate=rate)
     with locked(root, 'download'):
         jobs,wanted = _check(root, months, workers, streams, rate)
         folder,optout = Path(root)/'photos',read_optout(root)

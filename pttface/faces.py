@@ -21,6 +21,7 @@ import imagehash
 import numpy as np
 from PIL import Image
 
+from .checks import check_numbers
 from .display import Picture,Table
 from .policy import read_optout
 from .storage.files import BadInput,atomic_path,find_preset,need,read_npz,same_settings,write_json
@@ -557,6 +558,7 @@ def extract_faces(
     "Make a face of every photo that has one; raises `BadInput` without photos, if all shards fail, and on other rules."
     root = need(root, 'photos/download.json', 'download').parent.parent
     settings = find_preset(settings, FACE_PRESETS, 'faces')
+    check_numbers(settings, workers=workers, batch=batch)
     shards,folder = photo_shards(root),root/'faces'
     _begin(folder, detector, settings, force, batch)
     before,out = PreviousRun(folder),read_optout(root)
