@@ -411,7 +411,8 @@ def command(
     f,presets = c.load()
     examples = '\n'.join(f'  # {what}\n  {line}' for what,line in c.examples)
     statuses = ' · '.join(f'{k} {re.split("[,;]", v)[0]}' for k,v in _exits.items())
-    epilog = f'{bold("examples:")}\n{examples}\n\n{bold("exit status:")}\n  {statuses}'
+    statuses = textwrap.fill(statuses, 96, initial_indent='  ', subsequent_indent='  ')
+    epilog = f'{bold("examples:")}\n{examples}\n\n{bold("exit status:")}\n{statuses}'
     p = stage_parser(f, f'pttface {name}', c.first, epilog, presets)
     body = textwrap.fill(f'{f.__doc__} {c.files}', 96, break_long_words=False, break_on_hyphens=False)
     p.description = f'{c.summary[0].upper()}{c.summary[1:]}.\n\n{body}'
