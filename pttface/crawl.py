@@ -17,6 +17,7 @@ from functools import partial
 from pathlib import Path
 from urllib.parse import urlsplit
 
+from .checks import check_numbers
 from .policy import left_out,read_optout,remember_addresses
 from .ptt.board_range import (BoardRange,CrawlState,Links,article_url,audit,crawl_range,finished_links,
                                      keep_apart,nothing_found,removed_if_nothing,save_links)
@@ -250,6 +251,7 @@ def crawl(
     "Find every image link of some days; raises `BadInput` on dates or folders it cannot use, `Blocked` when refused."
     settings = _check_settings(find_preset(settings, CRAWL_PRESETS, 'the crawl'))
     server = check_board(board, base_url, rate, workers)
+    check_numbers(settings, rate=rate, workers=workers)
     span = day_span(since, until)
     client = None if offline else board_client(rate, workers, session, proxy, contact)
     with removed_if_nothing(Path(root)):
@@ -266,7 +268,6 @@ def crawl(
             from_cache = offline or finished and count_pages(folder)
             with Pages(folder/'pages.sqlite', base_url, None if from_cache else client) as pages:
                 return _read_board(root, pages, want, settings, span, optout, workers, progress)
-
 
 # %% ../nbs/00_crawl.ipynb #26b77f2a
 callable_module(__name__, crawl)

@@ -229,6 +229,7 @@ def check_settings(
         raise BadInput(f'Faces are cut at 60 and 64 px, not at {settings.size}')
     if not 0 < settings.heldout < 1:
         raise BadInput(f'The share held out must lie between 0 and 1, not be {settings.heldout}')
+    check_numbers(settings)
 
 # %% ../nbs/03_dataset.ipynb #eed20618
 def check_filters(

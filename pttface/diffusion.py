@@ -30,8 +30,8 @@ from .training.config import RECIPES,Budget,Recipe,find_recipe
 from .training.device import half_type,has_float64,map_batches,pick_device,pick_precision,tune_convolutions
 from .training.ema import Snapshots,average_of,nearest_step
 from .training.samplers import Noise,add_churn,slerp,unipc
-from .training.trainer import SPEEDS,Trainer,TrainingRun,begin_run,check_accumulate,check_recipe,find_trackers
-from .training.trainer import run_training,save_images
+from .training.trainer import SPEEDS,Trainer,TrainingRun,begin_run,check_accumulate,check_recipe
+from .training.trainer import check_weights,find_trackers,run_training,save_images
 from .unet import StrongerUNet,UNet,n_params
 
 # %% ../nbs/05_diffusion.ipynb #237c4a86
@@ -601,12 +601,14 @@ def check_training(
     device=None,
     accumulate='auto',
     speed='auto',
+    trackers=None,
 )->Recipe: # The recipe
     "Raise `BadInput` on arguments that make no training."
     recipe = check_recipe(find_recipe(recipe))
     one_of(recipe.sampler, SAMPLERS, 'sampler')
     one_of(speed, ('auto',*SPEEDS), 'speed')
     check_accumulate(accumulate, recipe.batch)
+    find_trackers(trackers)
     if budget is not None:
         Budget.parse(budget)
     pick_device(device)
@@ -645,8 +647,10 @@ def train(
     init=None,                 # A `Run` whose averaged weights a new run begins with; random ones by default
 )->Run: # The run, finished
     "Train until the budget is spent, from where it stopped; raises `BadInput`, `FloatingPointError`, `MemoryError`."
-    recipe = fit_to_data(check_training(recipe, budget, device, accumulate, speed), data)
+    recipe = fit_to_data(check_training(recipe, budget, device, accumulate, speed, trackers), data)
     plan,trackers = Budget.parse(budget or recipe.budget),find_trackers(trackers)
+    if init:
+        check_weights(make_net(recipe), init.weights(), str(init.path))
     def describe():
         sigma_data = float((data.at(recipe.size).train.astype(np.float32)/127.5 - 1).std())
         begun = dict(init=dict(run=init.path.name, weights=init.weights_id())) if init else {}

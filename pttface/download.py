@@ -27,6 +27,7 @@ from fastcore.basics import patch
 from tqdm.auto import tqdm
 
 from . import callable_module
+from .checks import check_numbers
 from .display import Picture,Table
 from .net.http import RETRYABLE,Client,Stopped,agent_with,check_proxy
 from .net.scheduler import HOST_LIMITS,OTHER_HOSTS,fetch_all,host_limits
@@ -586,6 +587,7 @@ def download(
     settings = find_preset(settings, DOWNLOAD_PRESETS, 'the download')
     checked = (root, months, workers, streams, rate, proxy, contact, limits)
     _check(*checked)
+    check_numbers(settings, streams=streams, rate=rate)
     with locked(root, 'download'):
         jobs,wanted = _check(*checked)
         folder,optout = Path(root)/'photos',read_optout(root)

@@ -22,6 +22,7 @@ import imagehash
 import numpy as np
 from PIL import Image
 
+from .checks import check_numbers
 from .display import Picture,Table
 from .policy import NO_AGE_SCREEN,age_screen,read_optout
 from .storage.files import (BadInput,atomic_path,find_preset,locked,need,read_json,remove_tree,same_settings,
@@ -705,6 +706,7 @@ def extract_faces(
     "Make a face of every photo that has one; raises `BadInput` without photos, on other rules, or if all shards fail."
     root = need(root, 'photos/download.json', 'download').parent.parent
     settings,folder = find_preset(settings, FACE_PRESETS, 'faces'),root/'faces'
+    check_numbers(settings, workers=workers, batch=batch)
     shards = photo_shards(root)
     workers = workers or (1 if detector == 'insightface' else os.cpu_count() or 1)
     with locked(root, 'faces'):

@@ -323,7 +323,7 @@ def test_bad_input_is_one_sentence(tmp_path, caplog):
     cases = [(ims[:1], 'Found 1 picture'), (ims[:5], '5 samples'), ([ims[0], ims[1, :9]], '2 sizes'),
              (ims.astype(float), 'float64 from'), (ims.astype(np.int64), 'int64 from'),
              (np.full((9, 24, 24, 3), np.nan), 'float64 from nan'), (tmp_path, '3 files and 0 pictures'),
-             (tmp_path/'none', 'does not exist'), (ims[..., :1], 'Need pictures'),
+             (tmp_path/'none', 'does not exist'), (ims[..., :2], 'Need pictures'),
              ([ims, ims[:, :9]], 'cannot be compared')]
     for samples, message in cases:
         with pytest.raises(BadInput, match=message):

@@ -129,6 +129,9 @@ class Parser(argparse.ArgumentParser):
     def error(self, message):
         raise BadInput(f'{message}; `{self.prog} --help` shows the flags')
 
+    def print_help(self, file=None):
+        print(self.format_help(), end='', file=file, flush=True)  # argparse's own hides that a pipe was closed
+
 # %% ../../nbs/app/cli.ipynb #aaa2bb57
 def settings_of(
     f,                 # A stage's function
@@ -241,7 +244,7 @@ def train_run(
     "Train on the packed set, or on pictures of your own, from where it stopped."
     from pttface.diffusion import check_training,train
     recipe = changed_recipe(recipe, batch=batch, lr=lr, size=size, seed=seed)
-    check_training(recipe, budget, device, accumulate, speed)
+    check_training(recipe, budget, device, accumulate, speed, trackers)
     init = find_init(root, init)
     return train(packed_set(root, images, recipe.size, grey), recipe, root=root, budget=budget, name=name,
                  device=device, force=force, accumulate=accumulate, trackers=trackers, speed=speed,
@@ -412,7 +415,8 @@ def command(
     f,presets = c.load()
     examples = '\n'.join(f'  # {what}\n  {line}' for what,line in c.examples)
     statuses = ' · '.join(f'{k} {re.split("[,;]", v)[0]}' for k,v in _exits.items())
-    epilog = f'{bold("examples:")}\n{examples}\n\n{bold("exit status:")}\n  {statuses}'
+    statuses = textwrap.fill(statuses, 96, initial_indent='  ', subsequent_indent='  ')
+    epilog = f'{bold("examples:")}\n{examples}\n\n{bold("exit status:")}\n{statuses}'
     p = stage_parser(f, f'pttface {name}', c.first, epilog, presets)
     body = textwrap.fill(f'{f.__doc__} {c.files}', 96, break_long_words=False, break_on_hyphens=False)
     p.description = f'{c.summary[0].upper()}{c.summary[1:]}.\n\n{body}'

@@ -57,7 +57,7 @@ class Noise:
         shape:tuple,   # (C,H,W)
         device=None,   # Where
     ):
-        self.gens = [np.random.Generator(np.random.Philox(key=[seed, k])) for k in index]
+        self.gens = [np.random.Generator(np.random.Philox(key=np.array([seed, k], np.uint64))) for k in index]
         self.seed,self.index = seed,list(index)
         self.shape,self.device = shape,device
         self.calls,self.on_gpu = 0,device is not None and torch.device(device).type == 'cuda'

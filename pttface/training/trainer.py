@@ -6,8 +6,8 @@ Docs: https://pttface.github.io/pttface/training/trainer.html.md"""
 
 # %% auto #0
 __all__ = ['SPEEDS', 'TrainingRun', 'curves', 'TrainingMonitor', 'flatten', 'find_trackers', 'check_recipe', 'check_accumulate',
-           'begin_run', 'Trainer', 'save_images', 'score_of', 'stop_signals', 'interrupt_between_steps', 'on_host',
-           'Writer', 'TrainingLoop', 'only_writer', 'run_training']
+           'begin_run', 'Trainer', 'check_weights', 'save_images', 'score_of', 'stop_signals',
+           'interrupt_between_steps', 'on_host', 'Writer', 'TrainingLoop', 'only_writer', 'run_training']
 
 # %% ../../nbs/training/trainer.ipynb #92516ae6
 import copy,json,logging,math,os,re,signal,sys,threading,time
@@ -630,6 +630,20 @@ def spent_before(self:Trainer,
     return [dict(images=self.images, seconds=self.seconds)] if ended and rows[-1]['step'] == self.step else []
 
 # %% ../../nbs/training/trainer.ipynb #93adbf07
+def check_weights(
+    net:nn.Module,  # Any
+    weights:list,   # In the order of its parameters, as `TrainingRun.weights` gives them
+    source:str,     # Where they come from, for the error
+):
+    "Raise `BadInput` where weights are of another network."
+    params = list(net.parameters())
+    ours,theirs = ([tuple(o.shape) for o in each] for each in (params, weights))
+    if ours != theirs:
+        i = next((i for i,(a,b) in enumerate(zip(ours, theirs)) if a != b), min(len(ours), len(theirs)))
+        shape = dict(enumerate(theirs)).get(i),dict(enumerate(ours)).get(i)
+        raise BadInput(f'The weights of {source} do not fit this network: {len(theirs)} arrays against {len(ours)}, '
+                       f'array {i} is {shape[0]} there and {shape[1]} here')
+
 @patch
 @torch.no_grad()
 def begin_with(self:Trainer,
@@ -637,14 +651,8 @@ def begin_with(self:Trainer,
     source:str,    # Where they come from, for the error
 ):
     "Begin with these weights; raises `BadInput` where they are of another network."
-    params = list(self.net.parameters())
-    ours,theirs = ([tuple(o.shape) for o in each] for each in (params, weights))
-    if ours != theirs:
-        i = next((i for i,(a,b) in enumerate(zip(ours, theirs)) if a != b), min(len(ours), len(theirs)))
-        shape = dict(enumerate(theirs)).get(i),dict(enumerate(ours)).get(i)
-        raise BadInput(f'The weights of {source} do not fit this network: {len(theirs)} arrays against {len(ours)}, '
-                       f'array {i} is {shape[0]} there and {shape[1]} here')
-    for each in (params, *self.ema.tracks):
+    check_weights(self.net, weights, source)
+    for each in (list(self.net.parameters()), *self.ema.tracks):
         for p,w in zip(each, weights):
             p.copy_(w)
 

@@ -48,8 +48,11 @@ def _in_tar(path):
                     raise tarfile.ReadError(f'{m.name} is cut short')
                 yield m.name,data
         t.fileobj.seek(t.offset)
-        if t.fileobj.read().strip(b'\0'):
+        rest = t.fileobj.read()
+        if rest.strip(b'\0'):
             raise tarfile.ReadError(f'what follows at byte {t.offset} is no header of a file')
+        if len(rest) < 1024:
+            raise tarfile.ReadError('no end mark')
 
 def _in_zip(path):
     with zipfile.ZipFile(path) as z:
