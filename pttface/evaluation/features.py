@@ -90,10 +90,7 @@ def as_images(
     ims = np.asarray(ims)
     if len(ims) < 2:
         raise BadInput(f'Found {len(ims)} picture{"s"*(len(ims) != 1)}: a spread needs at least 2')
-    if ims.ndim == 3 or ims.ndim == 4 and ims.shape[-1] == 1:
-        raise BadInput(f'Need pictures (N,H,W,3) in colour, not grey ones {ims.shape}: repeat them in three channels, '
-                       f'as {"np.repeat(ims, 3, -1)" if ims.ndim == 4 else "np.stack([ims]*3, -1)"} does')
-    if ims.ndim != 4 or ims.shape[-1] != 3 or 0 in ims.shape:
+    if ims.ndim != 4 or ims.shape[-1] != 3:
         raise BadInput(f'Need pictures (N,H,W,3), not an array {ims.shape}')
     return np.ascontiguousarray(ims) if ims.dtype == np.uint8 else _to_bytes(ims)
 
