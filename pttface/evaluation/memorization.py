@@ -39,10 +39,12 @@ class TrainingFaces:
         k:int=50,             # Neighbour that sets the scale
         articles=None,        # Article of each, (M,) numbers: its other photos are no strangers; none by default
         device=None,          # Where to compute; a GPU if there is one
+        look=None,            # Sees all distances, see `metrics.neighbours`
     ):
         if len(train) < 3:
             raise BadInput(f'Found {len(train)} training faces: at least 3 are needed to look for neighbours')
         self.m,self.device = len(train),device
+        self.watch = look
         self.k = min(k, self.m-1)
         self.both,self.gap = np.concatenate([train, mirrored]),np.zeros(self.m, np.float32)
         own = np.arange(self.m) if articles is None or len(np.unique(articles)) < 2 else np.asarray(articles)
@@ -51,17 +53,22 @@ class TrainingFaces:
 
     def _own_gap(self, rows, d):
         "The distance of each training face to the nearest other one, of whatever article."
+        if self.watch:
+            self.watch(rows, d)
         self.gap[rows] = d[:,:self.m].topk(2, largest=False).values[:,1].cpu().numpy()
 
     def nearest(self,
         feats:np.ndarray,  # (N,D)
+        look=None,         # Sees all distances, see `metrics.neighbours`
     )->Nearest:
         "The nearest training face, flips included, of each row of `feats`."
         unflipped,which = np.zeros(len(feats), np.float32),np.zeros(len(feats), int)
-        def look(rows, d):
+        def see(rows, d):
+            if look:
+                look(rows, d)
             near = d[:,:self.m].min(1)
             unflipped[rows],which[rows] = near.values.cpu().numpy(),near.indices.cpu().numpy()
-        d,j = neighbours(feats, self.both, self.k, look=look, device=self.device)
+        d,j = neighbours(feats, self.both, self.k, look=see, device=self.device)
         i = j[:,0]%self.m
         return Nearest(i, j[:,0] >= self.m, d[:,0], _ratio(d), unflipped > self.gap[which], d[:,0] > self.distance[i])
 
@@ -155,10 +162,11 @@ def find_copies(
     articles=None,        # Article of each training face, (M,) numbers; each its own by default
     planted:dict=None,    # Features of planted copies by kind, (n,D) each
     device=None,          # Where to compute; a GPU if there is one
+    looks=(None,None),    # See the distances of training faces and of samples, see `metrics.neighbours`
 )->Space: # What was found
     "Compare samples with training faces in one space; raises `BadInput` on fewer than 3 training faces."
-    faces = TrainingFaces(train, mirrored, articles=articles, device=device)
-    near,near_held = faces.nearest(samples),faces.nearest(held) if len(held) else None
+    faces = TrainingFaces(train, mirrored, articles=articles, device=device, look=looks[0])
+    near,near_held = faces.nearest(samples, looks[1]),faces.nearest(held) if len(held) else None
     space = Space(near, near_held, faces.ratio, faces.distance, np.zeros(len(samples), bool), 1.)
     real = space.real_ratio
     space.copies,space.p = are_copies(near.ratio, real),copies_test(near.ratio, real)
@@ -222,11 +230,12 @@ def find_originality(
     articles=None,  # Article of each training face, (M,) numbers; each its own by default
     planted=None,   # Features of planted copies by kind, and their pictures by kind; none by default
     device=None,    # Where to compute; a GPU if there is one
+    looks=(None,None), # See the distances in features, as for `find_copies`
 )->Originality:
     "Compare samples with training faces in features and in pixels."
     features,pictures = planted or ({}, {})
     small = {k:small_pixels(v) for k,v in pictures.items()}
-    return Originality(dict(features=find_copies(*feats, articles, features, device),
+    return Originality(dict(features=find_copies(*feats, articles, features, device, looks),
                             pixels=find_copies(*map(small_pixels, ims), articles, small, device)))
 
 # %% ../../nbs/evaluation/memorization.ipynb #4974ab02
