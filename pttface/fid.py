@@ -6,8 +6,7 @@ Docs: https://pttface.github.io/pttface/fid.html.md"""
 
 # %% auto #0
 __all__ = ['MEASURES', 'frechet_distance', 'trace_of_root', 'extrapolated', 'equal_n', 'blurred_noise', 'standard_rows',
-           'bootstrap_error', 'equal_n_rows', 'all_samples_rows', 'article_numbers', 'embed_all', 'make_report',
-           'check_reference', 'evaluate', 'equally_good', 'sweep', 'Watch']
+           'equal_n_rows', 'all_samples_rows', 'embed_all', 'make_report', 'evaluate', 'equally_good', 'sweep', 'Watch']
 
 # %% ../nbs/06_fid.ipynb #f0e8420b
 import os
@@ -20,10 +19,11 @@ from scipy import linalg,stats
 
 # %% ../nbs/06_fid.ipynb #5b228db3
 from .evaluation.diagnostics import band_picture,colours,detect_all,histograms
-from .evaluation.features import Protocol,cached_features,features,load_protocol
-from .evaluation.memorization import (closest_pairs,find_originality,plant_copies,power_picture,
-                                             ratio_picture)
-from .evaluation.metrics import ShareCounts,Stats,draw_rows,effective_rank,kid,mind,prdc,vendi_score
+from .evaluation.features import Protocol,cached_features,check_reference,features,load_protocol
+from .evaluation.memorization import (article_numbers,closest_pairs,find_originality,plant_copies,
+                                             power_picture,ratio_picture)
+from .evaluation.metrics import (ShareCounts,Stats,bootstrap_error,draw_rows,effective_rank,kid,mind,prdc,
+                                        vendi_score)
 from .evaluation.report import (CAPTIONS,FLOOR,NOISE,Report,failure_rows,figures,memorization_rows,metric_row,
                                        name_of,name_with_n,notes_on,samples_to_look_at,save_report)
 from .evaluation.samples import checkpoint_refs,faces_at,matching_faces,sample_sets
@@ -62,11 +62,7 @@ def trace_of_root(
             return np.sqrt(linalg.eigvalsh(sb, sa, **how).clip(0)).sum()
         except linalg.LinAlgError:
             pass  # no Cholesky factor
-    between = _factor(a)@_factor(b).T
-    if quick and min(between.shape) > 300:
-        between = between if len(between) <= between.shape[1] else between.T
-        return float(torch.linalg.eigvalsh(torch.from_numpy(between@between.T)).clamp_min(0).sqrt().sum())
-    return linalg.svd(between, compute_uv=False).sum()
+    return _singular_sum(_factor(a)@_factor(b).T, quick)
 
 # %% ../nbs/06_fid.ipynb #c95dfbc7
 def _factor(s):
@@ -76,6 +72,12 @@ def _factor(s):
     w,v = np.linalg.eigh(s.sigma)
     keep = (w > w[-1]*len(w)*np.finfo(float).eps) & (np.arange(len(w)) > len(w) - s.n)
     return (v[:,keep]*np.sqrt(w[keep])).T
+
+def _singular_sum(m, quick):
+    if not quick or min(m.shape) <= 300:
+        return linalg.svd(m, compute_uv=False).sum()
+    gram = torch.from_numpy(m@m.T if len(m) <= m.shape[1] else m.T@m)
+    return float(torch.linalg.eigvalsh(gram).clamp_min(0).sqrt().sum())
 
 # %% ../nbs/06_fid.ipynb #ec6c914c
 def _distance_of_features(x, ref):
@@ -148,20 +150,19 @@ def standard_rows(
             metric_row(f'Vendi score (all {n:,})', 'samples', vendi, n)],ref
 
 # %% ../nbs/06_fid.ipynb #b62e9531
-def bootstrap_error(
-    x:np.ndarray,         # Features of held-out faces, (N,D)
-    articles:np.ndarray,  # Article of each, (N,) numbers
-    measure,              # Takes features, (n,D), and gives a figure
-    n:int,                # Faces to measure
-    times:int=10,         # Sets to draw
-    seed:int=0,           # Of the draws
-)->float: # Standard deviation
-    "How much a figure of held-out faces depends on which articles happened to be held out."
-    rng,rows = np.random.default_rng(seed),[np.flatnonzero(articles == a) for a in np.unique(articles)]
-    def drawn(): # Faces of articles drawn with replacement
-        return np.concatenate([rows[i] for i in rng.integers(len(rows), size=n)])[:n]
-    return float(np.std([measure(x[drawn()]) for _ in range(times)], ddof=1))
+def _measures(label, n, device):
+    "What is measured of features of one kind and of as many training faces, by name."
+    distance,sliced = f'{label}, equal N',f'{name_of("MIND", label)}, equal N'
+    def measure(
+        a,    # Features of one kind
+        ref,  # Of as many training faces
+    ):
+        shares = prdc(ref, a, device=device) if n > 5 else {}
+        return {distance:_distance_of_features(a, ref), sliced:mind(a, ref, device=device),
+                'Vendi score, equal N':vendi_score(a, device), **shares}
+    return measure,distance
 
+# %% ../nbs/06_fid.ipynb #ca1e2166
 def equal_n_rows(
     label:str,    # Name of the distance
     x:dict,       # Features: train, held (perhaps none), samples (a list, one a seed), noise (as many as held out)
@@ -169,27 +170,20 @@ def equal_n_rows(
 )->list:
     "Rows at equal N: samples, floor and noise against the same draws of training faces."
     n,dim = len(x['noise']),x['train'].shape[1]
-    fd,sliced = f'{label}, equal N',f'{name_of("MIND", label)}, equal N'
-    def measure(
-        a,    # Features of one kind
-        ref,  # Of as many training faces
-    ):
-        shares = prdc(ref, a, device=device) if n > 5 else {}
-        return {fd:_distance_of_features(a, ref), sliced:mind(a, ref, device=device),
-                'Vendi score, equal N':vendi_score(a, device), **shares}
+    measure,distance = _measures(label, n, device)
     held = {FLOOR:x['held']} if len(x['held']) >= n else {}
     sets = {'samples':np.concatenate(x['samples']), **held, NOISE:x['noise']}
     out = equal_n(sets, x['train'], n, 10 if n <= min(dim, 500) else 3, measure=measure)
-    few = Stats.of(draw_rows(x['train'], n))
-    rank,errors = effective_rank(few),{}
+    few,errors = Stats.of(draw_rows(x['train'], n)),{}
     if held:
         articles = x.get('held_articles', np.arange(len(x['held'])))
-        errors[fd,FLOOR] = bootstrap_error(x['held'], articles, lambda a: frechet_distance(Stats.of(a), few, quick=True), n)
-    rows = []
+        to_few = lambda a: frechet_distance(Stats.of(a), few, quick=True)
+        errors[distance,FLOOR] = bootstrap_error(x['held'], articles, to_few, n)
+    ranks,rows = {distance:effective_rank(few)},[]
     for of,ds in out.items():
         for k in ds[0]:
             drawn = ds[:1] if k.startswith('Vendi') and len(sets[of]) == n else ds  # the same pictures in each draw
-            rows.append(metric_row(k, of, [d[k] for d in drawn], n, errors.get((k, of)), rank if k == fd else None))
+            rows.append(metric_row(k, of, [d[k] for d in drawn], n, errors.get((k, of)), ranks.get(k)))
     return rows
 
 # %% ../nbs/06_fid.ipynb #dcf11231
@@ -209,6 +203,7 @@ def _fit_rows(label, fits, rank):
         rows.append(metric_row(f'{label} (N → ∞)', of, [f['value'] for f in each], most, error, rank))
     return rows
 
+# %% ../nbs/06_fid.ipynb #9998902b
 def _kid_rows(x, device):
     each = [kid(f, x['train'], device=device) for f in x['samples']]
     error = 1000*each[0][1] if len(each) == 1 else None
@@ -240,18 +235,6 @@ def _sample(*args, **kw):
     return sample(*args, **kw)
 
 # %% ../nbs/06_fid.ipynb #fda9de8f
-def article_numbers(
-    real,      # A `FaceData`
-    side:int,  # 0 for training faces, 1 for held-out ones
-)->np.ndarray: # (N,); a face of no known article is one of its own
-    "A number for the article of each face."
-    faces = len(real.heldout if side else real.train)
-    names = getattr(real, 'article', None)
-    if names is None:
-        return np.arange(faces)
-    mine = np.asarray(names)[np.asarray(real.split) == side]
-    return np.unique([a or f'face {i}' for i,a in enumerate(mine.tolist())], return_inverse=True)[1]
-
 def embed_all(
     p:Protocol,       # Loaded
     sets:list,        # Samples, (N,H,W,3) uint8 a seed
@@ -264,13 +247,15 @@ def embed_all(
     held = cached_features(real.heldout, p, **kw) if len(real.heldout) > 1 else None
     x = {k:cached_features(o, p, **kw) for k,o in dict(train=real.train, mirrored=real.train[:,:,::-1]).items()}
     samples = [cached_features(o, p, kind='samples', **kw) for o in sets]
-    copies,planted = {},planted or {}
-    if planted:
-        feats = cached_features(np.concatenate(list(planted.values())), p, kind='planted', **kw)
-        copies = dict(zip(planted, np.split(feats, np.cumsum([len(o) for o in planted.values()])[:-1])))
-    return dict(x, held=x['train'][:0] if held is None else held, samples=samples, planted=copies,
-                noise=cached_features(noise, p, kind='noise', **kw), reference=p.reference,
-                articles=article_numbers(real, 0), held_articles=article_numbers(real, 1))
+    return dict(x, held=x['train'][:0] if held is None else held, samples=samples,
+                noise=cached_features(noise, p, kind='noise', **kw), planted=_embed_planted(p, planted or {}, kw),
+                reference=p.reference, articles=article_numbers(real, 0), held_articles=article_numbers(real, 1))
+
+def _embed_planted(p, planted, kw):
+    if not planted:
+        return {}
+    feats = cached_features(np.concatenate(list(planted.values())), p, kind='planted', **kw)
+    return dict(zip(planted, np.split(feats, np.cumsum([len(o) for o in planted.values()])[:-1])))
 
 # %% ../nbs/06_fid.ipynb #af98a1d8
 def make_report(
@@ -305,15 +290,6 @@ def make_report(
     return Report(rows, notes + [found.verdict], settings, pictures, CAPTIONS, samples_to_look_at(found, real))
 
 # %% ../nbs/06_fid.ipynb #ccda1581
-def check_reference(
-    p:Protocol,  # Loaded
-    data,        # A `FaceData`
-):
-    "Raise `BadInput` where a protocol compares with held-out faces and there are none."
-    if p.reference == 'heldout' and len(data.heldout) < 2:
-        raise BadInput(f'{p.label} compares with held-out faces, and {len(data.heldout)} are held out: '
-                       f'use another protocol, or pack the data set with more')
-
 def evaluate(
     samples,                  # A `Run`, pictures as `as_images` takes them, or a list of such sets, one a sampling seed
     data,                     # A `FaceData`: `.train`, `.heldout` and `.at(size)`
@@ -395,9 +371,10 @@ def sweep(
         save_sweep(out, open_root(root)/'eval')
     return out
 
-# %% ../nbs/06_fid.ipynb #21116e20
+# %% ../nbs/06_fid.ipynb #d65d1fe0
 MEASURES = {'mind':mind, 'frechet':_distance_of_features}
 
+# %% ../nbs/06_fid.ipynb #21116e20
 class Watch:
     "A callback of `train` that measures a few samples of fixed seed at its reports"
     def __init__(self,

@@ -14,7 +14,8 @@ from torch.nn import functional as F
 from pttface import fid
 from pttface.evaluation import features as ft
 from pttface.evaluation import metrics as mt
-from pttface.evaluation.memorization import Originality, TrainingFaces, are_copies, find_copies, plant_copies
+from pttface.evaluation.memorization import (Originality, TrainingFaces, are_copies, article_numbers, find_copies,
+                                             plant_copies)
 from pttface.evaluation.metrics import Stats, draw_rows, effective_rank, kid, mind, neighbours, prdc, vendi_score
 from pttface.evaluation.report import FLOOR, Report, metric_row
 from pttface.fid import MEASURES, Watch, all_samples_rows, equal_n_rows, evaluate, frechet_distance, standard_rows
@@ -130,7 +131,7 @@ def test_the_floor_knows_which_articles_were_held_out():
     assert sd['articles'] > 1.5*sd['faces'] > 0
     data = SimpleNamespace(heldout=np.zeros(4), train=np.zeros(2), article=np.array(['x', 'a', '', 'a', '', 'y']),
                            split=np.array([0, 1, 1, 1, 1, 0]))
-    held_numbers = fid.article_numbers(data, 1)
+    held_numbers = article_numbers(data, 1)
     assert held_numbers[0] == held_numbers[2] and len(set(held_numbers)) == 3
 
 

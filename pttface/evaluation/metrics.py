@@ -6,7 +6,7 @@ Docs: https://pttface.github.io/pttface/evaluation/metrics.html.md"""
 
 # %% auto #0
 __all__ = ['check_finite', 'Stats', 'effective_number', 'effective_rank', 'row_blocks', 'on_device', 'kid', 'draw_rows', 'mind',
-           'vendi_score', 'neighbours', 'BallCounts', 'prdc', 'ShareCounts']
+           'vendi_score', 'neighbours', 'BallCounts', 'prdc', 'ShareCounts', 'bootstrap_error']
 
 # %% ../../nbs/evaluation/metrics.ipynb #012aec57
 import numpy as np
@@ -272,7 +272,7 @@ def prdc(
 
 # %% ../../nbs/evaluation/metrics.ipynb #aa9e2985
 class ShareCounts:
-    "The four shares of several sets of samples, counted while `memorization.find_copies` compares them with training faces"
+    "The four shares of sets of samples, counted while `memorization.find_copies` compares these with training faces"
     def __init__(self,
         train:np.ndarray,  # Features of the training faces, (M,D)
         sets:list,         # Features of the samples, (N,D) a seed
@@ -287,7 +287,8 @@ class ShareCounts:
         self.real,self.real_radius = draw_rows(np.arange(self.m), self.n),np.zeros(self.n, np.float32)
         self.starts = np.cumsum([0, *map(len, sets[:-1])])
         self.drawn = [draw_rows(np.arange(len(f)), self.n) for f in sets]
-        self.fake_radius = [neighbours(f[i], f[i], k, own=True, device=device)[0][:,-1] for f,i in zip(sets, self.drawn)]
+        drawn = [f[i] for f,i in zip(sets, self.drawn)]
+        self.fake_radius = [neighbours(f, f, k, own=True, device=device)[0][:,-1] for f in drawn]
         self.counts = None
 
     def _to_drawn(self, rows, d, drawn):
@@ -319,3 +320,18 @@ class ShareCounts:
     @property
     def shares(self)->list: # The four of each set
         return [o.shares for o in self.counts]
+
+# %% ../../nbs/evaluation/metrics.ipynb #d867366b
+def bootstrap_error(
+    x:np.ndarray,         # Features of held-out faces, (N,D)
+    articles:np.ndarray,  # Article of each, (N,) numbers
+    measure,              # Takes features, (n,D), and gives a figure
+    n:int,                # Faces to measure
+    times:int=10,         # Sets to draw
+    seed:int=0,           # Of the draws
+)->float: # Standard deviation
+    "How much a figure of held-out faces depends on which articles happened to be held out."
+    rng,rows = np.random.default_rng(seed),[np.flatnonzero(articles == a) for a in np.unique(articles)]
+    def drawn(): # Faces of articles drawn with replacement
+        return np.concatenate([rows[i] for i in rng.integers(len(rows), size=n)])[:n]
+    return float(np.std([measure(x[drawn()]) for _ in range(times)], ddof=1))
