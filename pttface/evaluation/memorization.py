@@ -160,6 +160,9 @@ class Space:
     def real_ratio(self)->np.ndarray: # ρ of the reference: held-out faces, or training faces of other articles too
         if self.held and len(self.held.ratio) >= ENOUGH_HELD_OUT:
             return self.held.ratio
+        return self.all_ratio
+    @property
+    def all_ratio(self)->np.ndarray: # ρ of all real faces: training faces among other articles, and held-out ones
         return np.concatenate([self.train_ratio, *([self.held.ratio] if self.held else [])])
     @property
     def reference(self)->str: # In words
@@ -183,7 +186,7 @@ def find_copies(
     near,near_held = faces.nearest(samples, looks[1]),faces.nearest(held) if len(held) else None
     space = Space(near, near_held, faces.ratio, faces.distance, np.zeros(len(samples), bool), 1.)
     real = space.real_ratio
-    space.copies,space.p = are_copies(near.ratio, real),copies_test(near.ratio, real)
+    space.copies,space.p = are_copies(near.ratio, real),copies_test(near.ratio, space.all_ratio)
     if planted:
         flags = are_copies(faces.nearest(np.concatenate(list(planted.values()))).ratio, real)
         space.planted = dict(zip(planted, np.split(flags, np.cumsum([len(o) for o in planted.values()])[:-1])))
@@ -234,8 +237,8 @@ def _verdict(flagged, samples, p, reference, power):
     if p < .01:
         return (f'Not flagged: none of {samples} samples is a near copy, but they are nearer to training faces than '
                 f'{reference} are (p = {p:.1g}), as dull or blurred ones can be. Look at the closest pairs.{seen}')
-    return (f'Not flagged: none of {samples} samples is nearer to a training face than {reference} are '
-            f'(p = {p:.2g}).{seen}')
+    return (f'Not flagged: none of {samples} samples is nearer to a training face than {reference} are, '
+            f'and there are no more near ones than chance explains (p = {p:.2g}).{seen}')
 
 # %% ../../nbs/evaluation/memorization.ipynb #042d5fb6
 def find_originality(
