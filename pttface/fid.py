@@ -6,25 +6,24 @@ Docs: https://pttface.github.io/pttface/fid.html.md"""
 
 # %% auto #0
 __all__ = ['MEASURES', 'frechet_distance', 'trace_of_root', 'extrapolated', 'equal_n', 'blurred_noise', 'standard_rows',
-           'bootstrap_error', 'equal_n_rows', 'all_samples_rows', 'article_numbers', 'embed_all', 'make_report',
-           'check_reference', 'evaluate', 'equally_good', 'sweep', 'Watch']
+           'equal_n_rows', 'all_samples_rows', 'embed_all', 'make_report', 'evaluate', 'equally_good', 'sweep', 'Watch']
 
 # %% ../nbs/06_fid.ipynb #f0e8420b
 import os
-from functools import lru_cache
 from math import floor
-from types import SimpleNamespace
 
 import cv2
 import numpy as np
+import torch
 from scipy import linalg,stats
 
 # %% ../nbs/06_fid.ipynb #5b228db3
 from .evaluation.diagnostics import band_picture,colours,detect_all,histograms
-from .evaluation.features import Protocol,cached_features,features,load_protocol
-from .evaluation.memorization import (closest_pairs,find_originality,plant_copies,power_picture,
-                                             ratio_picture)
-from .evaluation.metrics import Stats,draw_rows,effective_rank,kid,mind,prdc,vendi_score
+from .evaluation.features import Protocol,cached_features,check_reference,features,load_protocol
+from .evaluation.memorization import (article_numbers,closest_pairs,find_originality,plant_copies,
+                                             power_picture,ratio_picture)
+from .evaluation.metrics import (ShareCounts,Stats,bootstrap_error,draw_rows,effective_rank,kid,mind,prdc,
+                                        vendi_score)
 from .evaluation.report import (CAPTIONS,FLOOR,NOISE,Report,failure_rows,figures,memorization_rows,metric_row,
                                        name_of,name_with_n,notes_on,samples_to_look_at,save_report)
 from .evaluation.samples import checkpoint_refs,faces_at,matching_faces,sample_sets
@@ -39,18 +38,20 @@ from .vision.detectors import load_detector
 def frechet_distance(
     a:Stats,  # One set
     b:Stats,  # The other
+    quick:bool=False, # As for `trace_of_root`
 )->float: # Squared Fréchet distance, what the field calls FID when the features are Inception's
     "How far apart two sets of features are, as Gaussians; raises `BadInput` when they have different lengths."
     if a.mu.shape != b.mu.shape:
         raise BadInput(f'Features of {len(a.mu)} and of {len(b.mu)} numbers cannot be compared: '
                        f'use one protocol for both')
     apart = ((a.mu - b.mu)**2).sum() + a.trace + b.trace
-    return max(float(apart - 2*trace_of_root(a, b)), 0.)
+    return max(float(apart - 2*trace_of_root(a, b, quick)), 0.)
 
 # %% ../nbs/06_fid.ipynb #906f74a4
 def trace_of_root(
     a:Stats,  # One set
     b:Stats,  # The other
+    quick:bool=False, # Good for five digits, where there are no more pictures than features: in a third of the time
 )->float: # tr (Σa·Σb)^½
     "Trace of the root of the product of two covariances."
     if min(a.n, b.n) > len(a.mu):
@@ -61,7 +62,7 @@ def trace_of_root(
             return np.sqrt(linalg.eigvalsh(sb, sa, **how).clip(0)).sum()
         except linalg.LinAlgError:
             pass  # no Cholesky factor
-    return linalg.svd(_factor(a)@_factor(b).T, compute_uv=False).sum()
+    return _singular_sum(_factor(a)@_factor(b).T, quick)
 
 # %% ../nbs/06_fid.ipynb #c95dfbc7
 def _factor(s):
@@ -72,9 +73,15 @@ def _factor(s):
     keep = (w > w[-1]*len(w)*np.finfo(float).eps) & (np.arange(len(w)) > len(w) - s.n)
     return (v[:,keep]*np.sqrt(w[keep])).T
 
+def _singular_sum(m, quick):
+    if not quick or min(m.shape) <= 300:
+        return linalg.svd(m, compute_uv=False).sum()
+    gram = torch.from_numpy(m@m.T if len(m) <= m.shape[1] else m.T@m)
+    return float(torch.linalg.eigvalsh(gram).clamp_min(0).sqrt().sum())
+
 # %% ../nbs/06_fid.ipynb #ec6c914c
 def _distance_of_features(x, ref):
-    return frechet_distance(Stats.of(x), Stats.of(ref))
+    return frechet_distance(Stats.of(x), Stats.of(ref), quick=True)
 
 # %% ../nbs/06_fid.ipynb #2e4d9452
 def extrapolated(
@@ -143,45 +150,41 @@ def standard_rows(
             metric_row(f'Vendi score (all {n:,})', 'samples', vendi, n)],ref
 
 # %% ../nbs/06_fid.ipynb #b62e9531
-def bootstrap_error(
-    x:np.ndarray,         # Features of held-out faces, (N,D)
-    articles:np.ndarray,  # Article of each, (N,) numbers
-    measure,              # Takes features, (n,D), and gives a figure
-    n:int,                # Faces to measure
-    times:int=10,         # Sets to draw
-    seed:int=0,           # Of the draws
-)->float: # Standard deviation
-    "How much a figure of held-out faces depends on which articles happened to be held out."
-    rng,rows = np.random.default_rng(seed),[np.flatnonzero(articles == a) for a in np.unique(articles)]
-    def drawn(): # Faces of articles drawn with replacement
-        return np.concatenate([rows[i] for i in rng.integers(len(rows), size=n)])[:n]
-    return float(np.std([measure(x[drawn()]) for _ in range(times)], ddof=1))
-
-def equal_n_rows(
-    label:str,    # Name of the distance
-    x:dict,       # Features: train, held (perhaps none), samples (a list, one a seed), noise (as many as held-out faces)
-    device=None,  # Where to compute; a GPU if there is one
-)->list:
-    "Rows at equal N: samples, floor and noise against the same draws of training faces."
-    n,dim = len(x['noise']),x['train'].shape[1]
-    fd,sliced = f'{label}, equal N',f'{name_of("MIND", label)}, equal N'
+def _measures(label, n, device):
+    "What is measured of features of one kind and of as many training faces, by name."
+    distance,sliced = f'{label}, equal N',f'{name_of("MIND", label)}, equal N'
     def measure(
         a,    # Features of one kind
         ref,  # Of as many training faces
     ):
         shares = prdc(ref, a, device=device) if n > 5 else {}
-        return {fd:_distance_of_features(a, ref), sliced:mind(a, ref, device=device),
+        return {distance:_distance_of_features(a, ref), sliced:mind(a, ref, device=device),
                 'Vendi score, equal N':vendi_score(a, device), **shares}
+    return measure,distance
+
+# %% ../nbs/06_fid.ipynb #ca1e2166
+def equal_n_rows(
+    label:str,    # Name of the distance
+    x:dict,       # Features: train, held (perhaps none), samples (a list, one a seed), noise (as many as held out)
+    device=None,  # Where to compute; a GPU if there is one
+)->list:
+    "Rows at equal N: samples, floor and noise against the same draws of training faces."
+    n,dim = len(x['noise']),x['train'].shape[1]
+    measure,distance = _measures(label, n, device)
     held = {FLOOR:x['held']} if len(x['held']) >= n else {}
     sets = {'samples':np.concatenate(x['samples']), **held, NOISE:x['noise']}
     out = equal_n(sets, x['train'], n, 10 if n <= min(dim, 500) else 3, measure=measure)
-    few = Stats.of(draw_rows(x['train'], n))
-    rank,errors = effective_rank(few),{}
+    few,errors = Stats.of(draw_rows(x['train'], n)),{}
     if held:
         articles = x.get('held_articles', np.arange(len(x['held'])))
-        errors[fd,FLOOR] = bootstrap_error(x['held'], articles, lambda a: frechet_distance(Stats.of(a), few), n)
-    return [metric_row(k, of, [d[k] for d in ds], n, errors.get((k, of)), rank if k == fd else None)
-            for of,ds in out.items() for k in ds[0]]
+        to_few = lambda a: frechet_distance(Stats.of(a), few, quick=True)
+        errors[distance,FLOOR] = bootstrap_error(x['held'], articles, to_few, n)
+    ranks,rows = {distance:effective_rank(few)},[]
+    for of,ds in out.items():
+        for k in ds[0]:
+            drawn = ds[:1] if k.startswith('Vendi') and len(sets[of]) == n else ds  # the same pictures in each draw
+            rows.append(metric_row(k, of, [d[k] for d in drawn], n, errors.get((k, of)), ranks.get(k)))
+    return rows
 
 # %% ../nbs/06_fid.ipynb #dcf11231
 def _fitted(x, ref):
@@ -189,7 +192,7 @@ def _fitted(x, ref):
     fits = {}
     for of,sets in {'samples':x['samples'], FLOOR:[x['held']]}.items():
         if min(ref.n, *map(len, sets)) >= 2*len(ref.mu) and not (of == FLOOR and x.get('reference') == 'heldout'):
-            fits[of] = [extrapolated(f, ref, 8 if len(ref.mu) > 256 else 30) for f in sets]
+            fits[of] = [extrapolated(f, ref, 5 if len(ref.mu) > 256 else 30) for f in sets]
     return fits
 
 def _fit_rows(label, fits, rank):
@@ -200,6 +203,7 @@ def _fit_rows(label, fits, rank):
         rows.append(metric_row(f'{label} (N → ∞)', of, [f['value'] for f in each], most, error, rank))
     return rows
 
+# %% ../nbs/06_fid.ipynb #9998902b
 def _kid_rows(x, device):
     each = [kid(f, x['train'], device=device) for f in x['samples']]
     error = 1000*each[0][1] if len(each) == 1 else None
@@ -214,6 +218,7 @@ def all_samples_rows(
     label:str,    # Name of the distance
     x:dict,       # Features, as for `equal_n_rows`, and perhaps `reference`, as for `standard_rows`
     device=None,  # Where to compute; a GPU if there is one
+    four=None,    # Precision, recall, density and coverage of each set, where they are known
 )->tuple: # Rows, and the fits to infinite N by what they are of
     "Rows with all the samples there are, the published figure first, and the fits that lead to infinite N."
     rows,ref = standard_rows(label, x, x.get('reference', 'train'), device)
@@ -221,32 +226,15 @@ def all_samples_rows(
     rows += _fit_rows(label, fits, rows[0]['rank']) + _kid_rows(x, device)
     n = min(len(x['train']), *map(len, x['samples']))
     train = draw_rows(x['train'], n)
-    four = [prdc(train, draw_rows(f, n), device=device) for f in x['samples']]
+    four = four or [prdc(train, draw_rows(f, n), device=device) for f in x['samples']]
     return rows + [metric_row(f'{k} (all {n:,})', 'samples', [o[k] for o in four], n) for k in four[0]],fits
 
 # %% ../nbs/06_fid.ipynb #2aec6a83
-@lru_cache(1)
-def _denoiser(ref, device):
-    return ref.denoiser(device)
-
-def _sample(ref, n, device=None, **kw):
+def _sample(*args, **kw):
     from pttface.diffusion import sample
-    loaded = SimpleNamespace(recipe=ref.recipe, denoiser=lambda device: _denoiser(ref, device))
-    return sample(loaded, n, device=device, **kw)
+    return sample(*args, **kw)
 
 # %% ../nbs/06_fid.ipynb #fda9de8f
-def article_numbers(
-    real,      # A `FaceData`
-    side:int,  # 0 for training faces, 1 for held-out ones
-)->np.ndarray: # (N,); a face of no known article is one of its own
-    "A number for the article of each face."
-    faces = len(real.heldout if side else real.train)
-    names = getattr(real, 'article', None)
-    if names is None:
-        return np.arange(faces)
-    mine = np.asarray(names)[np.asarray(real.split) == side]
-    return np.unique([a or f'face {i}' for i,a in enumerate(mine.tolist())], return_inverse=True)[1]
-
 def embed_all(
     p:Protocol,       # Loaded
     sets:list,        # Samples, (N,H,W,3) uint8 a seed
@@ -259,13 +247,15 @@ def embed_all(
     held = cached_features(real.heldout, p, **kw) if len(real.heldout) > 1 else None
     x = {k:cached_features(o, p, **kw) for k,o in dict(train=real.train, mirrored=real.train[:,:,::-1]).items()}
     samples = [cached_features(o, p, kind='samples', **kw) for o in sets]
-    copies,planted = {},planted or {}
-    if planted:
-        feats = cached_features(np.concatenate(list(planted.values())), p, kind='planted', **kw)
-        copies = dict(zip(planted, np.split(feats, np.cumsum([len(o) for o in planted.values()])[:-1])))
-    return dict(x, held=x['train'][:0] if held is None else held, samples=samples, planted=copies,
-                noise=cached_features(noise, p, kind='noise', **kw), reference=p.reference,
-                articles=article_numbers(real, 0), held_articles=article_numbers(real, 1))
+    return dict(x, held=x['train'][:0] if held is None else held, samples=samples,
+                noise=cached_features(noise, p, kind='noise', **kw), planted=_embed_planted(p, planted or {}, kw),
+                reference=p.reference, articles=article_numbers(real, 0), held_articles=article_numbers(real, 1))
+
+def _embed_planted(p, planted, kw):
+    if not planted:
+        return {}
+    feats = cached_features(np.concatenate(list(planted.values())), p, kind='planted', **kw)
+    return dict(zip(planted, np.split(feats, np.cumsum([len(o) for o in planted.values()])[:-1])))
 
 # %% ../nbs/06_fid.ipynb #af98a1d8
 def make_report(
@@ -279,16 +269,18 @@ def make_report(
 )->Report:
     "Everything that follows from the features and the detections."
     train,ims = real.train,np.concatenate(sets)
+    counts = ShareCounts(x['train'], x['samples'], device=device)
     found = find_originality([x['train'], x['mirrored'], x['held'], np.concatenate(x['samples'])],
                              [train, train[:,:,::-1], real.heldout[:len(x['held'])], ims], x['articles'],
-                             (x['planted'], planted or {}), device)
+                             (x['planted'], planted or {}), device, (counts.look_train, counts.look_samples))
     space,n = found.spaces['features'],min(len(train), *map(len, sets))
     kinds = {'train':train, 'samples':ims, FLOOR:real.heldout}
     coloured = {k:colours(draw_rows(o, 5000)) for k,o in kinds.items() if len(o) > 1}
-    at_all,fits = all_samples_rows(p.label, x, device)
+    at_all,fits = all_samples_rows(p.label, x, device, counts.shares)
     rows = at_all[:3] + equal_n_rows(p.label, x, device) + at_all[3:]
     rows += memorization_rows(found, len(ims)) + failure_rows(space, detected, coloured)
-    notes = notes_on(p.label, x['train'].shape[1], n, len(x['noise']), sets, len(x['held']), found.near_duplicates, rows)
+    notes = notes_on(p.label, x['train'].shape[1], n, len(x['noise']), sets, len(x['held']), found.near_duplicates,
+                     rows)
     pictures = dict(figures=figures(p.label, rows, fits), nearest=closest_pairs(ims, train, found),
                     originality=ratio_picture(found), **(dict(power=power_picture(found)) if found.power else {}),
                     worst=band_picture(ims, space.near.distance, space.train_distance),
@@ -298,15 +290,6 @@ def make_report(
     return Report(rows, notes + [found.verdict], settings, pictures, CAPTIONS, samples_to_look_at(found, real))
 
 # %% ../nbs/06_fid.ipynb #ccda1581
-def check_reference(
-    p:Protocol,  # Loaded
-    data,        # A `FaceData`
-):
-    "Raise `BadInput` where a protocol compares with held-out faces and there are none."
-    if p.reference == 'heldout' and len(data.heldout) < 2:
-        raise BadInput(f'{p.label} compares with held-out faces, and {len(data.heldout)} are held out: '
-                       f'use another protocol, or pack the data set with more')
-
 def evaluate(
     samples,                  # A `Run`, pictures as `as_images` takes them, or a list of such sets, one a sampling seed
     data,                     # A `FaceData`: `.train`, `.heldout` and `.at(size)`
@@ -337,7 +320,6 @@ def evaluate(
     noise = blurred_noise(real.train, min(len(real.train), *map(len, sets), held))
     planted = plant_copies(real.train)
     x = embed_all(p, sets, real, noise, planted, device=device, batch=batch, **shared)
-    _denoiser.cache_clear()
     kinds = {'train':real.train, FLOOR:real.heldout, 'samples':np.concatenate(sets), NOISE:noise}
     report = make_report(p, sets, real, x, detect_all(kinds, detector, look, **shared), planted, device)
     report.settings['data'] = getattr(data, 'hash', None)
@@ -391,15 +373,15 @@ def sweep(
     check_reference(p, data)
     distances = SweepDistances(data, p, frechet_distance, _sample, n, cache, batch=batch, **where)
     values = {k:distances.of(v, seeds, **where, **kw, **ways.get(k, {})) for k,v in checkpoints.items()}
-    _denoiser.cache_clear()
     out = Sweep.of(name_with_n(p.label, distances.n_measured), values, equally_good(values), distances.n_measured, over)
     if root is not None and processes(device).is_main_process:
         save_sweep(out, open_root(root)/'eval')
     return out
 
-# %% ../nbs/06_fid.ipynb #21116e20
+# %% ../nbs/06_fid.ipynb #d65d1fe0
 MEASURES = {'mind':mind, 'frechet':_distance_of_features}
 
+# %% ../nbs/06_fid.ipynb #21116e20
 class Watch:
     "A callback of `train` that measures a few samples of fixed seed at its reports"
     def __init__(self,

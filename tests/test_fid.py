@@ -175,10 +175,10 @@ def test_dull_samples_are_no_copies():
     def pixels(x):
         return x[:, ::4, ::4].reshape(len(x), -1).astype(np.float32)/255
     report = evaluate(dull, data, pixels, progress=False, detector=None)
-    assert report['copies of samples'] == 0 and 'do not share' not in report.notes[-1]
+    assert report['flagged as copies of samples'] == 0 and 'do not share' not in report.notes[-1]
     stolen = np.concatenate([dull[:140], train[:10, :, ::-1]])
     caught = evaluate(stolen, data, pixels, progress=False, detector=None)
-    assert caught['copies of samples'] == 10 and 'do not share' in caught.notes[-1]
+    assert caught['flagged as copies of samples'] == 10 and 'do not share' in caught.notes[-1]
 
 
 def test_report_on_disk(tmp_path):
@@ -193,12 +193,12 @@ def test_report_on_disk(tmp_path):
     saved = json.loads((root/'eval/report.json').read_text())
     assert saved['rows'] == report.rows and saved['settings']['data'] == 'abc' and saved['settings']['sets'] == 3
     kinds = ('samples', 'real faces (floor)', 'blurred noise')
-    assert {f'FD-mean_colour of {k}' for k in kinds} <= {r['what'] for r in report.rows}
-    assert len({r['n'] for r in report.rows if r['metric'] == 'FD-mean_colour'}) == 1
+    assert {f'FD-mean_colour, equal N of {k}' for k in kinds} <= {r['what'] for r in report.rows}
+    assert len({r['n'] for r in report.rows if r['metric'] == 'FD-mean_colour, equal N'}) == 1
     assert any('1 of 90 samples repeat' in o for o in report.notes)
     assert next(r for r in report.rows if r['metric'] == 'FD-mean_colour (N → ∞)')['sd'] > 0
     text = (root/'eval/report.md').read_text()
-    for name in ('figures', 'nearest', 'originality', 'worst', 'histograms'):
+    for name in ('figures', 'nearest', 'originality', 'power', 'worst', 'histograms'):
         assert f']({name}.png)' in text and cv2.imread(str(root/f'eval/{name}.png')) is not None
     assert all(o in text for o in report.notes)
 
@@ -254,9 +254,9 @@ def test_copies_among_500_drawn_heads():
         found[k] = Originality(dict(pixels=find_copies(*pixels)))
     assert np.flatnonzero(found['cheat'].copies).tolist() == list(range(475, 500))
     assert (found['cheat'].near.index[475:] == np.arange(25)).all() and found['cheat'].near.flipped[475:].all()
-    assert found['cheat'].p < 1e-6 and '25 of 500 samples are copies' in found['cheat'].verdict
+    assert found['cheat'].p < 1e-6 and found['cheat'].verdict.startswith('Flagged: 25 of 500 samples')
     assert not found['fresh'].copies.any() and found['fresh'].p > .01
-    assert found['fresh'].verdict.startswith('No sample is a copy')
+    assert found['fresh'].verdict.startswith('Not flagged: none of 500 samples')
 
 
 def flip_a_byte(path):

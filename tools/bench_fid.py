@@ -77,7 +77,7 @@ class Ours:
         from pttface.fid import evaluate
         train = as_images(real)
         data = SimpleNamespace(train=train, heldout=pictures(max(6, len(train)//9), train.shape[1], 7))
-        return evaluate(fake, data, self.protocol, n=len(train), batch=500, progress=False, detector=None)
+        return evaluate(fake, data, self.protocol, n=len(train), batch=500, device='cpu', progress=False, detector=None)
 
 
 class CleanFid:
@@ -267,24 +267,28 @@ def half_rows(ims):
 
 
 def copies_rows(n):
-    "Drawn heads, `n` of each: how many copies are found among samples of which 5 % are copies, and among fresh ones."
+    """Drawn heads, `n` of each: how many samples are flagged among those of which 5 % are copies, and among fresh ones,
+    and how many of the copies that are planted at several strengths."""
     import cv2
 
     from drawn import heads
     from pttface.evaluation.features import features
-    from pttface.evaluation.memorization import find_originality
+    from pttface.evaluation.memorization import find_originality, plant_copies
     ims = heads(2*n + n//5, 48)['images']
     train, held, fresh = ims[:n], ims[n:n + n//5], ims[n + n//5:]
     k = max(1, n//20)
     cheat = np.concatenate([fresh[k:], cv2.convertScaleAbs(train[:k, :, ::-1], alpha=1.04, beta=4)])
-    real = [train, train[:, :, ::-1], held]
-    real_features, out = [features(o) for o in real], []
+    real, planted = [train, train[:, :, ::-1], held], plant_copies(train)
+    real_features, planted_features = [features(o) for o in real], {what: features(o) for what, o in planted.items()}
+    out = []
     for what, samples, expected in (('fresh', fresh, 0), ('5 % copies', cheat, k)):
-        found = find_originality([*real_features, features(samples)], [*real, samples])
-        out += [dict(what=f'copies found among {n} drawn heads, {what}', value=int(found.copies.sum()),
+        found = find_originality([*real_features, features(samples)], [*real, samples],
+                                 planted=(planted_features, planted))
+        out += [dict(what=f'samples flagged among {n} drawn heads, {what}', value=int(found.copies.sum()),
                      unit=f'of {expected}', n=n),
                 dict(what=f'p of the same, {what}', value=found.p, unit='p', n=n)]
-    return out
+    return out + [dict(what=f'planted copies flagged, {what}', value=100*share, unit='%', n=len(planted[what]))
+                  for what, share in found.power.items()]
 
 
 def write_stats(path, dim):

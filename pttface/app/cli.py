@@ -523,7 +523,7 @@ def check_flags(
     given:dict,  # Flags by name
 ):
     "Raise `BadInput` on a number or a name that no command takes, before any work starts."
-    check_numbers(**given)
+    check_numbers(**{k:v for k,v in given.items() if k != 'accumulate'})  # Which may be `auto`
     if given.get('budget') or given.get('recipe'):
         from pttface.training.config import Budget,find_recipe
         find_recipe(given.get('recipe') or 'edm')

@@ -207,10 +207,13 @@ def kept_photos(
     root:Path,       # Folder of artefacts
     keys:list[str],  # Which, by key
 )->list[np.ndarray]: # Photos, (H,W,3) uint8 RGB each
-    "Photos from the shards, by key."
-    found = {}
-    for p in sorted((root/'photos').glob('images_*.tar')):
-        found |= {k:v['jpg'] for k,v in read_tar(p) if k in keys}
+    "Photos by key, from the shards that hold them; no other one is opened."
+    wanted,tars,found = set(keys),set(),{}
+    for month in sorted({k[:2] for k in keys}):
+        rows = read_jsonl(root/'photos'/f'ledger_{month}.jsonl', skip_damaged=True)
+        tars |= {r['shard'] for r in rows if r.get('shard') and r['key'] in wanted}
+    for name in sorted(tars):
+        found |= {k:v['jpg'] for k,v in read_tar(root/'photos'/name) if k in wanted}
     return [decode(found[k])[0] for k in keys]
 
 def shown_faces(

@@ -6,8 +6,8 @@ Docs: https://pttface.github.io/pttface/evaluation/features.html.md"""
 
 # %% auto #0
 __all__ = ['IMAGENET_MEAN', 'IMAGENET_SD', 'PROTOCOLS', 'Protocol', 'square', 'clean_embed', 'inception_weights', 'dinov2_input',
-           'shrink_positions', 'dinov2_embed', 'dinov2_at_224', 'load_protocol', 'features', 'cached_features',
-           'load_images', 'as_images']
+           'shrink_positions', 'dinov2_embed', 'dinov2_at_224', 'load_protocol', 'check_reference', 'features',
+           'cached_features', 'load_images', 'as_images']
 
 # %% ../../nbs/evaluation/features.ipynb #6a7ef26b
 import io,logging,os
@@ -226,6 +226,16 @@ def load_protocol(
     else:
         p = _named(protocol, pick_device(device), None if folder is None else Path(folder))
     return p if precision == 'float32' else _half(p, pick_device(device))
+
+# %% ../../nbs/evaluation/features.ipynb #9adf677b
+def check_reference(
+    p:Protocol,  # Loaded
+    data,        # A `FaceData`
+):
+    "Raise `BadInput` where a protocol compares with held-out faces and there are none."
+    if p.reference == 'heldout' and len(data.heldout) < 2:
+        raise BadInput(f'{p.label} compares with held-out faces, and {len(data.heldout)} are held out: '
+                       f'use another protocol, or pack the data set with more')
 
 # %% ../../nbs/evaluation/features.ipynb #1f3084b3
 def features(

@@ -6,7 +6,7 @@ Docs: https://pttface.github.io/pttface/evaluation/metrics.html.md"""
 
 # %% auto #0
 __all__ = ['check_finite', 'Stats', 'effective_number', 'effective_rank', 'row_blocks', 'on_device', 'kid', 'draw_rows', 'mind',
-           'vendi_score', 'neighbours', 'BallCounts', 'prdc']
+           'vendi_score', 'neighbours', 'BallCounts', 'prdc', 'ShareCounts', 'bootstrap_error']
 
 # %% ../../nbs/evaluation/metrics.ipynb #012aec57
 import numpy as np
@@ -93,7 +93,8 @@ def effective_rank(
     s:Stats,  # Of a set
 )->float: # Between 1 and the number of features; 0 where nothing varies
     "In how many directions a set varies."
-    return effective_number(np.linalg.eigvalsh(s.sigma if s.factor is None else s.factor@s.factor.T))
+    gram = s.sigma if s.factor is None else s.factor@s.factor.T
+    return effective_number(torch.linalg.eigvalsh(torch.from_numpy(gram)).numpy())
 
 # %% ../../nbs/evaluation/metrics.ipynb #4ef52a42
 def row_blocks(
@@ -196,7 +197,7 @@ def vendi_score(
     "Effective number of different pictures."
     x = torch.nn.functional.normalize(on_device(x, device), dim=1)
     gram = x.T@x if x.shape[0] > x.shape[1] else x@x.T
-    return max(effective_number(np.linalg.eigvalsh(gram.double().cpu().numpy())), 1.)
+    return max(effective_number(torch.linalg.eigvalsh(gram.double().cpu()).numpy()), 1.)
 
 # %% ../../nbs/evaluation/metrics.ipynb #95c3c44e
 def neighbours(
@@ -209,10 +210,12 @@ def neighbours(
     device=None,      # Where to compute; a GPU if there is one
 )->tuple[np.ndarray,np.ndarray]: # Distances (N,k), nearest first, infinite where none is left, and which rows of `b`
     "The `k` nearest rows of `b` for each row of `a`."
-    k,middle = min(k, len(b) - own),np.mean(b, axis=0, dtype=np.float64)
+    k = min(k, len(b) - own)
     if own:
         groups = np.arange(len(a)),np.arange(len(b))
-    a,b = (on_device(o - middle, device) for o in (a, b))
+    a,b = on_device(a, device),on_device(b, device)
+    middle = b.mean(0)  # differences are exact where numbers are small
+    a,b = a - middle,b - middle
     ga,gb = (torch.as_tensor(o, device=a.device) for o in groups) if groups else (None, None)
     dist,which = np.zeros((len(a),k), np.float32),np.zeros((len(a),k), int)
     for rows in row_blocks(len(a), len(b)):
@@ -239,13 +242,13 @@ class BallCounts:
         self.covered,self.reached = (torch.zeros_like(self.real, dtype=bool) for _ in range(2))
 
     def look(self,
-        rows:slice,      # Which samples
+        rows,            # Which samples: a slice or numbers
         d:torch.Tensor,  # Their distances to the real pictures
     ):
         ball = d <= self.real
         self.inside[rows] = ball.sum(1).float()
         self.covered |= ball.any(0)
-        self.reached |= (d <= self.fake[rows,None]).any(0)
+        self.reached |= (d <= self.fake[rows][:,None]).any(0)
 
     @property
     def shares(self)->dict: # precision, recall, density, coverage
@@ -266,3 +269,69 @@ def prdc(
     counts = BallCounts(*radius, k, device)
     neighbours(fake, real, look=counts.look, device=device)
     return counts.shares
+
+# %% ../../nbs/evaluation/metrics.ipynb #aa9e2985
+class ShareCounts:
+    "The four shares of sets of samples, counted while `memorization.find_copies` compares these with training faces"
+    def __init__(self,
+        train:np.ndarray,  # Features of the training faces, (M,D)
+        sets:list,         # Features of the samples, (N,D) a seed
+        k:int=5,           # Which neighbour the balls reach
+        device=None,       # Where the distances are
+    ):
+        self.m,self.k = len(train),k
+        self.device,self.n = device,min(len(train), *map(len, sets))
+        if self.n <= k:
+            raise BadInput(f'Found {len(train)} real pictures and {min(map(len, sets))} samples: '
+                           f'balls to the neighbour number {k} need at least {k+1} of each')
+        self.real,self.real_radius = draw_rows(np.arange(self.m), self.n),np.zeros(self.n, np.float32)
+        self.starts = np.cumsum([0, *map(len, sets[:-1])])
+        self.drawn = [draw_rows(np.arange(len(f)), self.n) for f in sets]
+        drawn = [f[i] for f,i in zip(sets, self.drawn)]
+        self.fake_radius = [neighbours(f, f, k, own=True, device=device)[0][:,-1] for f in drawn]
+        self.counts = None
+
+    def _to_drawn(self, rows, d, drawn):
+        "Which of the drawn rows are in a block, and their distances to the drawn faces."
+        first,last = np.searchsorted(drawn, [rows.start, rows.stop])
+        picked = torch.as_tensor(drawn[first:last] - rows.start, device=d.device)
+        some = d[:,:self.m] if self.n == self.m else d[:,torch.as_tensor(self.real, device=d.device)]
+        return slice(first, last),some if len(picked) == len(d) else some[picked]
+
+    def look_train(self,
+        rows:slice,      # Which training faces
+        d:torch.Tensor,  # Their distances to all, themselves among them
+    ):
+        which,d = self._to_drawn(rows, d, self.real)
+        if which.stop > which.start:
+            self.real_radius[which] = d.topk(self.k + 1, largest=False).values[:,-1].cpu().numpy()
+
+    def look_samples(self,
+        rows:slice,      # Which samples, all sets in a row
+        d:torch.Tensor,  # Their distances to all training faces
+    ):
+        if self.counts is None:
+            self.counts = [BallCounts(self.real_radius, r, self.k, self.device) for r in self.fake_radius]
+        for start,drawn,counts in zip(self.starts, self.drawn, self.counts):
+            which,some = self._to_drawn(rows, d, start + drawn)
+            if which.stop > which.start:
+                counts.look(which, some)
+
+    @property
+    def shares(self)->list: # The four of each set
+        return [o.shares for o in self.counts]
+
+# %% ../../nbs/evaluation/metrics.ipynb #d867366b
+def bootstrap_error(
+    x:np.ndarray,         # Features of held-out faces, (N,D)
+    articles:np.ndarray,  # Article of each, (N,) numbers
+    measure,              # Takes features, (n,D), and gives a figure
+    n:int,                # Faces to measure
+    times:int=10,         # Sets to draw
+    seed:int=0,           # Of the draws
+)->float: # Standard deviation
+    "How much a figure of held-out faces depends on which articles happened to be held out."
+    rng,rows = np.random.default_rng(seed),[np.flatnonzero(articles == a) for a in np.unique(articles)]
+    def drawn(): # Faces of articles drawn with replacement
+        return np.concatenate([rows[i] for i in rng.integers(len(rows), size=n)])[:n]
+    return float(np.std([measure(x[drawn()]) for _ in range(times)], ddof=1))
