@@ -456,3 +456,22 @@ def test_clipping(whole):
         generate(linear, [0], (3,4,4), 'ancestral', 20, clip=clip, callback=note)
     assert max(seen[:20]) > 5 and max(seen[20:]) == 1
     assert sample(whole, 2, clip=True, **KW).shape == (2,16,16,3)
+
+def test_checkpoints_written_beside_the_training(tmp_path, monkeypatch, whole):
+    "As on a GPU: what a thread writes is what the training was, and its errors are raised in the training"
+    real = trainer.TrainingLoop.__init__
+    def beside(self, *args):
+        real(self, *args)
+        self.writes_beside = True
+    monkeypatch.setattr(trainer.TrainingLoop, '__init__', beside)
+    run = train(data(), SMALL, root=tmp_path/'root', name='whole', budget='192 images', device='cpu', progress=False)
+    same(whole, run)
+    save = torch.save
+    def full(state, path):
+        if state['step'] < 6:
+            return save(state, path)
+        raise OSError(errno.ENOSPC, 'No space left on device')
+    monkeypatch.setattr(torch, 'save', full)
+    with pytest.raises(OSError, match='No space left.*the last good checkpoint is checkpoint-00000003.pt'):
+        train(data(), SMALL, root=tmp_path/'root', name='full', budget='192 images', device='cpu', progress=False)
+    assert [o.name for o in (tmp_path/'root/runs/full').glob('*checkpoint-*')] == ['checkpoint-00000003.pt']

@@ -187,12 +187,18 @@ def train_run(
     trackers:str=None,     # `tensorboard`, `wandb`, or both with a comma
     speed:str='auto',      # `plain`, `channels_last`, `compile`, or what is fastest
     progress:bool=True,    # Show a bar?
+    tune:bool=False,       # At the end, choose the weight of the guidance by trying some on held-out faces?
 ): # The run
     "Train on the packed set, from where it stopped."
     from pttface.dataset import FaceData
     from pttface.diffusion import train
-    return train(FaceData.load(root), recipe, root=root, budget=budget, name=name, device=device, force=force,
-                 accumulate=accumulate, trackers=trackers, speed=speed, progress=progress)
+    from pttface.evaluation.guidance import tune_guidance
+    data = FaceData.load(root)
+    run = train(data, recipe, root=root, budget=budget, name=name, device=device, force=force,
+                accumulate=accumulate, trackers=trackers, speed=speed, progress=progress)
+    if tune:
+        tune_guidance(run, data, device=device, progress=progress)
+    return run
 
 # %% ../../nbs/app/cli.ipynb #5ec4dde2
 def write_samples(
