@@ -7,10 +7,10 @@ Docs: https://pttface.github.io/pttface/diffusion.html.md"""
 # %% auto #0
 __all__ = ['SAMPLERS', 'to_float', 'to_uint8', 'add_noise', 'linear_sigmas', 'linear_step', 'edm_scales', 'Denoiser',
            'loss_weight', 'denoising_loss', 'draw_uniform', 'draw_sigmas', 'make_net', 'karras_sigmas', 'ignore',
-           'ancestral', 'ddim', 'euler', 'heun', 'dpm2m', 'sigmas_for', 'generate', 'check_guidance', 'Guided',
-           'evaluations', 'draw_noise', 'measure', 'make_denoiser', 'Run', 'guidance_of', 'find_guide',
-           'sampled_denoiser', 'sample_batch', 'make_trainer', 'check_training', 'fit_to_data', 'train', 'sample',
-           'interpolate', 'trajectory', 'RECIPES', 'Recipe', 'Budget', 'save_images']
+           'ancestral', 'ddim', 'euler', 'heun', 'dpm2m', 'sigmas_for', 'generate', 'sample_batch', 'check_guidance',
+           'Guided', 'evaluations', 'draw_noise', 'measure', 'make_denoiser', 'Run', 'guidance_of', 'find_guide',
+           'sampled_denoiser', 'make_trainer', 'check_training', 'fit_to_data', 'train', 'sample', 'interpolate',
+           'trajectory', 'RECIPES', 'Recipe', 'Budget', 'save_images']
 
 # %% ../nbs/05_diffusion.ipynb #d45fa6b7
 import logging,os
@@ -28,7 +28,7 @@ from .storage.files import BadInput,read_json
 from .training.augment import CHANGES,augment
 from .training.config import RECIPES,Budget,Recipe,find_recipe
 from .training.device import half_type,has_float64,map_batches,pick_device,pick_precision,tune_convolutions
-from .training.ema import Snapshots,average_of,nearest_step
+from .training.ema import guide_weights
 from .training.samplers import Noise,add_churn,slerp,unipc
 from .training.trainer import SPEEDS,Trainer,TrainingRun,begin_run,check_accumulate,check_recipe
 from .training.trainer import check_weights,find_trackers,run_training,save_images
@@ -343,9 +343,25 @@ def generate(
         raise BadInput(f'There is no sampler {sampler!r}: choose one of {", ".join(SAMPLERS)}')
     noise = noise or Noise(seed, index, shape, next(denoise.parameters()).device)
     sigmas = sigmas_for(denoise, sampler, steps).float()
-    def clipped(x, sigma):
+    def clipped(x, sigma):  # D within the range
         return denoise(x, sigma).clamp(-1, 1)
     return SAMPLERS[sampler](clipped if clip else denoise, noise()*sigmas[0], sigmas, noise, callback=callback, **kw)
+
+# %% ../nbs/05_diffusion.ipynb #01037a52
+def sample_batch(
+    d:Denoiser,   # Trained
+    index,        # Numbers of the pictures
+    shape:tuple,  # (C,H,W)
+    **kw,         # For `generate`
+)->np.ndarray: # (n,H,W,3) uint8
+    "Generate one batch; in float32 where the network leaves the range of 16 bits."
+    half = d.autocast
+    x = generate(d, index, shape, **kw)
+    if half and not x.isfinite().all():
+        log.warning('the network leaves the range of %s: drawing in float32', half)
+        d.autocast = None
+        x = generate(d, index, shape, **kw)
+    return to_uint8(x)
 
 # %% ../nbs/05_diffusion.ipynb #8ecb9920
 def check_guidance(
@@ -407,7 +423,7 @@ def evaluations(
 )->int: # How often networks are evaluated for one picture
     "Count the evaluations that a sampler needs, those of a guide included."
     zero,asked = torch.zeros(1, 1, 1, 1),[]
-    def count(x, sigma):
+    def count(x, sigma):  # In place of a network
         guided = isinstance(denoise, Guided) and denoise.weight != 1 and bool(denoise.asks(sigma).any())
         asked.append(2 if guided else 1)
         return torch.zeros_like(x)
@@ -514,18 +530,23 @@ def find_guide(
     "The average of a run as it was after an eighth of the images (`guide_at` of its recipe)."
     whole,r = getattr(run, 'run', run),run.recipe
     step = getattr(run, 'step', None) or max((o['step'] for o in whole.checkpoints.rows), default=0)
-    kept = [p for folder in ('guide','ema') for p in Snapshots(whole.path/folder).parts()]
-    at = nearest_step({p[0] for p in kept}, step*r.guide_at)
-    if at is None:
-        return None
-    parts = [p for p in kept if p[0] <= at]
-    fixed = any(width is None or width >= .28 for _,width,_ in parts)
-    weights = next(p[2] for p in parts if p[0] == at) if fixed else average_of(parts, r.guide_ema)
-    return whole.with_weights(weights, device)
+    weights = guide_weights([whole.path/'guide', whole.path/'ema'], step*r.guide_at, r.guide_ema)
+    return None if weights is None else whole.with_weights(weights, device)
+
+# %% ../nbs/05_diffusion.ipynb #8c647d40
+_warned = set()  # Runs whose lack of a guide was reported
+
+def warn_without_guide(
+    run:Run,     # A trained run
+    asked:bool,  # Was guidance asked for, by the recipe or by a person?
+):
+    "Say once that a run which ought to be guided cannot be."
+    older = run.recipe.parameterization == 'edm' and 'guidance' not in run.record['settings']
+    if (asked or older) and run.path not in _warned:
+        _warned.add(run.path)
+        log.warning('%s keeps no early average of its weights to guide it: sampling without guidance', run.path)
 
 # %% ../nbs/05_diffusion.ipynb #a86d70c7
-_told = set()  # Runs whose lack of a guide was reported
-
 def sampled_denoiser(
     run:Run,               # A trained run, or a checkpoint of one
     device=None,           # Where; the GPU if there is one
@@ -534,37 +555,19 @@ def sampled_denoiser(
     interval:tuple=None,   # Lowest and highest noise level of the guidance; likewise
 ): # A `Denoiser`, or one that is `Guided`
     "What a run is sampled with; where it has no guide, guidance is off, with a sentence in the log."
-    weight,low,high = guidance_of(run)
+    weight,*usual = guidance_of(run)
     weight = weight if guidance is None else guidance
-    low,high = interval or (low, high)
+    low,high = interval or usual
     check_guidance(weight, low, high)
-    whole = getattr(run, 'run', run)
-    d = run.denoiser(device) if ema is None else whole.denoiser(device, width=ema)
+    d = run.denoiser(device) if ema is None else getattr(run, 'run', run).denoiser(device, width=ema)
     guide = None if weight == 1 else find_guide(run, device)
-    before_guidance = whole.recipe.parameterization == 'edm' and 'guidance' not in whole.record['settings']
-    if guide is None and (weight != 1 or before_guidance and guidance is None) and whole.path not in _told:
-        _told.add(whole.path)
-        log.warning('%s keeps no early average of its weights to guide it: sampling without guidance', whole.path)
-    return d if guide is None else Guided(d, guide, weight, low, high)
+    if guide is None:
+        warn_without_guide(getattr(run, 'run', run), weight != 1)
+        return d
+    return Guided(d, guide, weight, low, high)
 
 # %% ../nbs/05_diffusion.ipynb #ba934872
 HALF = {'no':None, 'bf16':torch.bfloat16, 'fp16':torch.float16}
-
-# %% ../nbs/05_diffusion.ipynb #01037a52
-def sample_batch(
-    d:Denoiser,   # Trained
-    index,        # Numbers of the pictures
-    shape:tuple,  # (C,H,W)
-    **kw,         # For `generate`
-)->np.ndarray: # (n,H,W,3) uint8
-    "Generate one batch; in float32 where the network leaves the range of 16 bits."
-    half = d.autocast
-    x = generate(d, index, shape, **kw)
-    if half and not x.isfinite().all():
-        log.warning('the network leaves the range of %s: drawing in float32', half)
-        d.autocast = None
-        x = generate(d, index, shape, **kw)
-    return to_uint8(x)
 
 # %% ../nbs/05_diffusion.ipynb #ea868b46
 def make_trainer(
@@ -662,6 +665,16 @@ def train(
     run_training(trainer, progress, callback)
     return run
 
+# %% ../nbs/05_diffusion.ipynb #54e2ebfb
+def wants_half(
+    half:bool,  # What was asked for; `None` for the default
+    device,     # Where
+)->bool: # In 16 bits?
+    "Sampling is in 16 bits by default on a GPU, where that is twice as fast."
+    where = pick_device(device)
+    tune_convolutions(where)
+    return where.type == 'cuda' if half is None else half
+
 # %% ../nbs/05_diffusion.ipynb #bc3de80d
 def sample(
     run:Run,            # A trained run
@@ -688,9 +701,7 @@ def sample(
     one_of(sampler, SAMPLERS, 'sampler')
     shape = (r.net_args.get('in_ch', 3), size or r.size, size or r.size)
     d = sampled_denoiser(run, device, ema, guidance, interval)
-    where = pick_device(device)
-    tune_convolutions(where)
-    d.autocast = half_type(where) if half or half is None and where.type == 'cuda' else None
+    d.autocast = half_type(pick_device(device)) if wants_half(half, device) else None
     def some(i, j, step):  # Pictures i … j−1; `step` moves the bar
         numbers = range(start+i, start+j)
         if known and all(k in known for k in numbers):

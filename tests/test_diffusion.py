@@ -456,3 +456,53 @@ def test_clipping(whole):
         generate(linear, [0], (3,4,4), 'ancestral', 20, clip=clip, callback=note)
     assert max(seen[:20]) > 5 and max(seen[20:]) == 1
     assert sample(whole, 2, clip=True, **KW).shape == (2,16,16,3)
+
+def test_checkpoints_written_beside_the_training(tmp_path, monkeypatch, whole):
+    "As on a GPU: what a thread writes is what the training was, and its errors are raised in the training"
+    real = trainer.TrainingLoop.__init__
+    def beside(self, *args):
+        real(self, *args)
+        self.writes_beside = True
+    monkeypatch.setattr(trainer.TrainingLoop, '__init__', beside)
+    run = train(data(), SMALL, root=tmp_path/'root', name='whole', budget='192 images', device='cpu', progress=False)
+    same(whole, run)
+    save = torch.save
+    def full(state, path):
+        if state['step'] < 6:
+            return save(state, path)
+        raise OSError(errno.ENOSPC, 'No space left on device')
+    monkeypatch.setattr(torch, 'save', full)
+    with pytest.raises(OSError, match='No space left.*the last good checkpoint is checkpoint-00000003.pt'):
+        train(data(), SMALL, root=tmp_path/'root', name='full', budget='192 images', device='cpu', progress=False)
+    assert [o.name for o in (tmp_path/'root/runs/full').glob('*checkpoint-*')] == ['checkpoint-00000003.pt']
+
+def test_a_run_is_swept_over_averages_and_weights(guided):
+    from pttface.fid import sweep
+    def mean_colour(ims):
+        return ims.mean((1,2))/64
+    kw = dict(protocol=mean_colour, n=8, seeds=2, **KW)
+    averages = sweep(guided, data(), ema=[.07,.1,.2], **kw)
+    assert [r['checkpoint'] for r in averages.rows] == ['0.07','0.1','0.2'] and averages.over == 'width of the average'
+    weights = sweep(guided, data(), guidance=[1,2], **kw)
+    assert weights.over == 'weight of the guidance' and weights.rows[0]['value'] != weights.rows[1]['value']
+    assert len(weights.picture.axes[0].lines) > len(weights.rows)
+    one = sweep({'guided':guided, 'plain':guided}, data(), guidance=1, **kw)
+    assert one.over is None and one.rows[0]['value'] == one.rows[1]['value'] == weights.rows[0]['value']
+    for bad in (dict(ema=[.05,.1], guidance=[1,2]), dict(ema=[.1,.5])):
+        with pytest.raises(BadInput):
+            sweep(guided, data(), **kw, **bad)
+    with pytest.raises(BadInput, match='swept for one run'):
+        sweep({'a':guided}, data(), ema=[.05,.1], **kw)
+
+def test_the_command_draws_with_another_average_and_weight(guided, root, tmp_path):
+    from pttface.app.cli import sample_run
+    common = dict(root=root, run='guided', n=2, progress=False, device='cpu')
+    got = {}
+    for name,kw in dict(default={}, ema=dict(ema=.2), plain=dict(guidance=1.), clip=dict(clip=True)).items():
+        got[name] = np.load(sample_run(out=str(tmp_path/f'{name}.npz'), **common, **kw))['images']
+    assert np.array_equal(got['default'], sample(guided, 2, **KW))
+    assert np.array_equal(got['ema'], sample(guided, 2, ema=.2, **KW))
+    assert np.array_equal(got['plain'], sample(guided, 2, guidance=1., **KW))
+    assert not np.array_equal(got['default'], got['plain'])
+    with pytest.raises(ValueError, match='is no weight'):
+        sample_run(out=str(tmp_path/'bad.npz'), guidance=-2., **common)

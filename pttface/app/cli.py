@@ -240,15 +240,19 @@ def train_run(
     trackers:str=None,     # `tensorboard`, `wandb`, or both with a comma
     speed:str='auto',      # `plain`, `channels_last`, `compile`, or what is fastest
     progress:bool=True,    # Show a bar?
+    tune:bool=False,       # At the end, choose the weight of the guidance by trying some on held-out faces?
 ): # The run
     "Train on the packed set, or on pictures of your own, from where it stopped."
     from pttface.diffusion import check_training,train
+    from pttface.evaluation.guidance import tune_guidance
     recipe = changed_recipe(recipe, batch=batch, lr=lr, size=size, seed=seed)
     check_training(recipe, budget, device, accumulate, speed, trackers)
-    init = find_init(root, init)
-    return train(packed_set(root, images, recipe.size, grey), recipe, root=root, budget=budget, name=name,
-                 device=device, force=force, accumulate=accumulate, trackers=trackers, speed=speed,
-                 progress=progress, init=init)
+    init,data = find_init(root, init),packed_set(root, images, recipe.size, grey)
+    run = train(data, recipe, root=root, budget=budget, name=name, device=device, force=force, accumulate=accumulate,
+                trackers=trackers, speed=speed, progress=progress, init=init)
+    if tune:
+        tune_guidance(run, data, device=device, progress=progress)
+    return run
 
 # %% ../../nbs/app/cli.ipynb #df3c7e23
 def sample_run(

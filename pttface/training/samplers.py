@@ -19,14 +19,12 @@ def philox(
 )->tuple: # Four int64 tensors of random bits, each below 2³²
     "Philox-4x32 with ten rounds: Salmon et al. 2011, §4.3."
     low = 0xffffffff
-    a,b,c,d = counter
-    k0,k1 = key
+    x,k = list(counter),list(key)
     for _ in range(10):
-        p,q = a*0xd2511f53,c*0xcd9e8d57
-        a,c = (q >> 32 & low)^b^k0,(p >> 32 & low)^d^k1
-        b,d = q & low,p & low
-        k0,k1 = k0 + 0x9e3779b9 & low,k1 + 0xbb67ae85 & low
-    return a,b,c,d
+        p,q = x[0]*0xd2511f53,x[2]*0xcd9e8d57
+        x = [(q >> 32 & low)^x[1]^k[0], q & low, (p >> 32 & low)^x[3]^k[1], p & low]
+        k = [k[0] + 0x9e3779b9 & low, k[1] + 0xbb67ae85 & low]
+    return tuple(x)
 
 # %% ../../nbs/training/samplers.ipynb #18fd7173
 def counted_normal(
@@ -122,7 +120,8 @@ def unipc(
 )->torch.Tensor: # Pictures at sigmas[-1]
     "UniPC, Zhao et al. 2023, algorithms 1 and 2: a curve through past values of D, corrected by the next."
     lam = [-np.log(max(float(s), 1e-12)) for s in sigmas]
-    steps,known,before = len(sigmas)-1,[],x
+    steps = len(sigmas) - 1
+    known,before = [],x
     orders = unipc_orders(steps, order)
     def step(x, i, points):  # From sigmas[i] to the next, by the curve through these values
         weights = midpoint_weights if steps < 20 and len(points) == 2 else integral_weights

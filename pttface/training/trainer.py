@@ -121,8 +121,12 @@ class TrainingRun:
         "What the newest checkpoint is told from all others by: 16 hexadecimal digits of its SHA-256"
         return self.pinned()[1]['sha256'][:16]
 
-    def average(self, width, step=None, checkpoint=None):
-        "An average of any width, from all that is kept up to a step: the snapshots, and a checkpoint's own averages"
+    def average(self,
+        width:float,           # σ_rel
+        step:int=None,         # As it was at the last snapshot up to this step; now, by default
+        checkpoint:str=None,   # Which is the last; the newest whole one by default
+    )->list[torch.Tensor]: # In the order of the network's parameters
+        "An average of any width, from the snapshots and, without `step`, a checkpoint's own averages."
         parts = [p for folder in ('ema','guide') for p in Snapshots(self.path/folder).parts(step)]
         if found := self.checkpoints.load(checkpoint) if step is None else None:
             kind,*widths = self.recipe.ema.split()
@@ -748,30 +752,6 @@ def mean_loss(self:Trainer,
         return dict(ema_loss=float(self.loss(model, drawn, rng).mean()), heldout_loss=None)
 
 @patch
-def make_report(self:Trainer,
-    row:dict,        # What the last step returned
-    recent,          # The last batches, each NCHW in [-1,1]
-    grid:bool=False, # Make a sheet of pictures too?
-)->dict: # One row of the log
-    "Measure the averaged weights, write a sheet of samples if asked, and begin counting anew."
-    averaged,grid = self.averaged(),grid and self.sheet is not None
-    measured = self.measured(averaged, recent)
-    ims = self.sheet(averaged) if grid else None
-    if grid and self.accel.is_main_process:
-        save_images(ims, self.run.path/'grids'/f'{self.images:09d}.png')
-    left = self.seconds*(1/self.progress - 1) if self.progress else None
-    ema_loss,heldout_loss = measured.pop('ema_loss'),measured.pop('heldout_loss')
-    out = dict(step=self.step, images=self.images, seconds=round(self.seconds, 2), epoch=self.images/self.n_train,
-               loss=float(np.mean(self.losses)), ema_loss=ema_loss, heldout_loss=heldout_loss,
-               grad_norm=row['grad_norm'], lr=row['lr'], images_per_s=round(self.images/max(self.seconds, 1e-9), 2),
-               seconds_left=left and round(max(left, 0)), memory_mb=_memory(), **measured)
-    if grid:
-        out['mean_colour'] = ims.mean((0,1,2)).round(2)
-    self.losses,self.scored = [],(self.step,score_of(ema_loss, heldout_loss))
-    self.best = min(o for o in (self.best, self.scored[1]) if o is not None)
-    return json.loads(dumps(out))
-
-@patch
 def measured(self:Trainer,
     model:nn.Module,  # With averaged weights
     recent,           # The last batches, each NCHW in [-1,1]
@@ -797,6 +777,30 @@ def score(self:Trainer,
         self.scored = self.step,score_of(measured['ema_loss'], measured['heldout_loss'])
     return self.scored[1]
 
+# %% ../../nbs/training/trainer.ipynb #b3de5701
+@patch
+def make_report(self:Trainer,
+    row:dict,        # What the last step returned
+    recent,          # The last batches, each NCHW in [-1,1]
+    grid:bool=False, # Make a sheet of pictures too?
+)->dict: # One row of the log
+    "Measure the averaged weights, write a sheet of samples if asked, and begin counting anew."
+    averaged,grid = self.averaged(),grid and self.sheet is not None
+    measured = self.measured(averaged, recent)
+    ims = self.sheet(averaged) if grid else None
+    if grid and self.accel.is_main_process:
+        save_images(ims, self.run.path/'grids'/f'{self.images:09d}.png')
+    left = self.seconds*(1/self.progress - 1) if self.progress else None
+    ema_loss,heldout_loss = measured.pop('ema_loss'),measured.pop('heldout_loss')
+    out = dict(step=self.step, images=self.images, seconds=round(self.seconds, 2), epoch=self.images/self.n_train,
+               loss=float(np.mean(self.losses)), ema_loss=ema_loss, heldout_loss=heldout_loss,
+               grad_norm=row['grad_norm'], lr=row['lr'], images_per_s=round(self.images/max(self.seconds, 1e-9), 2),
+               seconds_left=left and round(max(left, 0)), memory_mb=_memory(), **measured)
+    if grid:
+        out['mean_colour'] = ims.mean((0,1,2)).round(2)
+    self.losses,self.scored = [],(self.step,score_of(ema_loss, heldout_loss))
+    self.best = min(o for o in (self.best, self.scored[1]) if o is not None)
+    return json.loads(dumps(out))
 
 # %% ../../nbs/training/trainer.ipynb #c838111c
 def stop_signals()->list: # Numbers of signals
