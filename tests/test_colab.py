@@ -261,6 +261,36 @@ def test_a_drive_that_fails_loses_no_decision(tmp_path, monkeypatch):
     assert curator.session.counts['dropped'] == 1 and (root / 'dataset/decisions.jsonl').stat().st_size
 
 
+def test_a_forecast_takes_fewer_pictures_at_a_time_where_memory_is_short(monkeypatch):
+    from pttface.app import forecast
+    tried = []
+
+    def step(recipe, batch, device):
+        tried.append(batch)
+        if batch > 1:
+            raise RuntimeError('CUDA out of memory. Tried to allocate 2.00 GiB')
+        return lambda _: None
+
+    monkeypatch.setattr(forecast, 'training_step', step)
+    assert forecast.training_pace('tiny', 16, device='cpu') > 0 and tried == [16, 4, 1]
+    monkeypatch.setattr(forecast, 'training_step', lambda *a: lambda _: 1/0)
+    with pytest.raises(ZeroDivisionError):
+        forecast.training_pace('tiny', 16, device='cpu')
+
+
+def test_forecasts_count_what_is_left(tmp_path):
+    from pttface.app.forecast import expect_faces, expect_training, last_log_row
+    (tmp_path / 'runs/tiny').mkdir(parents=True)
+    (tmp_path / 'runs/tiny/log.jsonl').write_text('{"images": 6000, "seconds": 100}\n')
+    left = expect_training(1000, 'tiny', '20 epochs', tmp_path)
+    assert (left.seconds, last_log_row(tmp_path / 'runs/tiny/log.jsonl')['images']) == ((20000 - 6000)/60, 6000)
+    assert expect_training(1000, 'tiny', '300s', tmp_path).seconds == 200
+    (tmp_path / 'photos').mkdir()
+    rows = [dict(key=f'{i}', url=f'{i}', status='kept' if i < 30 else 'rejected') for i in range(50)]
+    (tmp_path / 'photos/ledger_01.jsonl').write_text('\n'.join(map(json.dumps, rows)) + '\n')
+    assert expect_faces(tmp_path, seen=3.).seconds == 10
+
+
 @pytest.mark.parametrize('photos, here, drive, message', [
     ('drive', 78e9, 9e9, 'Drive has 9.0 GB free'), ('resized', 78e9, 3e9, 'choose photos = local'),
     ('local', 5e9, 9e9, 'this machine has 5.0 GB free'),

@@ -1,6 +1,7 @@
 """Install pttface as the Colab notebook does, beside the versions that Colab has, and run the notebooks there.
 
-`colab_check.py [--python PYTHON] [--venv FOLDER] [--minutes M] [--jobs N]`; the last line is `N passed, N failed, N skipped`.
+`colab_check.py [--python PYTHON] [--venv FOLDER] [--minutes M] [--jobs N]`. The last line is `N passed, N failed, N
+skipped`.
 Fails when a package that was there has another version afterwards, when two packages that were installed share files
 (two ONNX Runtimes do), or when a notebook fails under Colab's kernel or shows a widget that ipywidgets 7.7 cannot draw.
 """

@@ -7,8 +7,8 @@ Docs: https://pttface.github.io/pttface/app/forecast.html.md"""
 # %% auto #0
 __all__ = ['REQUESTS_OF_A_YEAR', 'BYTES_A_PAGE', 'BYTES_A_PHOTO', 'SHARE_KEPT', 'BYTES_A_FACE', 'Forecast', 'expect_crawl',
            'pace', 'links_left', 'bytes_a_link', 'host_seconds', 'expect_download', 'gate_pace', 'expect_faces',
-           'faces_pace', 'some_photos', 'training_pace', 'expect_training', 'run_bytes', 'sampling_pace',
-           'expect_samples', 'expect_report']
+           'faces_pace', 'some_photos', 'training_pace', 'training_step', 'expect_training', 'run_bytes',
+           'sampling_pace', 'expect_samples', 'expect_report']
 
 # %% ../../nbs/app/forecast.ipynb #966ef245
 import os,time
@@ -178,28 +178,45 @@ def some_photos(
 # %% ../../nbs/app/forecast.ipynb #b6fb07fd
 def training_pace(
     recipe,         # By name, or a recipe of your own
-    batch:int=None, # Pictures at a time; 16 on a CPU, 64 on a GPU
+    batch:int=None, # Pictures at a time; 64 on a GPU, 4 or 16 on a CPU
     steps:int=2,    # How many steps are measured
     device=None,    # Where; the fastest there is by default
 )->float: # Pictures a second
-    "How many pictures a second a network is trained on here, at least."
+    "How many pictures a second a network is trained on here, at least; with fewer at a time where memory is short."
+    import torch
+    from pttface.training.config import find_recipe
+    from pttface.training.device import pick_device
+    recipe,device = find_recipe(recipe),pick_device(device)
+    few = 4 if recipe.size > 32 else 16
+    batch = batch or min(recipe.batch, 64 if device.type == 'cuda' else few)
+    try:
+        return batch*pace(training_step(recipe, batch, device), [None]*steps)
+    except (RuntimeError, MemoryError) as e:
+        if batch == 1 or 'memory' not in str(e).lower():
+            raise
+    finally:
+        torch.cuda.empty_cache()
+    return training_pace(recipe, max(1, batch//4), steps, device)
+
+def training_step(
+    recipe,     # A `Recipe`
+    batch:int,  # Pictures at a time
+    device,     # Where
+): # A function of anything
+    "A step forward and backward of a new network, on nothing but noise."
     import torch
     from pttface.diffusion import denoising_loss,loss_weight,make_denoiser
-    from pttface.training.config import find_recipe
-    from pttface.training.device import half_type,pick_device
-    recipe,device = find_recipe(recipe),pick_device(device)
-    batch = batch or min(recipe.batch, 64 if device.type == 'cuda' else 16)
+    from pttface.training.device import half_type
     d = make_denoiser(recipe, .5).to(device)
-    shape = batch,3,recipe.size,recipe.size
-    x,eps = torch.zeros(shape, device=device),torch.randn(shape, device=device)
+    eps = torch.randn((batch,3,recipe.size,recipe.size), device=device)
     sigma = torch.ones(batch, device=device)
     dtype = half_type(device) if recipe.precision == 'auto' else None
     def step(_):
         with torch.autocast(device.type, dtype or torch.bfloat16, enabled=dtype is not None):
-            loss = denoising_loss(d, x, sigma, eps, partial(loss_weight, d)).mean()
+            loss = denoising_loss(d, 0*eps, sigma, eps, partial(loss_weight, d)).mean()
         loss.backward()
         return loss.item()
-    return batch*pace(step, [None]*steps)
+    return step
 
 # %% ../../nbs/app/forecast.ipynb #5c67551e
 def expect_training(
