@@ -152,6 +152,7 @@ def expect_faces(
     return Forecast('Faces', len(left)/seen, len(left)*BYTES_A_FACE,
                     f'{len(left):,} photos left, {seen:.1f} a second here')
 
+# %% ../../nbs/app/forecast.ipynb #c8db7713
 def faces_pace(
     root:Path,      # Artefact folder
     keys:list,      # Photos that are left
@@ -164,6 +165,7 @@ def faces_pace(
             look(im)
     return pace(twice, some_photos(root, keys))*(1 if detector == 'insightface' else os.cpu_count() or 1)
 
+# %% ../../nbs/app/forecast.ipynb #2d90e7a7
 def some_photos(
     root:Path,  # Artefact folder
     keys:list,  # Which may be taken
@@ -198,6 +200,7 @@ def training_pace(
         torch.cuda.empty_cache()
     return training_pace(recipe, max(1, batch//4), steps, device)
 
+# %% ../../nbs/app/forecast.ipynb #25c99ff3
 def training_step(
     recipe,     # A `Recipe`
     batch:int,  # Pictures at a time
@@ -238,6 +241,7 @@ def expect_training(
     why = f'about {left:,.0f} pictures left, {left/max(n, 1):.0f} times each face, {trained:.1f} a second here'
     return Forecast('Training', left/trained, run_bytes(recipe), why)
 
+# %% ../../nbs/app/forecast.ipynb #e8f0190a
 def run_bytes(
     recipe,  # A `Recipe`
 )->float: # Bytes
@@ -264,6 +268,7 @@ def sampling_pace(
         steps = pace(lambda _: d(x, torch.tensor(1.)).mean().item(), [None]*3)
     return batch*steps/(r.steps*(2 if r.sampler == 'heun' else 1))
 
+# %% ../../nbs/app/forecast.ipynb #15a48d1c
 def expect_samples(
     run,              # A trained `Run`
     n:int,            # Pictures of a seed
@@ -276,6 +281,7 @@ def expect_samples(
     return Forecast('Samples', total/drawn, total*side*side*3.,
                     f'{total:,} pictures in {run.recipe.steps} steps each, {drawn:.1f} a second here')
 
+# %% ../../nbs/app/forecast.ipynb #ed7c1fa3
 def expect_report(
     data,              # A `FaceData`
     n:int,             # Samples of a seed
