@@ -135,6 +135,15 @@ def test_the_check_sees_what_an_installation_changes():
     assert colab_check.refused(message) == 'numba==0.61.2' and colab_check.refused('Read timed out') is None
 
 
+@pytest.mark.parametrize('rc, output, word', [
+    (0, 'Read timed out', 'ok'), (124, '', 'skip'), (1, 'pip: ReadTimeoutError: Read timed out.', 'skip'),
+    (1, 'ERROR: Could not install packages due to an OSError: [Errno 28] No space left on device', 'skip'),
+    (1, 'ERROR: No matching distribution found for torch==2.11.0', 'FAIL'), (1, 'AssertionError', 'FAIL'),
+])
+def test_a_machine_without_network_or_room_is_no_failure(rc, output, word):
+    assert colab_check.word_for(rc, output) == word
+
+
 def test_the_check_sees_a_widget_that_7_7_does_not_draw():
     def model(name, module, version):
         return dict(state=dict(_model_name=name, _model_module=module, _model_module_version=version))
