@@ -1,4 +1,4 @@
-"""Do what the Colab notebook needs beside the seven stages: read its choices, find a place for the artefacts, stop for cleaning, and end in pictures and one archive.
+"""Read the Colab notebook's choices, find a place for what it makes, stop for cleaning, and end in one archive.
 
 Docs: https://pttface.github.io/pttface/app/colab.html.md"""
 
