@@ -22,6 +22,7 @@ from test_curator import make
 
 from pttface.app import colab, doctor
 from pttface.app.doctor import check_cv2, check_detector, detector_finding, insightface_installs
+from pttface.storage.drive import Mirror
 from pttface.storage.files import BadInput
 
 CUDA, CPU = 'CUDAExecutionProvider', 'CPUExecutionProvider'
@@ -246,7 +247,7 @@ def test_photos_that_stay_here_do_not_go_to_drive_and_are_not_missed_later(tmp_p
 
 def test_a_decision_is_on_drive_when_the_click_returns(tmp_path):
     root, remote = make(tmp_path / 'here', 60), tmp_path / 'drive'
-    session = types.SimpleNamespace(root=root, remote=remote)
+    session = types.SimpleNamespace(root=root, remote=remote, mirror=Mirror(root, remote))
     curator = colab.curate(session, False)
     curator.toggle(0)
     there = remote / 'dataset/decisions.jsonl'
@@ -264,8 +265,9 @@ def test_a_drive_that_fails_loses_no_decision(tmp_path, monkeypatch):
         raise OSError(5, 'Input/output error')
 
     root = make(tmp_path / 'here', 60)
-    curator = colab.curate(types.SimpleNamespace(root=root, remote=tmp_path / 'drive'), False)
-    monkeypatch.setattr(colab, 'copy_whole', fails)
+    mirror = Mirror(root, tmp_path / 'drive')
+    curator = colab.curate(types.SimpleNamespace(root=root, remote=tmp_path / 'drive', mirror=mirror), False)
+    monkeypatch.setattr(mirror, 'push', fails)
     curator.toggle(0)
     assert curator.session.counts['dropped'] == 1 and (root / 'dataset/decisions.jsonl').stat().st_size
 

@@ -21,7 +21,6 @@ from collections import Counter
 from contextlib import ExitStack
 from dataclasses import asdict,dataclass,replace
 from datetime import date
-from functools import partial
 from pathlib import Path
 
 import cv2
@@ -36,7 +35,7 @@ from .forecast import (expect_crawl,expect_download,expect_faces,expect_report,e
 from .status import record,size,status
 from ..curation.curator import Curator
 from ..display import Picture,Table,WidgetBox,browse,montage,show_images
-from ..storage.drive import Mirror,copy_whole,with_retries
+from ..storage.drive import Mirror
 from ..storage.files import BadInput,atomic_path,find_preset,open_root,read_jsonl,read_npz,write_json
 from ..training.config import Budget
 
@@ -326,7 +325,7 @@ def curate(
     narrow = dict(ncols=8, per_page=48)  # Colab's page is narrower than JupyterLab's
     curator = Curator(session.root, **dict(outliers=stop, progress=False) | narrow | kw)
     if session.remote:
-        keep_decisions(curator.session, session.root, session.remote)
+        keep_decisions(curator.session, session.mirror)
     return curator
 
 # %% ../../nbs/app/colab.ipynb #31aa90c2
@@ -341,19 +340,18 @@ def with_picture(
 
 # %% ../../nbs/app/colab.ipynb #bcc29702
 def keep_decisions(
-    decided,       # A `CurationSession`
-    root:Path,     # Artefact folder
-    remote:Path,   # The same on Drive
+    decided,        # A `CurationSession`
+    mirror:Mirror,  # Of its folder
 ):
-    "Copy the file of decisions to Drive whenever it has changed; Drive's faults are logged, nothing is lost here."
-    save,name = decided.save,'dataset/decisions.jsonl'
+    "Copy to Drive whenever something was decided; Drive's faults are logged, and nothing is lost here."
+    save = decided.save
     def saved(
         which:list,  # Indices of faces
         drop,        # As for `save`
     ):
         save(which, drop)
         try:
-            with_retries(partial(copy_whole, Path(root)/name, Path(remote)/name), name, tries=3, wait=.2)
+            mirror.push()
         except (BadInput, OSError) as e:
             log.warning('%s; the next copy to Drive brings the decision', e)
     decided.save = saved
