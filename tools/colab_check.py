@@ -134,7 +134,7 @@ def build(check, python, venv):
         return True
     shutil.rmtree(venv, ignore_errors=True)
     rc, output = check.run(python, '-m', 'venv', venv)
-    pip = [venv / 'bin/python', '-m', 'pip', 'install', '--quiet']
+    pip = [venv / 'bin/python', '-m', 'pip', 'install', '--quiet', '--no-compile']
     left = list(wanted)
     while rc == 0:
         rc, output = check.run(*pip, '--no-deps', *left)
