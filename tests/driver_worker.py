@@ -89,6 +89,7 @@ shell = InteractiveShell.instance()
 shell.run_line_magic, asked = (lambda name, line: asked.append((name, line))), []
 top = Path(__file__).resolve().parent.parent
 chosen = (("keep = 'auto'", f"keep = '{os.environ.get('KEEP', 'Drive')}'"), ("budget = ''", f"budget = '{budget}'"),
+          ('photos, keep)', 'photos, keep, samples=12, seeds=2)'),
           ('Session(chosen)', f'Session(chosen, {str(content)!r}, every=.3, n_photos=40)'))
 for i, cell in enumerate(json.loads((top / 'nbs/colab.ipynb').read_text())['cells']):
     if cell['cell_type'] != 'code':

@@ -22,6 +22,7 @@ from test_curator import make
 
 from pttface.app import colab, doctor
 from pttface.app.doctor import check_cv2, check_detector, detector_finding, insightface_installs
+from pttface.storage.drive import Mirror
 from pttface.storage.files import BadInput
 
 CUDA, CPU = 'CUDAExecutionProvider', 'CPUExecutionProvider'
@@ -135,6 +136,15 @@ def test_the_check_sees_what_an_installation_changes():
     assert colab_check.refused(message) == 'numba==0.61.2' and colab_check.refused('Read timed out') is None
 
 
+@pytest.mark.parametrize('rc, output, word', [
+    (0, 'Read timed out', 'ok'), (124, '', 'skip'), (1, 'pip: ReadTimeoutError: Read timed out.', 'skip'),
+    (1, 'ERROR: Could not install packages due to an OSError: [Errno 28] No space left on device', 'skip'),
+    (1, 'ERROR: No matching distribution found for torch==2.11.0', 'FAIL'), (1, 'AssertionError', 'FAIL'),
+])
+def test_a_machine_without_network_or_room_is_no_failure(rc, output, word):
+    assert colab_check.word_for(rc, output) == word
+
+
 def test_the_check_sees_a_widget_that_7_7_does_not_draw():
     def model(name, module, version):
         return dict(state=dict(_model_name=name, _model_module=module, _model_module_version=version))
@@ -237,7 +247,7 @@ def test_photos_that_stay_here_do_not_go_to_drive_and_are_not_missed_later(tmp_p
 
 def test_a_decision_is_on_drive_when_the_click_returns(tmp_path):
     root, remote = make(tmp_path / 'here', 60), tmp_path / 'drive'
-    session = types.SimpleNamespace(root=root, remote=remote)
+    session = types.SimpleNamespace(root=root, remote=remote, mirror=Mirror(root, remote))
     curator = colab.curate(session, False)
     curator.toggle(0)
     there = remote / 'dataset/decisions.jsonl'
@@ -255,10 +265,41 @@ def test_a_drive_that_fails_loses_no_decision(tmp_path, monkeypatch):
         raise OSError(5, 'Input/output error')
 
     root = make(tmp_path / 'here', 60)
-    curator = colab.curate(types.SimpleNamespace(root=root, remote=tmp_path / 'drive'), False)
-    monkeypatch.setattr(colab, 'copy_whole', fails)
+    mirror = Mirror(root, tmp_path / 'drive')
+    curator = colab.curate(types.SimpleNamespace(root=root, remote=tmp_path / 'drive', mirror=mirror), False)
+    monkeypatch.setattr(mirror, 'push', fails)
     curator.toggle(0)
     assert curator.session.counts['dropped'] == 1 and (root / 'dataset/decisions.jsonl').stat().st_size
+
+
+def test_a_forecast_takes_fewer_pictures_at_a_time_where_memory_is_short(monkeypatch):
+    from pttface.app import forecast
+    tried = []
+
+    def step(recipe, batch, device):
+        tried.append(batch)
+        if batch > 1:
+            raise RuntimeError('CUDA out of memory. Tried to allocate 2.00 GiB')
+        return lambda _: None
+
+    monkeypatch.setattr(forecast, 'training_step', step)
+    assert forecast.training_pace('tiny', 16, device='cpu') > 0 and tried == [16, 4, 1]
+    monkeypatch.setattr(forecast, 'training_step', lambda *a: lambda _: 1/0)
+    with pytest.raises(ZeroDivisionError):
+        forecast.training_pace('tiny', 16, device='cpu')
+
+
+def test_forecasts_count_what_is_left(tmp_path):
+    from pttface.app.forecast import expect_faces, expect_training, last_log_row
+    (tmp_path / 'runs/tiny').mkdir(parents=True)
+    (tmp_path / 'runs/tiny/log.jsonl').write_text('{"images": 6000, "seconds": 100}\n')
+    left = expect_training(1000, 'tiny', '20 epochs', tmp_path)
+    assert (left.seconds, last_log_row(tmp_path / 'runs/tiny/log.jsonl')['images']) == ((20000 - 6000)/60, 6000)
+    assert expect_training(1000, 'tiny', '300s', tmp_path).seconds == 200
+    (tmp_path / 'photos').mkdir()
+    rows = [dict(key=f'{i}', url=f'{i}', status='kept' if i < 30 else 'rejected') for i in range(50)]
+    (tmp_path / 'photos/ledger_01.jsonl').write_text('\n'.join(map(json.dumps, rows)) + '\n')
+    assert expect_faces(tmp_path, seen=3.).seconds == 10
 
 
 @pytest.mark.parametrize('photos, here, drive, message', [

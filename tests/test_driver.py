@@ -29,7 +29,15 @@ def start(content, **env):
                             stdout=subprocess.PIPE, stderr=subprocess.STDOUT, env={**os.environ, **quiet, **env})
 
 
-def kill_when(p, reached, patience=300):
+def ended(p, patience=1200):
+    "What a session printed until its end; one that does not come to it is ended."
+    try:
+        return p.communicate(timeout=patience)[0]
+    finally:
+        p.kill()
+
+
+def kill_when(p, reached, patience=900):
     "Wait until `reached()`, then end the session as Colab does: without warning."
     end = time.monotonic() + patience
     while p.poll() is None and not reached() and time.monotonic() < end:
@@ -86,7 +94,7 @@ def test_run_all_goes_on_from_a_session_that_died(tmp_path):
     third = tmp_path / 'third'
     third.mkdir()
     p = start(third, FAULT_SEED='3')
-    output = p.communicate(timeout=420)[0]
+    output = ended(p)
     assert p.returncode == 0, output[-3000:]
     counts = json.loads((third / 'counts.json').read_text())
     assert counts['mounts'] == 1 and counts['flushes'] == counts['released'] == 0 and counts['faults'] > 0
@@ -158,7 +166,7 @@ def finished(content, **env):
     "Run the notebook to its end, or to the cell that `UNTIL` names; what it printed, and what Colab was asked for."
     content.mkdir()
     p = start(content, **env)
-    output = p.communicate(timeout=420)[0]
+    output = ended(p)
     assert p.returncode == 0, output[-3000:]
     return output, json.loads((content / 'counts.json').read_text())
 

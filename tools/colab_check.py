@@ -1,6 +1,7 @@
 """Install pttface as the Colab notebook does, beside the versions that Colab has, and run the notebooks there.
 
-`colab_check.py [--python PYTHON] [--venv FOLDER] [--minutes M] [--jobs N]`; the last line is `N passed, N failed, N skipped`.
+`colab_check.py [--python PYTHON] [--venv FOLDER] [--minutes M] [--jobs N]`. The last line is `N passed, N failed, N
+skipped`.
 Fails when a package that was there has another version afterwards, when two packages that were installed share files
 (two ONNX Runtimes do), or when a notebook fails under Colab's kernel or shows a widget that ipywidgets 7.7 cannot draw.
 """
@@ -77,11 +78,11 @@ class Check:
         if word != 'ok' and output:
             print(re.sub('^', '     ', output.strip()[-6000:], flags=re.M), flush=True)
 
-    def step(self, name, *cmd):
-        "Run a command as a check; its output, or `None` when it failed or time was up."
+    def step(self, name, *cmd, installs=False):
+        "Run a command as a check; its output, or `None` when it failed or time was up. Does it need the network?"
         start = time.time()
         rc, output = self.run(*cmd)
-        word = {0: 'ok', 124: 'skip'}.get(rc, 'FAIL')
+        word = word_for(rc, output if installs else '')
         self.note(name, word, output or 'no time was left for it', time.time() - start)
         return output if rc == 0 else None
 
@@ -97,6 +98,17 @@ def refused(output):
     "The requirement that pip could not meet, from its message; `None` when it says nothing of the kind."
     m = re.search(r'No matching distribution found for ([A-Za-z0-9._-]+==\S+)', output)
     return m[1] if m else None
+
+
+LACKS = re.compile('Read timed out|ConnectionError|NewConnectionError|Max retries exceeded|Temporary failure|'
+                   'Connection (?:reset|aborted|refused)|No space left on device|IncompleteRead')
+
+
+def word_for(rc, output):
+    "How a command went: `skip` where time was up, or where the network or the disk of this machine failed it."
+    if rc == 0:
+        return 'ok'
+    return 'skip' if rc == 124 or LACKS.search(output) else 'FAIL'
 
 
 def restored(check, venv, stamp):
@@ -122,7 +134,7 @@ def build(check, python, venv):
         return True
     shutil.rmtree(venv, ignore_errors=True)
     rc, output = check.run(python, '-m', 'venv', venv)
-    pip = [venv / 'bin/python', '-m', 'pip', 'install', '--quiet']
+    pip = [venv / 'bin/python', '-m', 'pip', 'install', '--quiet', '--no-compile']
     left = list(wanted)
     while rc == 0:
         rc, output = check.run(*pip, '--no-deps', *left)
@@ -135,7 +147,7 @@ def build(check, python, venv):
         torch = [o for o in left if o.startswith('torch')]
         rc, output = check.run(*pip, '--constraint', constraints(venv, left), *torch, 'jedi')
     if rc != 0:
-        check.note('a runtime with the versions of Colab', 'skip' if rc == 124 else 'FAIL', output)
+        check.note('a runtime with the versions of Colab', word_for(rc, output), output)
         return False
     (venv / 'made_of.json').write_text(json.dumps(dict(stamp=stamp, **state_of(check, venv))))
     return True
@@ -173,7 +185,7 @@ def check_all(check, python, venv, jobs):
     major, minor = runs(python)
     check.note(f'a runtime with the versions of Colab, Python {major}.{minor}', 'ok', seconds=time.time() - start)
     before = state_of(check, venv)
-    if check.step("the driver's install cells", venv / 'bin/python', INSIDE, 'install') is None:
+    if check.step("the driver's install cells", venv / 'bin/python', INSIDE, 'install', installs=True) is None:
         return
     after = state_of(check, venv)
     said = changed(before['versions'], after['versions'])

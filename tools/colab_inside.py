@@ -36,10 +36,11 @@ def packages():
     "What is installed: version by name, and how many files each two distributions share."
     versions, owners = {}, defaultdict(set)
     for d in distributions():
-        versions[name_of(d)] = d.version
-        for f in d.files or ():
-            if not f.parts[0].startswith('..') and '__pycache__' not in f.parts and f.suffix != '.pth':
-                owners[str(f)].add(name_of(d))
+        name = name_of(d)
+        versions[name] = d.version
+        for f in map(str, d.files or ()):
+            if not f.startswith('..') and '__pycache__' not in f and not f.endswith('.pth'):
+                owners[f].add(name)
     shared = defaultdict(int)
     for names in owners.values():
         for pair in combinations(sorted(names), 2):

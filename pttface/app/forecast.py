@@ -7,8 +7,8 @@ Docs: https://pttface.github.io/pttface/app/forecast.html.md"""
 # %% auto #0
 __all__ = ['REQUESTS_OF_A_YEAR', 'BYTES_A_PAGE', 'BYTES_A_PHOTO', 'SHARE_KEPT', 'BYTES_A_FACE', 'Forecast', 'expect_crawl',
            'pace', 'links_left', 'bytes_a_link', 'host_seconds', 'expect_download', 'gate_pace', 'expect_faces',
-           'faces_pace', 'some_photos', 'training_pace', 'expect_training', 'run_bytes', 'sampling_pace',
-           'expect_samples', 'expect_report']
+           'faces_pace', 'some_photos', 'training_pace', 'training_step', 'expect_training', 'run_bytes',
+           'sampling_pace', 'expect_samples', 'expect_report']
 
 # %% ../../nbs/app/forecast.ipynb #966ef245
 import os,time
@@ -152,6 +152,7 @@ def expect_faces(
     return Forecast('Faces', len(left)/seen, len(left)*BYTES_A_FACE,
                     f'{len(left):,} photos left, {seen:.1f} a second here')
 
+# %% ../../nbs/app/forecast.ipynb #c8db7713
 def faces_pace(
     root:Path,      # Artefact folder
     keys:list,      # Photos that are left
@@ -164,6 +165,7 @@ def faces_pace(
             look(im)
     return pace(twice, some_photos(root, keys))*(1 if detector == 'insightface' else os.cpu_count() or 1)
 
+# %% ../../nbs/app/forecast.ipynb #2d90e7a7
 def some_photos(
     root:Path,  # Artefact folder
     keys:list,  # Which may be taken
@@ -178,28 +180,46 @@ def some_photos(
 # %% ../../nbs/app/forecast.ipynb #b6fb07fd
 def training_pace(
     recipe,         # By name, or a recipe of your own
-    batch:int=None, # Pictures at a time; 16 on a CPU, 64 on a GPU
+    batch:int=None, # Pictures at a time; 64 on a GPU, 4 or 16 on a CPU
     steps:int=2,    # How many steps are measured
     device=None,    # Where; the fastest there is by default
 )->float: # Pictures a second
-    "How many pictures a second a network is trained on here, at least."
+    "How many pictures a second a network is trained on here, at least; with fewer at a time where memory is short."
+    import torch
+    from pttface.training.config import find_recipe
+    from pttface.training.device import pick_device
+    recipe,device = find_recipe(recipe),pick_device(device)
+    few = 4 if recipe.size > 32 else 16
+    batch = batch or min(recipe.batch, 64 if device.type == 'cuda' else few)
+    try:
+        return batch*pace(training_step(recipe, batch, device), [None]*steps)
+    except (RuntimeError, MemoryError) as e:
+        if batch == 1 or 'memory' not in str(e).lower():
+            raise
+    finally:
+        torch.cuda.empty_cache()
+    return training_pace(recipe, max(1, batch//4), steps, device)
+
+# %% ../../nbs/app/forecast.ipynb #25c99ff3
+def training_step(
+    recipe,     # A `Recipe`
+    batch:int,  # Pictures at a time
+    device,     # Where
+): # A function of anything
+    "A step forward and backward of a new network, on nothing but noise."
     import torch
     from pttface.diffusion import denoising_loss,loss_weight,make_denoiser
-    from pttface.training.config import find_recipe
-    from pttface.training.device import half_type,pick_device
-    recipe,device = find_recipe(recipe),pick_device(device)
-    batch = batch or min(recipe.batch, 64 if device.type == 'cuda' else 16)
+    from pttface.training.device import half_type
     d = make_denoiser(recipe, .5).to(device)
-    shape = batch,3,recipe.size,recipe.size
-    x,eps = torch.zeros(shape, device=device),torch.randn(shape, device=device)
+    eps = torch.randn((batch,3,recipe.size,recipe.size), device=device)
     sigma = torch.ones(batch, device=device)
     dtype = half_type(device) if recipe.precision == 'auto' else None
     def step(_):
         with torch.autocast(device.type, dtype or torch.bfloat16, enabled=dtype is not None):
-            loss = denoising_loss(d, x, sigma, eps, partial(loss_weight, d)).mean()
+            loss = denoising_loss(d, 0*eps, sigma, eps, partial(loss_weight, d)).mean()
         loss.backward()
         return loss.item()
-    return batch*pace(step, [None]*steps)
+    return step
 
 # %% ../../nbs/app/forecast.ipynb #5c67551e
 def expect_training(
@@ -221,6 +241,7 @@ def expect_training(
     why = f'about {left:,.0f} pictures left, {left/max(n, 1):.0f} times each face, {trained:.1f} a second here'
     return Forecast('Training', left/trained, run_bytes(recipe), why)
 
+# %% ../../nbs/app/forecast.ipynb #e8f0190a
 def run_bytes(
     recipe,  # A `Recipe`
 )->float: # Bytes
@@ -247,6 +268,7 @@ def sampling_pace(
         steps = pace(lambda _: d(x, torch.tensor(1.)).mean().item(), [None]*3)
     return batch*steps/(r.steps*(2 if r.sampler == 'heun' else 1))
 
+# %% ../../nbs/app/forecast.ipynb #15a48d1c
 def expect_samples(
     run,              # A trained `Run`
     n:int,            # Pictures of a seed
@@ -259,6 +281,7 @@ def expect_samples(
     return Forecast('Samples', total/drawn, total*side*side*3.,
                     f'{total:,} pictures in {run.recipe.steps} steps each, {drawn:.1f} a second here')
 
+# %% ../../nbs/app/forecast.ipynb #ed7c1fa3
 def expect_report(
     data,              # A `FaceData`
     n:int,             # Samples of a seed

@@ -60,12 +60,13 @@ class InsightFace:
             raise BadInput(f'det_size must be a multiple of 32 px, not {det_size}')
         self.min_face,self.models = min_face,models
         self.det_size,self.batch = det_size,batch
-        getattr(onnxruntime, 'preload_dlls', bool)()  # CUDA's libraries, from where PyTorch has them
+        card = Path('/proc/driver/nvidia/version').exists()
+        if card and hasattr(onnxruntime, 'preload_dlls'):
+            onnxruntime.preload_dlls()  # CUDA's libraries, from where PyTorch has them
         modules = ['detection','landmark_3d_68','genderage']
         self.app = FaceAnalysis(name=str(models), providers=providers, allowed_modules=modules)
         self.app.prepare(ctx_id=0, det_thresh=threshold, det_size=(det_size,det_size))
         self.provider = self.app.det_model.session.get_providers()[0]
-        card = Path('/proc/driver/nvidia/version').exists()
         self.advice = cuda_advice(onnxruntime.get_available_providers(), card, self.provider, torch.version.cuda,
                                   getattr(onnxruntime, '__version__', None))
         if self.advice:
