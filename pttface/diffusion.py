@@ -624,8 +624,8 @@ def fit_to_data(
     "Raise `BadInput` on pictures that are not square bytes, or of other channels than the network's."
     ims = data.train
     if ims.ndim != 4 or ims.dtype != np.uint8 or ims.shape[1] != ims.shape[2] or ims.shape[3] not in (1,3):
-        raise BadInput(f'A network learns from square pictures (N,S,S,3) or (N,S,S,1) of uint8, not from {ims.shape} of '
-                       f'{ims.dtype}: `FaceData.from_npz` and `from_folder` make such a set')
+        raise BadInput(f'A network learns from square pictures (N,S,S,3) or (N,S,S,1) of uint8, not from {ims.shape} '
+                       f'of {ims.dtype}: `FaceData.from_npz` and `from_folder` make such a set')
     channels,asked = ims.shape[3],recipe.net_args.get('in_ch')
     if asked is None and channels != 3:
         return replace(recipe, net_args=recipe.net_args | dict(in_ch=channels))

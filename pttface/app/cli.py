@@ -621,8 +621,8 @@ def run_safely(
     return getattr(res, 'exit_status', 0),res,None
 
 # %% ../../nbs/app/cli.ipynb #31f165a2
-_substitutes = {'→':'->', '…':'...', '×':'x', '·':'-', '–':'-', '—':'-', '−':'-', '≥':'>=', '≤':'<=', '∞':'inf', 'σ':'sigma',
-                'β':'beta', 'η':'eta', 'λ':'lambda', '±':'+-', '°':' deg', '“':'"', '”':'"', '’':"'", '√':'sqrt'}
+_substitutes = {'→':'->', '…':'...', '×':'x', '·':'-', '–':'-', '—':'-', '−':'-', '≥':'>=', '≤':'<=', '∞':'inf',
+                'σ':'sigma', 'β':'beta', 'η':'eta', 'λ':'lambda', '±':'+-', '°':' deg', '“':'"', '”':'"', '’':"'", '√':'sqrt'}
 
 def substitute(
     e:UnicodeError,  # What could not be encoded

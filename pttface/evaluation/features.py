@@ -309,7 +309,7 @@ def cached_features(
     **kw,                     # For `features`
 )->np.ndarray: # (N,D) float32
     "`features`, kept in `folder` by hash of pictures and protocol; those of a function of your own are not kept."
-    one_of(kind, ('real','samples','noise'), 'kind of pictures')
+    one_of(kind, ('real','samples','noise','planted','looks'), 'kind of pictures')
     ims,p = as_images(ims),load_protocol(protocol, kw.get('device'), kw.pop('precision', 'float32'))
     if folder is None or p.version == 'custom':
         return features(ims, p, **kw)

@@ -315,7 +315,7 @@ class Client:
         if proxy:
             check_proxy(proxy)
         if proxy and session:
-            raise BadInput(f'proxy={proxy!r} and a session of your own: set the proxy in the session, or give no session')
+            raise BadInput(f'proxy={proxy!r} and a session of your own: set the proxy in the session, or give none')
         self.session = session or self._new_session(None if allow_private or gateway else resolve)
 
     def close(self):

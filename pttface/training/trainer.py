@@ -598,7 +598,8 @@ def state(self:Trainer)->dict:
     net = {k:v.contiguous() for k,v in self.net.state_dict().items()}
     scaler = self.accel.scaler.state_dict() if self.accel.scaler else {}
     return dict(step=self.step, images=self.images, seconds=self.seconds, losses=self.losses, best=self.best,
-                spent=self.spent, record=self.record, net=net, opt=self.opt.state_dict(), ema=self.ema.tracks, scaler=scaler)
+                spent=self.spent, record=self.record, net=net, opt=self.opt.state_dict(), ema=self.ema.tracks,
+                scaler=scaler)
 
 @patch
 def restore(self:Trainer,
@@ -1026,9 +1027,9 @@ def run_training(
         if t.progress >= 1:
             return
         if t.begun and t.accel.is_main_process:
-            peak = rewarmed_lr(t.recipe, .1, 1/t.begun - 1)
-            log.warning('%s had spent its budget after %s images; the learning rate rises once more, to %.2g, and falls '
-                        'to %.2g at the end of %s', t.run.path, f'{t.spent[-1]["images"]:,}', peak, t.recipe.lr_end, t.budget)
+            peak,seen = rewarmed_lr(t.recipe, .1, 1/t.begun - 1),t.spent[-1]['images']
+            log.warning('%s had spent its budget after %s images: the learning rate rises once more, to %.2g, and '
+                        'falls to %.2g at the end', t.run.path, f'{seen:,}', peak, t.recipe.lr_end)
         if t.trackers:
             t.accel.init_trackers(t.run.path.name, config=flatten(json.loads(dumps(t.recipe))))
         try:
