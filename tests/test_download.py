@@ -14,7 +14,8 @@ from pttface.download import DownloadSettings,Photos,download,link_rot,regate
 from pttface.synthetic.server import Fault,Reply,faults,serving
 from pttface.synthetic.heads import draw_head
 from pttface.vision.images import decode,encode_jpeg
-from pttface.storage.files import BadInput,Ledger,locked,open_root,read_jsonl,read_tar,write_jsonl
+from pttface.storage.files import BadInput,Ledger,content_hash,locked,open_root,read_jsonl,read_tar,write_jsonl
+from pttface.storage.shards import MonthShard,write_shards
 
 portrait = data.astronaut()[:256, 96:352].copy()
 scene = cv2.resize(data.coffee(), (256,256))
@@ -640,3 +641,22 @@ def test_what_left_the_lists_with_its_article_is_remembered(tmp_path):
     reasons = {r['url'].split('/')[-1]:r['reason'] for r in after.rows}
     assert reasons == {'drawn01.jpg':'', 'losttwo.jpg':'removed', 'copies1.jpg':'opt_out'}
     assert again.rows == after.rows and not server.requests, 'a placeholder that many links share is nobody\'s photo'
+
+
+@pytest.mark.parametrize('place', [0, 1, 3, 7])
+def test_keys_stay_when_an_article_is_found_late(tmp_path, place):
+    urls = [f'https://i.imgur.com/{c*7}.jpg' for c in 'abcdefg']
+    def jobs(names):
+        return [dict(url=u, key=f'01{i:05d}', article='https://www.ptt.cc/bbs/Beauty/M.1704040318.A.E87.html')
+                for i, u in enumerate(names)]
+    def store(names):
+        m = MonthShard(tmp_path, '01', jobs(names))
+        for j in m.todo(lambda row: False):
+            m.put(j, dict(status='kept', reason='', sha256=content_hash(j['url'])), j['url'].encode())
+        write_shards([m], 3)
+        return {u: r['key'] for u, r in MonthShard(tmp_path, '01', jobs(names)).ledger.rows.items()}
+    first = store(urls)
+    late = [*urls[:place], 'https://i.imgur.com/laaaate.jpg', 'https://i.imgur.com/laaater.jpg', *urls[place:]]
+    second = store(late)
+    assert {u: second[u] for u in urls} == first and len(set(second.values())) == 9
+    assert store(late) == second
