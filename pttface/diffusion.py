@@ -659,6 +659,7 @@ def train(
         begun = dict(init=dict(run=init.path.name, weights=init.weights_id())) if init else {}
         return dict(sigma_data=sigma_data, images=len(data.train), parameters=n_params(make_net(recipe))) | begun
     run = Run(begin_run(root, data, recipe, name, device, force, describe, init and init.path.name))
+    run.note_budget(budget)
     trainer = make_trainer(run, data.at(recipe.size), plan, device, accumulate, trackers, speed)
     if init and not run.checkpoints.rows:
         trainer.begin_with(init.weights(), str(init.path))

@@ -6,13 +6,13 @@ Docs: https://pttface.github.io/pttface/app/colab.html.md"""
 
 # %% auto #0
 __all__ = ['log', 'PRESETS', 'PHOTOS', 'KEEP', 'MOUNT_CAUSES', 'FOLDERS', 'BYTES_BESIDE_PHOTOS', 'RESIZED', 'runtime', 'Choices',
-           'choose', 'check_day', 'mount_drive', 'folder_of', 'LocalPhotos', 'Session', 'free_bytes', 'room_for',
-           'download_settings', 'photos_elsewhere', 'before_download', 'Pause', 'curate', 'with_picture',
-           'keep_decisions', 'pause', 'links_by_month', 'download_photos', 'find_faces', 'show_kept', 'show_faces',
-           'draw_sets', 'good_samples', 'show_large', 'row_of', 'four_figures', 'archived', 'make_archive', 'offer',
-           'crawl', 'download', 'extract_faces', 'pack', 'train', 'evaluate', 'status', 'browse', 'Table', 'read_npz',
-           'expect_crawl', 'expect_download', 'expect_faces', 'expect_training', 'expect_samples', 'expect_report',
-           'pipeline_picture', 'show_images', 'montage']
+           'choose', 'check_day', 'mount_drive', 'folder_of', 'Session', 'free_bytes', 'room_for', 'download_settings',
+           'photos_elsewhere', 'before_download', 'Pause', 'curate', 'with_picture', 'keep_decisions', 'pause',
+           'links_by_month', 'download_photos', 'find_faces', 'show_kept', 'show_faces', 'draw_sets', 'good_samples',
+           'show_large', 'row_of', 'four_figures', 'archived', 'make_archive', 'offer', 'crawl', 'download',
+           'extract_faces', 'pack', 'train', 'evaluate', 'status', 'browse', 'Table', 'read_npz', 'expect_crawl',
+           'expect_download', 'expect_faces', 'expect_training', 'expect_samples', 'expect_report', 'pipeline_picture',
+           'show_images', 'montage']
 
 # %% ../../nbs/app/colab.ipynb #638cf979
 import logging,os,shutil,tempfile,zipfile
@@ -174,14 +174,6 @@ def folder_of(
     old = record(base/'pttface/choices.json')
     return 'pttface' if old.get('preset', old.get('road')) == what else FOLDERS[what]
 
-class LocalPhotos(Mirror):
-    "A mirror that leaves the shards of photos on the local disk"
-    def files(self,
-        root:Path,  # Either folder
-    )->dict: # Path relative to it → size and time of change
-        "What is in a folder, without shards of photos."
-        return {k:v for k,v in super().files(root).items() if not (k.startswith('photos/') and k.endswith('.tar'))}
-
 # %% ../../nbs/app/colab.ipynb #d53d2aa2
 class Session:
     "Where a session works and what it keeps; shows itself as a sentence"
@@ -199,7 +191,7 @@ class Session:
         self.local = self.content/folder_of(self.content, chosen.what)
         if self.remote:
             self.local = self.content/self.remote.name
-        self.mirror = (LocalPhotos if chosen.photos == 'local' else Mirror)(self.local, self.remote)
+        self.mirror = Mirror(self.local, self.remote, photos=chosen.photos)
         self.fetched = self.mirror.pull()
         self.root = open_root(self.local, create=True)
         write_json(self.root/'choices.json', dict(preset=chosen.what, **asdict(chosen)))

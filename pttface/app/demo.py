@@ -293,7 +293,7 @@ def denoising(
 )->np.ndarray: # (n, ncols, H, W, 3) uint8
     "Moments of drawing pictures 0 to `n` of `seed`."
     import torch
-    from pttface.diffusion import generate,to_uint8
+    from pttface.diffusion import generate,sampled_denoiser,to_uint8
     sigma_data = run.record['sigma_data']
     frames = []
 
@@ -302,7 +302,7 @@ def denoising(
         frames.append(to_uint8(x*sigma_data/(sigma**2 + sigma_data**2).sqrt()))
 
     size = run.recipe.size
-    last = generate(run.denoiser('cpu'), range(n), (3,size,size), 'dpm2m', steps, seed, callback=keep)
+    last = generate(sampled_denoiser(run, 'cpu'), range(n), (3,size,size), 'dpm2m', steps, seed, callback=keep)
     moments = np.linspace(.34, 1, ncols)*len(frames)
     frames.append(to_uint8(last))
     return np.stack([frames[round(k)] for k in moments], 1)

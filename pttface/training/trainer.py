@@ -117,6 +117,15 @@ class TrainingRun:
             raise BadInput(f'{self.path} holds no whole checkpoint yet: run `pttface train` again, and it goes on')
         return found
 
+    def note_budget(self,
+        budget:str,  # As it was given; `None`: the recipe's own
+    ):
+        "Keep in the record how much was asked for last, so that `status` can say it again."
+        record = self.record
+        if record.get('budget') != budget:
+            kept = {k:v for k,v in record.items() if k != 'budget'}
+            write_json(self.path/'recipe.json', kept | (dict(budget=str(budget)) if budget else {}))
+
     def weights_id(self)->str:
         "What the newest checkpoint is told from all others by: 16 hexadecimal digits of its SHA-256"
         return self.pinned()[1]['sha256'][:16]
