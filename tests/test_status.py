@@ -3,12 +3,14 @@ import json
 import shlex
 import sqlite3
 from contextlib import closing
+from dataclasses import replace
 
 import numpy as np
 import pytest
 
-from pttface.app.status import command_line, pages_aside, status
+from pttface.app.status import changed_flags, command_line, pages_aside, status
 from pttface.storage.files import open_root, write_json, write_jsonl, write_npz
+from pttface.training.config import RECIPES, recipe_record
 
 CARD = dict(counts=dict(faces=3, train=2, heldout=1), hash='142e85c20b79c8f6')
 
@@ -149,3 +151,11 @@ def test_pages_of_other_servers_are_counted(root):
 
 def test_flags_that_are_none_are_left_out(tmp_path):
     assert command_line('train', tmp_path, recipe='edm', name=None) == f'pttface train --root {tmp_path} --recipe edm'
+
+
+@pytest.mark.parametrize('changed', [{}, dict(batch=8), dict(lr=1e-3, seed=7), dict(size=48, batch=4)])
+def test_flags_that_changed_a_recipe_are_said_again(changed):
+    settings = recipe_record(replace(RECIPES['tiny'], **changed))
+    assert changed_flags(settings) == changed
+    assert changed_flags({k: v for k, v in settings.items() if k != 'name'}) == {}
+    assert changed_flags(settings | dict(name='a recipe of my own')) == {}

@@ -7,8 +7,9 @@ Docs: https://pttface.github.io/pttface/app/status.html.md"""
 # %% auto #0
 __all__ = ['Step', 'command_line', 'count_lines', 'record', 'readable', 'look', 'pages_in', 'pages_read', 'pages_aside',
            'links_step', 'photos_step', 'faces_step', 'dataset_step', 'last_log_row', 'duration', 'training_done',
-           'other_name', 'train_step', 'newest_checkpoint', 'outdated', 'sample_step', 'run_folders', 'recipe_and_data',
-           'run_steps', 'eval_step', 'disk_usage', 'size', 'demo_line', 'Status', 'optout_note', 'status']
+           'changed_flags', 'other_name', 'train_step', 'newest_checkpoint', 'outdated', 'sample_step', 'run_folders',
+           'recipe_and_data', 'run_steps', 'eval_step', 'disk_usage', 'size', 'demo_line', 'Status', 'optout_note',
+           'status']
 
 # %% ../../nbs/app/status.ipynb #a4985de0
 import json,os,re,shlex,sqlite3,time,zipfile
@@ -22,6 +23,7 @@ import numpy as np
 from ..display import Table
 from ..policy import OptOut,decode_text
 from ..storage.files import BadInput,open_root,read_json
+from ..training.config import RECIPES
 
 # %% ../../nbs/app/status.ipynb #7985e4d2
 @dataclass
@@ -229,6 +231,14 @@ def training_done(
     above = last.get('lr', 1) - settings.get('lr_end', 0)
     return last.get('seconds_left') == 0 or above <= 1e-3*settings.get('lr', 1)
 
+def changed_flags(
+    settings:dict,  # A run's recipe, as it is recorded
+)->dict: # Flag → value
+    "What was changed in a recipe by flags of `pttface train`, which must be given again."
+    preset = RECIPES.get(settings.get('name'))
+    names = () if preset is None else ('batch','lr','size','seed')
+    return {k:settings[k] for k in names if k in settings and settings[k] != getattr(preset, k)}
+
 def other_name(
     folder:Path,  # A run's folder
 )->str: # Such as `edm-2`
@@ -250,7 +260,7 @@ def train_step(
         n = len(list(folder.glob('checkpoint-*.pt')))
         raise BadInput(f'{name}: recipe.json is missing or empty; {n} checkpoints are there')
     recipe = settings.get('name', name)
-    line = partial(command_line, 'train', root, recipe=recipe, budget=rec.get('budget'))
+    line = partial(command_line, 'train', root, recipe=recipe, budget=rec.get('budget'), **changed_flags(settings))
     what = f'{name}: no report yet'
     if last:
         loss = last.get('heldout_loss') or last.get('loss')
