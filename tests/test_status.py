@@ -34,7 +34,7 @@ def root(tmp_path, request):
 
 def add_run(root, name, data=CARD['hash'], step=2000, samples_of=2000, recipe='edm', **more):
     run = root / 'runs' / name
-    settings = dict(name=recipe, lr=4e-4, lr_end=0.)
+    settings = dict(name=recipe, lr=RECIPES[recipe].lr, lr_end=0.)
     write_json(run / 'recipe.json', dict(settings=settings, hash=dict(data=data), **more))
     write_jsonl(run / 'log.jsonl', [dict(images=step*128, seconds=43_200., lr=0., loss=.052)])
     write_json(run / 'checkpoints.json', [dict(file=f'checkpoint-{step:08d}.pt', step=step, sha256=f'{step:064d}')])
