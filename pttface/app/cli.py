@@ -47,7 +47,8 @@ def flag_type(
 
 # %% ../../nbs/app/cli.ipynb #ed2f9269
 _placeholders = dict(root='FOLDER', out='FILE', since='DATE', until='DATE', months='MM,MM', budget='BUDGET',
-                     recipe='RECIPE', run='RUN', base_url='URL', gateway='URL')
+                     recipe='RECIPE', run='RUN', base_url='URL', gateway='URL',
+                     proxy='URL', contact='ADDRESS', limits='HOST=RATE/N')
 
 def default_text(
     kind:type,  # From `flag_type`
@@ -290,7 +291,7 @@ def sample_run(
 def fid_run(
     root:str|os.PathLike='data',  # Artefact folder, after `pttface train`
     run:str='edm',                # Folder under `runs/`
-    protocol:str='efficientnet',  # `clean` or `course` (FID, weights are downloaded), `efficientnet` (packaged)
+    protocol:str='efficientnet',  # `clean`, `course`, `dinov2` (weights are downloaded), `efficientnet` (packaged)
     n:int=None,                   # Samples to draw; by default as many as training faces, at most 10,000
     seeds:int=3,                  # Sampling seeds to repeat with
     device:str=None,              # `cpu`, `cuda`, …; the fastest there is by default
