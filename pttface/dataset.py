@@ -482,11 +482,10 @@ def pack(
     check_settings(settings)
     check_filters(filters, {r['month'] for r in kept})
     wanted = dict(asdict(settings), filters=filters)
-    same = same_settings(root/'dataset/card.json', wanted, force)
+    there = _card_there(root) if same_settings(root/'dataset/card.json', wanted, force) else {}
     optout,decided = read_optout(root),decisions(root)
     made_of = _made_of(rows, kept, optout, decided)
     source = content_hash(3, *made_of)
-    there = _card_there(root) if same else {}
     if there.get('source') == source:
         return FaceData.load(root)
     with locked(root, 'dataset'):
