@@ -20,6 +20,7 @@ from functools import lru_cache
 from itertools import count
 from pathlib import Path
 
+# %% ../nbs/03_dataset.ipynb #1b7a2f9e
 import cv2
 import imagehash
 import numpy as np
@@ -256,6 +257,7 @@ def same_group(
     "The chosen faces and all their duplicates."
     return np.isin(group, group[np.array(chosen, bool)])
 
+# %% ../nbs/03_dataset.ipynb #3516cc6f
 FILTERS = dict(pose=lambda row, pose: row['pose'] == pose,
                gender=lambda row, gender: gender_name(row['gender']) == gender,
                month=lambda row, month: row['month'] == month,
@@ -449,6 +451,18 @@ def _pack_faces(root, rows, kept, settings, filters, optout, decided):
     return arrays,card | left_heldout | describe_set(root, arrays)
 
 # %% ../nbs/03_dataset.ipynb #11d3541f
+def _made_of(rows, kept, optout, decided):
+    "What tells whether a set must be made again"
+    gone = sorted(r['key'] for r in kept if opted_out(r, optout))
+    marks = sorted((k,r['drop']) for k,r in decided.items() if r['drop'] is not None)
+    return rows,gone,marks
+
+# %% ../nbs/03_dataset.ipynb #2d87a6ba
+def _card_there(root):
+    "The card of the set in `root`; empty where there is none"
+    return read_json(root/'dataset/card.json') if (root/'dataset/faces.npz').exists() else {}
+
+# %% ../nbs/03_dataset.ipynb #30ad8616
 def pack(
     root,                        # Artefact folder
     pose:str|None=None,          # Only `frontal`, `left` or `right` faces
@@ -468,14 +482,10 @@ def pack(
     check_settings(settings)
     check_filters(filters, {r['month'] for r in kept})
     wanted = dict(asdict(settings), filters=filters)
-    same = same_settings(root/'dataset/card.json', wanted, force)
+    there = _card_there(root) if same_settings(root/'dataset/card.json', wanted, force) else {}
     optout,decided = read_optout(root),decisions(root)
-    marks = sorted((k,r['drop']) for k,r in decided.items() if r['drop'] is not None)
-    gone = sorted(r['key'] for r in kept if opted_out(r, optout))
-    made_of = (rows, gone, marks)
-    source,there = content_hash(3, *made_of),{}
-    if same and (root/'dataset/faces.npz').exists():
-        there = read_json(root/'dataset/card.json')
+    made_of = _made_of(rows, kept, optout, decided)
+    source = content_hash(3, *made_of)
     if there.get('source') == source:
         return FaceData.load(root)
     with locked(root, 'dataset'):
@@ -559,6 +569,7 @@ def own_set(
     arrays |= {k:np.full(n, 'unknown') for k in ('pose','gender','month')}
     return arrays | {k:np.full(n, np.nan, np.float32) for k in NUMBERS}
 
+# %% ../nbs/03_dataset.ipynb #6a88ed76
 def own_card(
     arrays:dict,    # Arrays of a set
     settings:dict,  # What it was made with
@@ -591,6 +602,7 @@ def from_folder(cls:FaceData,
     settings = dict(folder=str(Path(path).absolute()), size=size, grey=grey, heldout=heldout)
     return cls(arrays, own_card(arrays, settings, dict(files=found['files'])) | dict(skipped=skipped, found=found))
 
+# %% ../nbs/03_dataset.ipynb #24d20a78
 @patch(cls_method=True)
 def from_npz(cls:FaceData,
     path,              # An `.npz` with an array `images`, or an `.npy`: (N,H,W,3) or grey, uint8 or floats in [0,1]
@@ -614,6 +626,7 @@ def in_colour(self:FaceData)->FaceData:
         return self
     return FaceData(self.arrays | dict(images=np.repeat(self.images, 3, -1)), self.card, self.root)
 
+# %% ../nbs/03_dataset.ipynb #b33d08c3
 @patch
 def save(self:FaceData,
     root,  # Artefact folder, made if need be

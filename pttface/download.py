@@ -21,11 +21,13 @@ from pathlib import Path
 from urllib.parse import urlsplit
 from weakref import WeakKeyDictionary
 
+# %% ../nbs/01_download.ipynb #64d6b5ab
 import cv2
 import numpy as np
 from fastcore.basics import patch
 from tqdm.auto import tqdm
 
+# %% ../nbs/01_download.ipynb #8d6bed58
 from . import callable_module
 from .checks import check_numbers
 from .display import Picture,Table
@@ -148,27 +150,29 @@ class Gate:
         self.local,self.large = threading.local(),threading.Lock()
         self.pool = ThreadPoolExecutor(threads or os.cpu_count() or 1, 'gate')
 
-    def __call__(self,
-        a,  # `Answer`
-    )->tuple[dict,bytes]: # Fields for the row, and the photo as it is kept (b'' when it is not)
-        "Status, reason and measurements for an answer."
-        row = screen_answer(a, self.settings, self.optout)
-        if 'status' in row:
-            return row,b''
-        try:
-            measured,photo = self.pool.submit(self.look, a.body).result()
-        except Unusable as e:
-            return dict(status='failed', reason=str(e), **row),b''
-        if self.optout.is_twin(row['sha256'], measured['phash']):
-            return dict(status='refused', reason='opt_out', phash=measured['phash'], **row),b''
-        return dict(zip(('status','reason'), verdict(measured, self.settings)), **row, **measured),photo
-
     def close(self):
         self.pool.shutdown(cancel_futures=True)
     def __enter__(self):
         return self
     def __exit__(self, *_):
         self.close()
+
+# %% ../nbs/01_download.ipynb #4b3ad322
+@patch
+def __call__(self:Gate,
+    a,  # `Answer`
+)->tuple[dict,bytes]: # Fields for the row, and the photo as it is kept (b'' when it is not)
+    "Status, reason and measurements for an answer."
+    row = screen_answer(a, self.settings, self.optout)
+    if 'status' in row:
+        return row,b''
+    try:
+        measured,photo = self.pool.submit(self.look, a.body).result()
+    except Unusable as e:
+        return dict(status='failed', reason=str(e), **row),b''
+    if self.optout.is_twin(row['sha256'], measured['phash']):
+        return dict(status='refused', reason='opt_out', phash=measured['phash'], **row),b''
+    return dict(zip(('status','reason'), verdict(measured, self.settings)), **row, **measured),photo
 
 # %% ../nbs/01_download.ipynb #a262cfa9
 @patch
@@ -194,6 +198,7 @@ def reduction(
     "How much smaller a photo is kept."
     return min(1., max_side/max(im.shape[:2])) if max_side else 1.
 
+# %% ../nbs/01_download.ipynb #0e1334d4
 @patch
 def as_kept(self:Gate,
     body:bytes,     # What came
@@ -257,25 +262,19 @@ class HostRobots:
             if 0 <= time.time() - row['time'] < old:
                 self.rules[host] = Robots(row['text'].encode(), row['status'])
 
-    def screen(self,
-        job:dict,       # From `plan`
-        client:Client,  # Asks
-    )->dict: # Status and reason, when that is the end of the link
-        "Whether a link may be asked for; asks its host for robots.txt first."
-        host = urlsplit(job['url']).netloc
-        with self._lock:
-            unread,turn = self.unread.setdefault(client, {}),self.locks[host]
-        with turn:
-            key = host,bool(job.get('http'))
-            if host not in self.rules and key not in unread:
-                self._read(job, client, unread)
-            rules = self.rules.get(host)
-        if rules is None:
-            return dict(unread[key])
-        self._keep_pace(client, urlsplit(job['url']).hostname, rules.delay)
-        if rules.delay > 60 or not rules.allows(job['url']):
-            return dict(status='refused', reason='robots')
-        return {}
+# %% ../nbs/01_download.ipynb #30449a4b
+@patch
+def _rules_of(self:HostRobots, job, client):
+    "What a link's host asks of robots, or status and reason where that cannot be read"
+    host = urlsplit(job['url']).netloc
+    with self._lock:
+        unread,turn = self.unread.setdefault(client, {}),self.locks[host]
+    with turn:
+        key = host,bool(job.get('http'))
+        if host not in self.rules and key not in unread:
+            self._read(job, client, unread)
+        rules = self.rules.get(host)
+    return dict(unread[key]) if rules is None else rules
 
 # %% ../nbs/01_download.ipynb #7828d0a0
 @patch
@@ -294,12 +293,28 @@ def _read(self:HostRobots, job, client, unread):
         status = 'refused' if a.reason in NOT_ASKED else 'failed'
         unread[host,bool(job.get('http'))] = dict(status=status, reason=a.reason)
 
+# %% ../nbs/01_download.ipynb #1e0ead7d
 @patch
 def _keep_pace(self:HostRobots, client, host, delay):
     "Let a host's requests go out no faster than it asks for"
     if 0 < delay <= 60:
         limiter = client.limiter(host)
         limiter.gap = max(limiter.gap, delay*client.share)
+
+# %% ../nbs/01_download.ipynb #0eff475f
+@patch
+def screen(self:HostRobots,
+    job:dict,       # From `plan`
+    client:Client,  # Asks
+)->dict: # Status and reason, when that is the end of the link
+    "Whether a link may be asked for; asks its host for robots.txt first."
+    rules = self._rules_of(job, client)
+    if isinstance(rules, dict):
+        return rules
+    self._keep_pace(client, urlsplit(job['url']).hostname, rules.delay)
+    if rules.delay > 60 or not rules.allows(job['url']):
+        return dict(status='refused', reason='robots')
+    return {}
 
 # %% ../nbs/01_download.ipynb #6bb89fb3
 def fetch_link(
@@ -404,6 +419,7 @@ def learn_optout(
     photos = [r for r in rows if r['status'] != 'failed' and r.get('sha256') and opted_out(r, optout)]
     return remember_optout(root, optout, photos)
 
+# %% ../nbs/01_download.ipynb #2583baac
 def _articles(job):
     "Every article that shows a link"
     return [job['article'], *job.get('articles', ())]
@@ -525,10 +541,12 @@ def _count(todo):
 def _worker_gate(settings, optout):
     return Gate(settings, optout)
 
+# %% ../nbs/01_download.ipynb #ec52beff
 @lru_cache(1)
 def _worker_robots(settings):
     return HostRobots() if settings.robots_txt else None
 
+# %% ../nbs/01_download.ipynb #14a50bb6
 def _fetch_on_worker(jobs, client, settings, optout):
     return fetch_links(jobs, client, _worker_gate(settings, optout), _worker_robots(settings))
 
@@ -566,6 +584,25 @@ def _stripped(photo, settings):
         return encode_jpeg(decode(photo)[0], settings.quality)
 
 # %% ../nbs/01_download.ipynb #e93fb198
+def _download_months(root, jobs, wanted, settings, options, retry_failed, force, progress):
+    "Fetch what is missing of the months wanted, and write tars and record"
+    folder,optout = Path(root)/'photos',read_optout(root)
+    learn_optout(root, jobs, (), optout)
+    before = {k:getattr(settings, k) for k in ('strip_metadata','robots_txt')} | dict(max_side=0)
+    every = open_months(folder, jobs, settings, force, before=before)
+    drop_withdrawn(every.values(), optout)
+    todo = {every[m]:_to_ask(every[m], settings, optout, retry_failed) for m in wanted}
+    robots = HostRobots(Path(root)/'robots.jsonl') if settings.robots_txt else None
+    with Gate(settings, optout) as gate:
+        here = partial(fetch_links, gate=gate, robots=robots)
+        there = partial(_fetch_on_worker, settings=settings, optout=optout)
+        fetch = partial(fetch_all, fetch=there if options['scheduler'] else here, **options)
+        _fetch_twice(todo, fetch, [*every.values()], settings.shard, progress)
+    write_shards([*every.values()], settings.shard)
+    _strip_old(folder, settings)
+    return Photos(*write_record(folder, every, settings))
+
+# %% ../nbs/01_download.ipynb #adca51d2
 def download(
     root:str='data',           # Artefact folder, after a crawl
     months:str=None,           # Labels of the months wanted, such as `01,02`; all by default
@@ -590,23 +627,9 @@ def download(
     check_numbers(settings, streams=streams, rate=rate)
     with locked(root, 'download'):
         jobs,wanted = _check(*checked)
-        folder,optout = Path(root)/'photos',read_optout(root)
-        learn_optout(root, jobs, (), optout)
-        before = {k:getattr(settings, k) for k in ('strip_metadata','robots_txt')} | dict(max_side=0)
-        every = open_months(folder, jobs, settings, force, before=before)
-        drop_withdrawn(every.values(), optout)
-        todo = {every[m]:_to_ask(every[m], settings, optout, retry_failed) for m in wanted}
         options = _request_options(gateway, rate, allow_private, settings.max_bytes, workers, streams, scheduler,
                                    proxy, contact, limits)
-        robots = HostRobots(Path(root)/'robots.jsonl') if settings.robots_txt else None
-        with Gate(settings, optout) as gate:
-            here = partial(fetch_links, gate=gate, robots=robots)
-            there = partial(_fetch_on_worker, settings=settings, optout=optout)
-            fetch = partial(fetch_all, fetch=there if scheduler else here, **options)
-            _fetch_twice(todo, fetch, [*every.values()], settings.shard, progress)
-        write_shards([*every.values()], settings.shard)
-        _strip_old(folder, settings)
-        photos = Photos(*write_record(folder, every, settings))
+        photos = _download_months(root, jobs, wanted, settings, options, retry_failed, force, progress)
     _check_outcome([r for r in photos.rows if r['month'] in wanted], wanted)
     return photos
 
@@ -649,6 +672,7 @@ def _state(r):
         return 'there'
     return 'gone' if r['reason'] in DEAD else 'unsure'
 
+# %% ../nbs/01_download.ipynb #cdf8777c
 def _shares(c):
     share = round(c['gone']/c.total(), 3)
     return dict(links=c.total(), there=c['there'], gone=c['gone'], unsure=c['unsure'], share=share)

@@ -17,11 +17,14 @@ from dataclasses import asdict,dataclass,field,replace
 from functools import lru_cache,partial
 from pathlib import Path
 
+# %% ../nbs/02_faces.ipynb #5b0293f9
 import cv2
 import imagehash
 import numpy as np
+from fastcore.basics import patch
 from PIL import Image
 
+# %% ../nbs/02_faces.ipynb #f33a1366
 from .checks import check_numbers
 from .display import Picture,Table
 from .policy import NO_AGE_SCREEN,age_screen,read_optout
@@ -58,6 +61,7 @@ class FaceSettings:
     models:str='buffalo_l'  # InsightFace's model pack, or a folder of ONNX files
     det_size:int=640        # Side of the square InsightFace fits a photo into, px
 
+# %% ../nbs/02_faces.ipynb #a31eb21b
 FACE_PRESETS = dict(default=FaceSettings(),
                     original=FaceSettings(doubt=0., min_age=0., min_px=0., sure=0., canvas=True))
 
@@ -138,6 +142,7 @@ def first_look(
     o.reason = 'across_tiles' if tiles else _first_reason(im, o.faces, settings)
     return o
 
+# %% ../nbs/02_faces.ipynb #eb60df6b
 def _first_reason(im, faces, settings):
     if not faces:
         return 'no_face'
@@ -281,15 +286,18 @@ def _askew(o):
     roll = (roll - o.turned + 180) % 360 - 180
     return abs(roll) > 45 or abs(_rest(o)) > 25 or not .35 < nose < .95
 
+# %% ../nbs/02_faces.ipynb #b799c150
 def _rest(o):
     "Degrees by which the eye line of the levelled second look is not level"
     return kps_shape(o.seen[0].kps)[3] if o.seen else 0
 
+# %% ../nbs/02_faces.ipynb #3cc1aa27
 def _trust(o):
     if o.reason or not o.seen or _askew(o):
         return 0.
     return min(o.faces[0].score, o.seen[0].score)
 
+# %% ../nbs/02_faces.ipynb #4f82a5c7
 def _surer_turns(o, detect):
     "180 in a list where the window of the second look holds a surer face upside down than as it is"
     if not hasattr(detect, 'redetect'):
@@ -325,15 +333,18 @@ def look_turned(
         return _not_upright(found if found.faces else best, best)
     return found
 
+# %% ../nbs/02_faces.ipynb #823bf43c
 def _rivals(best, looks, good):
     "Looks that see the face at another angle, and are less than ten times as likely to be wrong"
     apart = lambda o: abs((o.angle - best.angle + 180) % 360 - 180) > 30
     return [o for o in looks if _trust(o) > good and apart(o) and 1 - _trust(o) < 10*(1 - _trust(best))]
 
+# %% ../nbs/02_faces.ipynb #e3cd9cb7
 def _not_upright(found, best):
     found.reason,found.turned = 'not_upright',_likely_turn(found, best)
     return found
 
+# %% ../nbs/02_faces.ipynb #34beb629
 def _likely_turn(found, best):
     "Quarter turns, as far as they can be told of a photo that is dropped"
     if _trust(best):
@@ -668,29 +679,36 @@ class Faces:
         known = any(r.get('age') is not None for r in self.rows)
         return age_screen(known, settings.get('min_age', FaceSettings.min_age))
 
-    @property
-    def table(self)->Table:
-        kept = (*POSES,'pose unknown')
-        rows = [dict(photo='kept' if k in kept else 'dropped', what=k, photos=n, share=n/len(self.rows))
-                for k,n in self.counts.items()]
-        rows += [dict(photo='shard not read', what=f'{k}: {v}') for k,v in self.failed.items()]
-        title = f'{len(self.kept):,} faces from {len(self.rows):,} photos, {self.age_screen}'
-        return Table(rows, floatfmt='.1%', title=title)
-
-    def images(self,
-        size:int=64,       # Side of the crops, 60 or 64 px
-        rows:list=None,    # Which rows; all kept ones by default
-    )->np.ndarray: # (N,size,size,3) uint8
-        "The crops of `rows`, in their order, found by key; raises `BadInput` when one is not there."
-        rows = self.kept if rows is None else rows
-        return load_crops(self.root, rows, size)
-
-    def _repr_markdown_(self):
-        return self.table._repr_markdown_()
-    def __repr__(self):
-        return str(self.table)
     def __len__(self):
         return len(self.kept)
+
+# %% ../nbs/02_faces.ipynb #30546084
+@patch(as_prop=True)
+def table(self:Faces)->Table:
+    kept = (*POSES,'pose unknown')
+    rows = [dict(photo='kept' if k in kept else 'dropped', what=k, photos=n, share=n/len(self.rows))
+            for k,n in self.counts.items()]
+    rows += [dict(photo='shard not read', what=f'{k}: {v}') for k,v in self.failed.items()]
+    title = f'{len(self.kept):,} faces from {len(self.rows):,} photos, {self.age_screen}'
+    return Table(rows, floatfmt='.1%', title=title)
+
+@patch
+def _repr_markdown_(self:Faces):
+    return self.table._repr_markdown_()
+
+@patch
+def __repr__(self:Faces):
+    return str(self.table)
+
+# %% ../nbs/02_faces.ipynb #88028035
+@patch
+def images(self:Faces,
+    size:int=64,       # Side of the crops, 60 or 64 px
+    rows:list=None,    # Which rows; all kept ones by default
+)->np.ndarray: # (N,size,size,3) uint8
+    "The crops of `rows`, in their order, found by key; raises `BadInput` when one is not there."
+    rows = self.kept if rows is None else rows
+    return load_crops(self.root, rows, size)
 
 # %% ../nbs/02_faces.ipynb #d1de5db0
 def extract_faces(
@@ -725,6 +743,7 @@ def extract_faces(
 # %% ../nbs/02_faces.ipynb #84326d35
 NOT_YET = dict(min_px=0., sure=0.)  # Settings that version 0.1.0 had not, as it behaved
 
+# %% ../nbs/02_faces.ipynb #edfddadd
 def _of_old_record(record, settings):
     "What an older release began goes on as it began, where these settings do not ask for something else"
     if not record.exists():
@@ -733,6 +752,7 @@ def _of_old_record(record, settings):
     lacking = {k:v for k,v in NOT_YET.items() if k not in old and getattr(settings, k) == getattr(usual, k)}
     return replace(settings, **lacking)
 
+# %% ../nbs/02_faces.ipynb #569411bb
 def _begin(folder, detector, settings, force, batch):
     "The settings in force, recorded in the stage's folder; what other settings made is removed if `force` says so"
     if not force:
@@ -746,10 +766,12 @@ def _begin(folder, detector, settings, force, batch):
     write_json(folder/'faces.json', dict(settings=wanted, shards={}))
     return settings
 
+# %% ../nbs/02_faces.ipynb #619d047d
 def _counts(root, rows):
     "What the stage's record says of its rows"
     return Faces(root, rows).counts | dict(photos=len(rows), kept=sum(r['status'] == 'kept' for r in rows))
 
+# %% ../nbs/02_faces.ipynb #bd2ed7c5
 def _notes(root, rows):
     "What the record says beside the settings, whose least age counts only where an age is told"
     return dict(age_screen=Faces(root, rows).age_screen)

@@ -7,7 +7,7 @@ Docs: https://pttface.github.io/pttface/storage/shards.html.md"""
 # %% auto #0
 __all__ = ['ANY', 'keep_keys', 'MonthShard', 'write_shards', 'open_months', 'drop_withdrawn', 'photo_hashes', 'drop_photo',
            'store_results', 'write_record', 'photo_shards', 'month_of', 'stamp_of', 'part_path', 'write_part',
-           'crop_labels', 'read_part', 'withdrawn', 'PreviousRun', 'crops_of_rows', 'merge_parts']
+           'crop_labels', 'crops_of_rows', 'read_part', 'withdrawn', 'PreviousRun', 'merge_parts']
 
 # %% ../../nbs/storage/shards.ipynb #f0b8ea04
 import hashlib,json,logging,zlib
@@ -334,6 +334,7 @@ def part_path(
     "Where the part of `shard` is."
     return Path(folder)/f'parts/{Path(shard).stem}.npz'
 
+# %% ../../nbs/storage/shards.ipynb #ab52a747
 def write_part(
     folder,  # Where the stage's artefacts are
     shard,   # Path of a shard
@@ -350,6 +351,7 @@ def write_part(
     labels = dict(rows=as_bytes(dumps(rows)), stamp=as_bytes(stamp_of(shard)))
     write_npz(part_path(folder, shard), **labels, **crop_labels(kept), **arrays)
 
+# %% ../../nbs/storage/shards.ipynb #3dc01096
 def crop_labels(
     kept,  # Rows of kept photos
 )->dict: # `key` and `phash` of each, arrays of text
@@ -357,6 +359,29 @@ def crop_labels(
     text = lambda name, length: np.array([r.get(name) or '' for r in kept], f'U{length}')
     return dict(key=text('key', 32), phash=text('phash', 16))
 
+# %% ../../nbs/storage/shards.ipynb #b41b3518
+def crops_of_rows(
+    arrays:dict,  # Content of a month's `faces_MM.npz`; a very old one has no keys
+    rows:list,    # Rows of `faces.jsonl` of that month
+    file,         # Path of the arrays, for the message
+    positions:bool=False,  # Are the crops of arrays without keys in the order of the kept rows?
+)->dict: # Crops of the kept rows, in their order, by size
+    "The crops that belong to `rows`; raises `BadInput` when the arrays lack one, or hold one of another photo."
+    kept = [r for r in rows if r['status'] == 'kept']
+    if 'key' in arrays:
+        at = {key:i for i,key in enumerate(arrays['key'].tolist())}
+    else:
+        at = {r['key']:i if positions else r['row'] for i,r in enumerate(kept)}
+    lost = [r['key'] for r in kept if r['key'] not in at]
+    wanted = [at[r['key']] for r in kept if r['key'] in at]
+    if not lost and 'phash' in arrays:
+        lost = [r['key'] for r,h in zip(kept, arrays['phash'][wanted].tolist()) if h != (r.get('phash') or '')]
+    if lost:
+        raise BadInput(f'{file} has no crop of {lost[0]} ({len(lost)} of {len(kept)} are missing): '
+                       'run `pttface faces` again')
+    return {int(k[2:]):v[wanted] for k,v in arrays.items() if k.startswith('im')}
+
+# %% ../../nbs/storage/shards.ipynb #ec24b06e
 def read_part(
     part,             # Path of a part
     stamp=None,       # The stamp it must have
@@ -373,6 +398,7 @@ def read_part(
         return None
     return rows,crops
 
+# %% ../../nbs/storage/shards.ipynb #341bdcb0
 def withdrawn(
     row,  # A photo's row
     out,  # What must not be used
@@ -429,28 +455,6 @@ class PreviousRun:
                 return dict(zip(keys, z['phash'].tolist() if 'phash' in z.files else [ANY]*len(keys)))
         except (OSError, KeyError, ValueError, EOFError, BadZipFile):
             return None
-
-# %% ../../nbs/storage/shards.ipynb #ae92de80
-def crops_of_rows(
-    arrays:dict,  # Content of a month's `faces_MM.npz`; a very old one has no keys
-    rows:list,    # Rows of `faces.jsonl` of that month
-    file,         # Path of the arrays, for the message
-    positions:bool=False,  # Are the crops of arrays without keys in the order of the kept rows?
-)->dict: # Crops of the kept rows, in their order, by size
-    "The crops that belong to `rows`; raises `BadInput` when the arrays lack one, or hold one of another photo."
-    kept = [r for r in rows if r['status'] == 'kept']
-    if 'key' in arrays:
-        at = {key:i for i,key in enumerate(arrays['key'].tolist())}
-    else:
-        at = {r['key']:i if positions else r['row'] for i,r in enumerate(kept)}
-    lost = [r['key'] for r in kept if r['key'] not in at]
-    wanted = [at[r['key']] for r in kept if r['key'] in at]
-    if not lost and 'phash' in arrays:
-        lost = [r['key'] for r,h in zip(kept, arrays['phash'][wanted].tolist()) if h != (r.get('phash') or '')]
-    if lost:
-        raise BadInput(f'{file} has no crop of {lost[0]} ({len(lost)} of {len(kept)} are missing): '
-                       'run `pttface faces` again')
-    return {int(k[2:]):v[wanted] for k,v in arrays.items() if k.startswith('im')}
 
 # %% ../../nbs/storage/shards.ipynb #93db6fbf
 def _merge_month(m, mine, fresh, before):
