@@ -8,8 +8,8 @@ Docs: https://pttface.github.io/pttface/curation/quality.html.md"""
 __all__ = ['KINDS', 'REACH', 'SKIN_HUES', 'SKIN_CHROMA', 'HIGHEST_CHROMA', 'deviations', 'deviation_score', 'crop_landmarks',
            'cut_patches', 'hog_features', 'fit_lda', 'negative_patches', 'patch_scores', 'log_brightness',
            'darker_than_nose', 'usable_landmarks', 'face_colour', 'robust_curve', 'reach_of_neighbours',
-           'without_trend', 'feature_measures', 'yaw_measure', 'colour_measures', 'photo_measures', 'outlier_measure',
-           'QualityScores', 'score_faces', 'load_faces', 'quality_scores', 'recall']
+           'without_trend', 'feature_measures', 'yaw_measure', 'without_level', 'colour_measures', 'photo_measures',
+           'outlier_measure', 'QualityScores', 'score_faces', 'load_faces', 'quality_scores', 'recall']
 
 # %% ../../nbs/curation/quality.ipynb #86cdfd1a
 from functools import cached_property
@@ -207,7 +207,7 @@ def reach_of_neighbours(
     "The level that a share `REACH` of the faces nearest in lightness stay below: a sixth of the set, 20 to 300 faces."
     n = len(x)
     k = min(n, int(np.clip(n//6, 20, 300)))
-    order,out = np.argsort(light, kind='stable'),np.empty(n)
+    order,out = np.lexsort((x, light)),np.empty(n)
     reach = np.quantile(np.lib.stride_tricks.sliding_window_view(x[order], k), REACH, axis=1)
     out[order] = reach[np.clip(np.arange(n) - k//2, 0, n - k)]
     return out
@@ -227,7 +227,7 @@ def without_trend(
     if usual < 1e-6:
         out[known] = np.where(np.abs(off) < 1e-6, 0, off) + np.median(out[known])
     else:
-        out[known] = off/np.clip(reach_of_neighbours(off, light), usual/3, 3*usual)
+        out[known] = off/np.clip(reach_of_neighbours(off, light), usual/3, 2*usual)
     return out
 
 # %% ../../nbs/curation/quality.ipynb #0d1caa4a
@@ -261,6 +261,17 @@ def yaw_measure(
     frontal = np.nanquantile(ratio, .9) if np.isfinite(ratio).any() else 1.
     from_eyes = np.degrees(np.arccos(np.clip(ratio/frontal, 0, 1)))
     return np.fmax(np.nan_to_num(np.abs(yaw)), np.nan_to_num(from_eyes))/10
+
+# %% ../../nbs/curation/quality.ipynb #09dff9ff
+def without_level(
+    x:np.ndarray,      # A measure of each face, (N,), all finite
+    light:np.ndarray,  # Lightness of each, (N,)
+)->np.ndarray: # (N,) in the same unit, at least 0
+    "A measure whose level does not change with lightness."
+    if len(x) < 10 or len(np.unique(light)) < 6:
+        return x
+    curve = robust_curve(x, light, 2 if len(x) >= 60 else 1)
+    return np.clip(x - curve + np.median(curve), 0, None)
 
 # %% ../../nbs/curation/quality.ipynb #495e91af
 SKIN_HUES = (35,80)      # Degrees in a*b*, from the reddest to the yellowest skin
@@ -364,9 +375,11 @@ def score_faces(
     "Score every face for every kind of fault."
     points = np.stack([crop_landmarks(r, ims.shape[1]) for r in rows])
     measures = feature_measures(ims, points) | photo_measures(rows, ims)
-    measures['extreme_yaw'] = yaw_measure(np.array([r.get('yaw') for r in rows], float), points)
+    light = face_colour(ims)[:,0]
+    yaw = yaw_measure(np.array([r.get('yaw') for r in rows], float), points)
+    measures['extreme_yaw'] = without_level(yaw, light)
     if feats is not None:
-        measures['outlier'] = outlier_measure(feats, light=face_colour(ims)[:,0])
+        measures['outlier'] = outlier_measure(feats, light=light)
     kinds = [k for k in KINDS if k in measures]
     scores = np.stack([deviation_score(measures[k]) for k in kinds], 1)
     return QualityScores(np.array([r['key'] for r in rows]), scores, kinds)
