@@ -140,6 +140,8 @@ def test_filters_leave_what_they_say_worst_first(tmp_path):
         got = d.select(**kw)
         assert set(got) == {i for i, (r, s) in enumerate(zip(d.rows, d.state)) if fits(r, s)} and len(got), kw
         assert (np.diff(d.scores.of()[got]) <= 0).all()
+    grey = np.random.default_rng(0).integers(0, 255, (1, 64, 64, 3), dtype=np.uint8)  # only yaw differs
+    d = session(make(tmp_path/'alike', faces=grey))
     by = d.select(reason='extreme_yaw')
     assert 0 < len(by) < 120 and (np.diff(np.abs([d.rows[i]['yaw'] for i in by])) <= 0).all()
     with pytest.raises(BadInput, match="by 'best'"):
@@ -258,17 +260,8 @@ def test_no_tone_of_skin_is_over_represented_among_the_worst(every_tone, order):
     scores = score_faces([rows[i] for i in some], ims[some], None if order == 'without features' else feats[some])
     assert scores.kinds == [k for k in KINDS if k != 'outlier' or order != 'without features']
     for kind in (None, *scores.kinds):
-        if kind == 'features_missing':  # see below
-            continue
         of_tone = np.bincount(tones[some][scores.worst(12, kind)], minlength=6)
         assert of_tone.max() <= 5, (kind, of_tone)
-
-
-@pytest.mark.xfail(reason='on heads drawn at 64 px, 8 of the worst 12 are of the darkest tone: its tails are heavier')
-def test_no_tone_has_its_features_missing_more_often(every_tone):
-    tones, rows, ims, _ = every_tone
-    of_tone = np.bincount(tones[score_faces(rows, ims).worst(12, 'features_missing')], minlength=6)
-    assert of_tone.max() <= 5, of_tone
 
 
 def test_few_dark_faces_among_light_ones_do_not_come_first(every_tone):
