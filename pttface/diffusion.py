@@ -407,7 +407,8 @@ class Guided(nn.Module):
         check_guidance(weight, low, high)
         super().__init__()
         self.denoiser,self.guide = denoiser,guide
-        self.weight,self.low,self.high = weight,low,high
+        self.weight = weight
+        self.low,self.high = low,high
         self.linear,self.sigma_data = denoiser.linear,denoiser.sigma_data
         self.sigma_min,self.sigma_max = denoiser.sigma_min,denoiser.sigma_max
 
