@@ -445,6 +445,18 @@ def score(self:Watch,
         self.ref = features(draw_rows(faces.heldout if p.reference == 'heldout' else faces.train, self.n), p, **kw)
     return MEASURES[self.measure or 'mind'](features(ims, p, **kw), self.ref)
 
+# %% ../nbs/06_fid.ipynb #aa2e536c
+@patch
+def go_on(self:Watch,
+    path,        # `watch.jsonl` of the run
+    images:int,  # Rows of as many images, or more, are measured again
+):
+    "Read the rows that are there, and settle the measure."
+    if not self.rows and path.exists():
+        self.rows = [o for o in read_jsonl(path) if o['images'] < images]
+    if self.measure is None:  # a row of 0.1.0 names none and is a Fréchet distance
+        self.measure = self.rows[-1].get('measure', 'frechet') if self.rows else 'mind'
+
 # %% ../nbs/06_fid.ipynb #728d308e
 @patch
 def __call__(self:Watch,
@@ -455,10 +467,7 @@ def __call__(self:Watch,
     if not self.due(trainer) or not trainer.accel.is_main_process:
         return
     path,size = trainer.run.path/'watch.jsonl',trainer.recipe.size
-    if not self.rows and path.exists():
-        self.rows = [o for o in read_jsonl(path) if o['images'] < report['images']]
-    if self.measure is None:  # a row of 0.1.0 names none and is a Fréchet distance
-        self.measure = self.rows[-1].get('measure', 'frechet') if self.rows else 'mind'
+    self.go_on(path, report['images'])
     ims = to_uint8(generate(trainer.averaged(), range(self.n), (3,size,size), steps=self.steps, seed=self.seed))
     self.rows.append(dict(images=report['images'], epoch=report['epoch'], distance=self.score(ims), n=self.n,
                           measure=self.measure))
