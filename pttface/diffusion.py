@@ -6,20 +6,21 @@ Docs: https://pttface.github.io/pttface/diffusion.html.md"""
 
 # %% auto #0
 __all__ = ['SAMPLERS', 'to_float', 'to_uint8', 'add_noise', 'linear_sigmas', 'linear_step', 'edm_scales', 'Denoiser',
-           'loss_weight', 'denoising_loss', 'draw_uniform', 'draw_sigmas', 'make_net', 'karras_sigmas', 'ignore',
-           'ancestral', 'ddim', 'euler', 'heun', 'dpm2m', 'sigmas_for', 'generate', 'sample_batch', 'check_guidance',
-           'Guided', 'evaluations', 'draw_noise', 'measure', 'make_denoiser', 'Run', 'guidance_of', 'find_guide',
-           'sampled_denoiser', 'make_trainer', 'check_training', 'fit_to_data', 'train', 'sample', 'interpolate',
-           'trajectory', 'RECIPES', 'Recipe', 'Budget', 'save_images']
+           'loss_weight', 'denoising_loss', 'draw_uniform', 'draw_steps', 'draw_sigmas', 'make_net', 'karras_sigmas',
+           'ignore', 'ancestral', 'ddim', 'euler', 'heun', 'dpm2m', 'sigmas_for', 'generate', 'sample_batch',
+           'check_guidance', 'Guided', 'evaluations', 'draw_noise', 'measure', 'make_denoiser', 'Run', 'guidance_of',
+           'find_guide', 'sampled_denoiser', 'measure_averages', 'draw_sheet', 'make_trainer', 'check_training',
+           'describe_training', 'train', 'sample', 'interpolate', 'trajectory', 'RECIPES', 'Recipe', 'Budget',
+           'save_images', 'check_recipe', 'fit_to_data']
 
 # %% ../nbs/05_diffusion.ipynb #d45fa6b7
 import logging,os
 from contextlib import nullcontext
-from dataclasses import replace
 from functools import partial
 
 import numpy as np
 import torch
+from fastcore.basics import patch
 from torch import nn
 
 # %% ../nbs/05_diffusion.ipynb #b2dba55a
@@ -27,15 +28,16 @@ from .checks import LIMITS,check_number,check_numbers,one_of
 from .storage.files import BadInput,read_json
 from .training.augment import CHANGES,augment
 from .training.config import RECIPES,Budget,Recipe,find_recipe
-from .training.device import half_type,has_float64,map_batches,pick_device,pick_precision,tune_convolutions
-from .training.ema import guide_weights
+from .training.device import HALF,half_type,has_float64,known_or_made,map_batches,pick_device,pick_precision
+from .training.device import wants_half
+from .training.ema import guide_weights,warn_without_guide
 from .training.samplers import Noise,add_churn,slerp,unipc
-from .training.trainer import SPEEDS,Trainer,TrainingRun,begin_run,check_accumulate,check_recipe
-from .training.trainer import check_weights,find_trackers,run_training,save_images
+from .training.trainer import Trainer,TrainingRun,begin_run,check_arguments,check_recipe,check_weights
+from .training.trainer import find_trackers,fit_to_data,run_training,save_images
 from .unet import StrongerUNet,UNet,n_params
 
 # %% ../nbs/05_diffusion.ipynb #237c4a86
-_all_ = ['RECIPES','Recipe','Budget','save_images']
+_all_ = ['RECIPES','Recipe','Budget','save_images','check_recipe','fit_to_data']
 
 # %% ../nbs/05_diffusion.ipynb #35e22e96
 log = logging.getLogger(__name__)
@@ -117,21 +119,29 @@ class Denoiser(nn.Module):
             return torch.ones_like(sigma), -sigma, (1+sigma**2).rsqrt(), linear_step(sigma, self.table)
         return edm_scales(sigma, self.sigma_data)
 
-    def allows_half(self, sigma): # |c_out| ≤ 1: it is less than σ and, in 'edm', less than σ_d
-        return not self.linear and self.sigma_data <= 1 or bool(sigma.max() <= 1)
+# %% ../nbs/05_diffusion.ipynb #9c8ec8c8
+@patch
+def allows_half(self:Denoiser,
+    sigma:torch.Tensor,  # Noise levels
+)->bool: # |c_out| ≤ 1? It is less than σ and, in 'edm', less than σ_d
+    "May the network compute in 16 bits at these noise levels?"
+    return not self.linear and self.sigma_data <= 1 or bool(sigma.max() <= 1)
 
-    def forward(self,
-        x:torch.Tensor,         # Noisy pictures, NCHW
-        sigma:torch.Tensor,     # Their noise levels, (N,) or one for all
-        aug:torch.Tensor=None,  # What augmentation did to each, (N,aug_dim)
-    )->torch.Tensor: # The pictures behind them, NCHW float32
-        level = torch.as_tensor(sigma, dtype=torch.float32)
-        *scales,c_noise = self.scales(level.to(x.device).expand(len(x)))
-        c_skip,c_out,c_in = (o[:,None,None,None] for o in scales)
-        half = self.autocast and self.allows_half(level)
-        with torch.autocast(x.device.type, self.autocast) if half else nullcontext():
-            f = self.net(c_in*x, c_noise) if aug is None else self.net(c_in*x, c_noise, aug)
-        return c_skip*x + c_out*f.float()
+# %% ../nbs/05_diffusion.ipynb #76ed045a
+@patch
+def forward(self:Denoiser,
+    x:torch.Tensor,         # Noisy pictures, NCHW
+    sigma:torch.Tensor,     # Their noise levels, (N,) or one for all
+    aug:torch.Tensor=None,  # What augmentation did to each, (N,aug_dim)
+)->torch.Tensor: # The pictures behind them, NCHW float32
+    "The mean picture behind each noisy one."
+    level = torch.as_tensor(sigma, dtype=torch.float32)
+    *scales,c_noise = self.scales(level.to(x.device).expand(len(x)))
+    c_skip,c_out,c_in = (o[:,None,None,None] for o in scales)
+    half = self.autocast and self.allows_half(level)
+    with torch.autocast(x.device.type, self.autocast) if half else nullcontext():
+        f = self.net(c_in*x, c_noise) if aug is None else self.net(c_in*x, c_noise, aug)
+    return c_skip*x + c_out*f.float()
 
 # %% ../nbs/05_diffusion.ipynb #9035673e
 def loss_weight(
@@ -167,6 +177,18 @@ def draw_uniform(
     kw = dict(device=device, generator=rng)
     return (torch.rand(1, **kw) + torch.randperm(n, **kw)/n)%1 if stratified else torch.rand(n, **kw)
 
+# %% ../nbs/05_diffusion.ipynb #882e746d
+def draw_steps(
+    n:int,                     # How many
+    stratified:bool=True,      # Spread evenly, instead of independently?
+    device=None,               # Where
+    rng:torch.Generator=None,  # Torch's own by default
+)->torch.Tensor: # (n,) whole numbers from 1 to 999
+    "Steps of the linear schedule for a batch, each as likely as any other."
+    if not stratified:
+        return torch.randint(1, 1000, (n,), device=device, generator=rng)
+    return 1 + (draw_uniform(n, stratified, device, rng)*999).long().clamp(max=998)
+
 # %% ../nbs/05_diffusion.ipynb #ef955a56
 def draw_sigmas(
     n:int,                       # How many
@@ -178,11 +200,9 @@ def draw_sigmas(
 )->torch.Tensor: # (n,) noise levels
     "Draw the noise levels of a batch."
     one_of(parameterization, ('edm','linear'), 'parameterization')
-    if parameterization == 'linear' and not stratified:
-        return linear_sigmas().float().to(device)[torch.randint(1, 1000, (n,), device=device, generator=rng)]
-    u = draw_uniform(n, stratified, device, rng)
     if parameterization == 'linear':
-        return linear_sigmas().float().to(device)[1 + (u*999).long().clamp(max=998)]
+        return linear_sigmas().float().to(device)[draw_steps(n, stratified, device, rng)]
+    u = draw_uniform(n, stratified, device, rng)
     return (mean + std*2**.5*torch.erfinv((2*u-1).clamp(-1+1e-6, 1-1e-6))).exp()
 
 # %% ../nbs/05_diffusion.ipynb #b51af929
@@ -339,8 +359,7 @@ def generate(
     **kw,                  # For the sampler: churn, eta, …
 )->torch.Tensor: # NCHW in [-1,1]
     "Generate pictures `index` of `seed`; raises `BadInput` on an unknown sampler, or fewer than 1 step."
-    if sampler not in SAMPLERS:
-        raise BadInput(f'There is no sampler {sampler!r}: choose one of {", ".join(SAMPLERS)}')
+    one_of(sampler, SAMPLERS, 'sampler')
     noise = noise or Noise(seed, index, shape, next(denoise.parameters()).device)
     sigmas = sigmas_for(denoise, sampler, steps).float()
     def clipped(x, sigma):  # D within the range
@@ -388,7 +407,8 @@ class Guided(nn.Module):
         check_guidance(weight, low, high)
         super().__init__()
         self.denoiser,self.guide = denoiser,guide
-        self.weight,self.low,self.high = weight,low,high
+        self.weight = weight
+        self.low,self.high = low,high
         self.linear,self.sigma_data = denoiser.linear,denoiser.sigma_data
         self.sigma_min,self.sigma_max = denoiser.sigma_min,denoiser.sigma_max
 
@@ -399,20 +419,28 @@ class Guided(nn.Module):
     def autocast(self, dtype):
         self.denoiser.autocast = self.guide.autocast = dtype
 
-    def asks(self, sigma): # Is the guide asked at these noise levels?
-        sigma = torch.as_tensor(sigma)
-        return (self.low <= sigma) & (sigma <= self.high)
+# %% ../nbs/05_diffusion.ipynb #f7253aa9
+@patch
+def asks(self:Guided,
+    sigma,  # Noise levels
+)->torch.Tensor: # Of each, whether it lies where the guide is asked
+    "Is the guide asked at these noise levels?"
+    sigma = torch.as_tensor(sigma)
+    return (self.low <= sigma) & (sigma <= self.high)
 
-    def forward(self,
-        x:torch.Tensor,     # Noisy pictures, NCHW
-        sigma:torch.Tensor, # Their noise levels, (N,) or one for all
-    )->torch.Tensor: # Guesses, NCHW float32
-        asked,guess = self.asks(sigma),self.denoiser(x, sigma)
-        if self.weight == 1 or not asked.any():
-            return guess
-        worse = self.guide(x, sigma)
-        guided = worse + self.weight*(guess - worse)
-        return guided if asked.all() else torch.where(asked.view(-1,1,1,1).to(x.device), guided, guess)
+# %% ../nbs/05_diffusion.ipynb #6aac38ef
+@patch
+def forward(self:Guided,  # noqa: F811
+    x:torch.Tensor,     # Noisy pictures, NCHW
+    sigma:torch.Tensor, # Their noise levels, (N,) or one for all
+)->torch.Tensor: # Guesses, NCHW float32
+    "Guesses, where the guide is asked in the direction that leads away from its own."
+    asked,guess = self.asks(sigma),self.denoiser(x, sigma)
+    if self.weight == 1 or not asked.any():
+        return guess
+    worse = self.guide(x, sigma)
+    guided = worse + self.weight*(guess - worse)
+    return guided if asked.all() else torch.where(asked.view(-1,1,1,1).to(x.device), guided, guess)
 
 # %% ../nbs/05_diffusion.ipynb #d87a93bd
 def evaluations(
@@ -475,18 +503,6 @@ class Run(TrainingRun):
     def shape(self):
         return (self.recipe.net_args.get('in_ch', 3), self.recipe.size, self.recipe.size)  # Of a picture, (C,H,W)
 
-    def denoiser(self,
-        device=None,           # Where; the GPU if there is one
-        track:int=0,           # Which of the averages
-        width:float=None,      # Or an average of any width σ_rel, from the snapshots …
-        step:int=None,         # … as it was up to this step
-        checkpoint:str=None,   # One of the checkpoints by name; the newest whole one by default
-        weights:list=None,     # Or these, in the order of the network's parameters
-    )->Denoiser: # D(x;σ) with the averaged weights
-        "The trained denoiser; raises `BadInput` when no whole checkpoint (or no snapshot) is there."
-        weights = self.weights(track, width, step, checkpoint) if weights is None else weights
-        return self.with_weights(weights, device)
-
     def with_weights(self,
         weights:list,  # Tensors, in the order of the network's parameters
         device=None,   # Where; the GPU if there is one
@@ -511,16 +527,34 @@ class Run(TrainingRun):
         d = make_denoiser(self.recipe, self.record['sigma_data'])
         return evaluations(Guided(d, d, weight, low, high), sampler or self.recipe.sampler, steps or self.recipe.steps)
 
+# %% ../nbs/05_diffusion.ipynb #f989b08d
+@patch
+def denoiser(self:Run,
+    device=None,           # Where; the GPU if there is one
+    track:int=0,           # Which of the averages
+    width:float=None,      # Or an average of any width σ_rel, from the snapshots …
+    step:int=None,         # … as it was up to this step
+    checkpoint:str=None,   # One of the checkpoints by name; the newest whole one by default
+    weights:list=None,     # Or these, in the order of the network's parameters
+)->Denoiser: # D(x;σ) with the averaged weights
+    "The trained denoiser; raises `BadInput` when no whole checkpoint (or no snapshot) is there."
+    weights = self.weights(track, width, step, checkpoint) if weights is None else weights
+    return self.with_weights(weights, device)
+
 # %% ../nbs/05_diffusion.ipynb #8bfac159
 def guidance_of(
-    run:Run,  # A trained run, or a checkpoint of one
+    run:Run,                # A trained run, or a checkpoint of one
+    weight:float=None,      # Asked for, if any
+    interval:tuple=None,    # Lowest and highest noise level asked for, if any
 )->tuple: # Weight, lowest and highest noise level
-    "The guidance that a run is sampled with unless told otherwise: what was found best for it, or its recipe's."
+    "The guidance that a run is sampled with: what is asked for, what was found best for it, or its recipe's."
     r,found = run.recipe,getattr(run, 'run', run).path/'guidance.json'
-    if r.guidance == 1 or not found.exists():
-        return r.guidance,r.guidance_low,r.guidance_high
-    best = read_json(found)
-    return best['weight'],best['low'],best['high']
+    usual = r.guidance,r.guidance_low,r.guidance_high
+    if r.guidance != 1 and found.exists():
+        best = read_json(found)
+        usual = best['weight'],best['low'],best['high']
+    low,high = interval or usual[1:]
+    return usual[0] if weight is None else weight,low,high
 
 # %% ../nbs/05_diffusion.ipynb #017bd2f7
 def find_guide(
@@ -533,19 +567,6 @@ def find_guide(
     weights = guide_weights([whole.path/'guide', whole.path/'ema'], step*r.guide_at, r.guide_ema)
     return None if weights is None else whole.with_weights(weights, device)
 
-# %% ../nbs/05_diffusion.ipynb #8c647d40
-_warned = set()  # Runs whose lack of a guide was reported
-
-def warn_without_guide(
-    run:Run,     # A trained run
-    asked:bool,  # Was guidance asked for, by the recipe or by a person?
-):
-    "Say once that a run which ought to be guided cannot be."
-    older = run.recipe.parameterization == 'edm' and 'guidance' not in run.record['settings']
-    if (asked or older) and run.path not in _warned:
-        _warned.add(run.path)
-        log.warning('%s keeps no early average of its weights to guide it: sampling without guidance', run.path)
-
 # %% ../nbs/05_diffusion.ipynb #a86d70c7
 def sampled_denoiser(
     run:Run,               # A trained run, or a checkpoint of one
@@ -555,9 +576,7 @@ def sampled_denoiser(
     interval:tuple=None,   # Lowest and highest noise level of the guidance; likewise
 ): # A `Denoiser`, or one that is `Guided`
     "What a run is sampled with; where it has no guide, guidance is off, with a sentence in the log."
-    weight,*usual = guidance_of(run)
-    weight = weight if guidance is None else guidance
-    low,high = interval or usual
+    weight,low,high = guidance_of(run, guidance, interval)
     check_guidance(weight, low, high)
     d = run.denoiser(device) if ema is None else getattr(run, 'run', run).denoiser(device, width=ema)
     guide = None if weight == 1 else find_guide(run, device)
@@ -566,8 +585,31 @@ def sampled_denoiser(
         return d
     return Guided(d, guide, weight, low, high)
 
-# %% ../nbs/05_diffusion.ipynb #ba934872
-HALF = {'no':None, 'bf16':torch.bfloat16, 'fp16':torch.float16}
+# %% ../nbs/05_diffusion.ipynb #840dd04a
+def measure_averages(
+    model:Denoiser,      # With the averaged weights
+    recent:torch.Tensor, # Pictures it was just trained on, NCHW in [-1,1]
+    heldout:np.ndarray,  # Pictures it has not seen, (M,S,S,C) uint8; perhaps none
+    recipe:Recipe,       # For the noise levels
+    half=None,           # The 16-bit type of the training, or `None`
+)->dict: # ema_loss, heldout_loss, and both by noise level
+    "What the log's rows get beside the loss of the training."
+    model.autocast = half
+    sigma,seen = measure(model, recent, recipe)
+    held = measure(model, to_float(heldout), recipe)[1] if len(heldout) else None
+    return dict(ema_loss=float(seen.mean()), heldout_loss=None if held is None else float(held.mean()),
+                by_sigma=dict(sigma=sigma, train=seen, heldout=held))
+
+# %% ../nbs/05_diffusion.ipynb #ef171626
+def draw_sheet(
+    model:Denoiser,  # With the averaged weights
+    shape:tuple,     # Of a picture, (C,H,W)
+    seed:int=0,      # Which set of pictures
+    half=None,       # The 16-bit type of the training, or `None`
+)->np.ndarray: # (36,H,W,C) uint8
+    "The sheet of samples of a report."
+    model.autocast = half
+    return sample_batch(model, range(36), shape, sampler='dpm2m', steps=12, seed=seed)
 
 # %% ../nbs/05_diffusion.ipynb #ea868b46
 def make_trainer(
@@ -581,57 +623,39 @@ def make_trainer(
 )->Trainer: # It trains a denoiser
     "Hand the denoiser, what is random, the loss and what to measure to a `Trainer`."
     r,d = run.recipe,make_denoiser(run.recipe, run.record['sigma_data'])
+    half = HALF[pick_precision(r.precision, pick_device(device))]
     def loss(model, batch, rng):  # One for each picture
         x0,sigma,eps,aug = batch
         return denoising_loss(model, x0, sigma, eps, partial(loss_weight, d), aug)
-    half = HALF[pick_precision(r.precision, pick_device(device))]
-    def measured(model, recent, heldout):  # The log's rows get this
-        model.autocast = half
-        sigma,seen = measure(model, recent, r)
-        held = measure(model, to_float(heldout), r)[1] if len(heldout) else None
-        return dict(ema_loss=float(seen.mean()), heldout_loss=None if held is None else float(held.mean()),
-                    by_sigma=dict(sigma=sigma, train=seen, heldout=held))
-    def sheet(model):
-        model.autocast = half
-        return sample_batch(model, range(36), run.shape, sampler='dpm2m', steps=12, seed=r.seed)
     return Trainer(run, d, loss, data, budget, device, accumulate, trackers, speed, net=d.net,
-                   draw=partial(draw_noise, recipe=r), measure=measured, sheet=sheet)
+                   draw=partial(draw_noise, recipe=r), measure=partial(measure_averages, recipe=r, half=half),
+                   sheet=partial(draw_sheet, shape=run.shape, seed=r.seed, half=half))
 
 # %% ../nbs/05_diffusion.ipynb #ad6642a5
 def check_training(
-    recipe,          # As for `train`, like the rest
-    budget=None,
-    device=None,
-    accumulate='auto',
-    speed='auto',
-    trackers=None,
+    recipe:str|Recipe,         # As for `train`, like the rest
+    budget:str=None,           # How much; the recipe's own by default
+    device:str=None,           # 'cpu', or the best there is
+    accumulate:int|str='auto', # Parts a batch is cut into
+    speed:str='auto',          # 'plain', 'channels_last', 'compile', or what is fastest
+    trackers=None,             # 'tensorboard', 'wandb', or both with a comma
 )->Recipe: # The recipe
     "Raise `BadInput` on arguments that make no training."
     recipe = check_recipe(find_recipe(recipe))
     one_of(recipe.sampler, SAMPLERS, 'sampler')
-    one_of(speed, ('auto',*SPEEDS), 'speed')
-    check_accumulate(accumulate, recipe.batch)
-    find_trackers(trackers)
-    if budget is not None:
-        Budget.parse(budget)
-    pick_device(device)
+    check_arguments(recipe, budget, device, accumulate, speed, trackers)
     return recipe
 
-def fit_to_data(
-    recipe:Recipe,  # Any
+# %% ../nbs/05_diffusion.ipynb #47302f3f
+def describe_training(
+    recipe:Recipe,  # As it is trained
     data,           # `FaceData`
-)->Recipe: # The recipe, for one channel where the pictures are grey
-    "Raise `BadInput` on pictures that are not square bytes, or of other channels than the network's."
-    ims = data.train
-    if ims.ndim != 4 or ims.dtype != np.uint8 or ims.shape[1] != ims.shape[2] or ims.shape[3] not in (1,3):
-        raise BadInput(f'A network learns from square pictures (N,S,S,3) or (N,S,S,1) of uint8, not from {ims.shape} '
-                       f'of {ims.dtype}: `FaceData.from_npz` and `from_folder` make such a set')
-    channels,asked = ims.shape[3],recipe.net_args.get('in_ch')
-    if asked is None and channels != 3:
-        return replace(recipe, net_args=recipe.net_args | dict(in_ch=channels))
-    if (asked or 3) != channels:
-        raise BadInput(f'The network has in_ch={asked}, but the pictures have {channels} channel{"s"*(channels > 1)}')
-    return recipe
+    init=None,      # The `Run` whose weights it begins with
+)->dict: # sigma_data, images, parameters, and perhaps init
+    "What the record of a new run says beside its settings."
+    sigma_data = float((data.at(recipe.size).train.astype(np.float32)/127.5 - 1).std())
+    begun = dict(init=dict(run=init.path.name, weights=init.weights_id())) if init else {}
+    return dict(sigma_data=sigma_data, images=len(data.train), parameters=n_params(make_net(recipe))) | begun
 
 # %% ../nbs/05_diffusion.ipynb #ba967c92
 def train(
@@ -654,10 +678,7 @@ def train(
     plan,trackers = Budget.parse(budget or recipe.budget),find_trackers(trackers)
     if init:
         check_weights(make_net(recipe), init.weights(), str(init.path))
-    def describe():
-        sigma_data = float((data.at(recipe.size).train.astype(np.float32)/127.5 - 1).std())
-        begun = dict(init=dict(run=init.path.name, weights=init.weights_id())) if init else {}
-        return dict(sigma_data=sigma_data, images=len(data.train), parameters=n_params(make_net(recipe))) | begun
+    describe = partial(describe_training, recipe, data, init)
     run = Run(begin_run(root, data, recipe, name, device, force, describe, init and init.path.name))
     run.note_budget(budget)
     trainer = make_trainer(run, data.at(recipe.size), plan, device, accumulate, trackers, speed)
@@ -665,16 +686,6 @@ def train(
         trainer.begin_with(init.weights(), str(init.path))
     run_training(trainer, progress, callback)
     return run
-
-# %% ../nbs/05_diffusion.ipynb #54e2ebfb
-def wants_half(
-    half:bool,  # What was asked for; `None` for the default
-    device,     # Where
-)->bool: # In 16 bits?
-    "Sampling is in 16 bits by default on a GPU, where that is twice as fast."
-    where = pick_device(device)
-    tune_convolutions(where)
-    return where.type == 'cuda' if half is None else half
 
 # %% ../nbs/05_diffusion.ipynb #bc3de80d
 def sample(
@@ -704,15 +715,9 @@ def sample(
     d = sampled_denoiser(run, device, ema, guidance, interval)
     d.autocast = half_type(pick_device(device)) if wants_half(half, device) else None
     def some(i, j, step):  # Pictures i … j−1; `step` moves the bar
-        numbers = range(start+i, start+j)
-        if known and all(k in known for k in numbers):
-            step(j-i)
-            return np.stack([known[k] for k in numbers])
-        ims = sample_batch(d, numbers, shape, sampler=sampler, steps=steps, seed=seed,
-                           callback=lambda *args: step((j-i)/steps), **kw)
-        if known is not None:
-            known.update(zip(numbers, ims))
-        return ims
+        draw = partial(sample_batch, d, shape=shape, sampler=sampler, steps=steps, seed=seed,
+                       callback=lambda *args: step((j-i)/steps), **kw)
+        return known_or_made(known, range(start+i, start+j), draw, step)
     return map_batches(some, n, batch, device, progress)
 
 # %% ../nbs/05_diffusion.ipynb #8350af96

@@ -6,7 +6,8 @@ Docs: https://pttface.github.io/pttface/fid.html.md"""
 
 # %% auto #0
 __all__ = ['MEASURES', 'frechet_distance', 'trace_of_root', 'extrapolated', 'equal_n', 'blurred_noise', 'standard_rows',
-           'equal_n_rows', 'all_samples_rows', 'embed_all', 'make_report', 'evaluate', 'equally_good', 'sweep', 'Watch']
+           'equal_n_rows', 'all_samples_rows', 'embed_all', 'make_report', 'measure_sets', 'evaluate', 'equally_good',
+           'sweep', 'Watch']
 
 # %% ../nbs/06_fid.ipynb #f0e8420b
 import os
@@ -15,6 +16,7 @@ from math import floor
 import cv2
 import numpy as np
 import torch
+from fastcore.basics import patch
 from scipy import linalg,stats
 
 # %% ../nbs/06_fid.ipynb #5b228db3
@@ -26,8 +28,8 @@ from .evaluation.metrics import (ShareCounts,Stats,bootstrap_error,draw_rows,eff
                                         vendi_score)
 from .evaluation.report import (CAPTIONS,FLOOR,NOISE,Report,failure_rows,figures,memorization_rows,metric_row,
                                        name_of,name_with_n,notes_on,samples_to_look_at,save_report)
-from .evaluation.samples import checkpoint_refs,faces_at,matching_faces,sample_sets
-from .evaluation.sweeps import Sweep,SweepDistances,save_sweep,ways_of
+from .evaluation.samples import faces_at,matching_faces,sample_sets
+from .evaluation.sweeps import Sweep,SweepDistances,save_sweep,what_to_sweep
 from .storage.files import BadInput,open_root,read_jsonl,write_jsonl
 from .training.config import Budget
 from .training.device import processes
@@ -234,6 +236,13 @@ def _sample(*args, **kw):
     from pttface.diffusion import sample
     return sample(*args, **kw)
 
+# %% ../nbs/06_fid.ipynb #c0ebe45a
+def _embed_planted(p, planted, kw):
+    if not planted:
+        return {}
+    feats = cached_features(np.concatenate(list(planted.values())), p, kind='planted', **kw)
+    return dict(zip(planted, np.split(feats, np.cumsum([len(o) for o in planted.values()])[:-1])))
+
 # %% ../nbs/06_fid.ipynb #fda9de8f
 def embed_all(
     p:Protocol,       # Loaded
@@ -250,12 +259,6 @@ def embed_all(
     return dict(x, held=x['train'][:0] if held is None else held, samples=samples,
                 noise=cached_features(noise, p, kind='noise', **kw), planted=_embed_planted(p, planted or {}, kw),
                 reference=p.reference, articles=article_numbers(real, 0), held_articles=article_numbers(real, 1))
-
-def _embed_planted(p, planted, kw):
-    if not planted:
-        return {}
-    feats = cached_features(np.concatenate(list(planted.values())), p, kind='planted', **kw)
-    return dict(zip(planted, np.split(feats, np.cumsum([len(o) for o in planted.values()])[:-1])))
 
 # %% ../nbs/06_fid.ipynb #af98a1d8
 def make_report(
@@ -289,6 +292,28 @@ def make_report(
                     size=train.shape[1], train=len(train), heldout=len(x['held']))
     return Report(rows, notes + [found.verdict], settings, pictures, CAPTIONS, samples_to_look_at(found, real))
 
+# %% ../nbs/06_fid.ipynb #81088a21
+def measure_sets(
+    p:Protocol,        # Loaded
+    sets:list,         # Samples, (N,H,W,3) uint8 a seed
+    data,              # A `FaceData`
+    detector='mtcnn',  # Face detector, by name or a function; `None` for none
+    look:int=1000,     # How many pictures of each kind it sees
+    device=None,       # Where the networks run; a GPU if there is one
+    batch:int=None,    # Pictures at a time
+    **shared,          # For `cached_features` and `detect_all`: folder, shared, progress
+)->Report:
+    "Compare samples with as many real faces, held-out faces and noise, and look for copies among them."
+    real = matching_faces(sets, data)
+    held = len(real.heldout) if len(real.heldout) > 1 else 200
+    noise = blurred_noise(real.train, min(len(real.train), *map(len, sets), held))
+    planted = plant_copies(real.train)
+    x = embed_all(p, sets, real, noise, planted, device=device, batch=batch, **shared)
+    kinds = {'train':real.train, FLOOR:real.heldout, 'samples':np.concatenate(sets), NOISE:noise}
+    report = make_report(p, sets, real, x, detect_all(kinds, detector, look, **shared), planted, device)
+    report.settings['data'] = getattr(data, 'hash', None)
+    return report
+
 # %% ../nbs/06_fid.ipynb #ccda1581
 def evaluate(
     samples,                  # A `Run`, pictures as `as_images` takes them, or a list of such sets, one a sampling seed
@@ -315,14 +340,7 @@ def evaluate(
     p = load_protocol(protocol, device, precision, cache)
     check_reference(p, data)
     sets = sample_sets(_sample, samples, n, seeds, cache, device=device, progress=progress, **kw)
-    real,shared = matching_faces(sets, data),dict(folder=cache, shared=True, progress=progress)
-    held = len(real.heldout) if len(real.heldout) > 1 else 200
-    noise = blurred_noise(real.train, min(len(real.train), *map(len, sets), held))
-    planted = plant_copies(real.train)
-    x = embed_all(p, sets, real, noise, planted, device=device, batch=batch, **shared)
-    kinds = {'train':real.train, FLOOR:real.heldout, 'samples':np.concatenate(sets), NOISE:noise}
-    report = make_report(p, sets, real, x, detect_all(kinds, detector, look, **shared), planted, device)
-    report.settings['data'] = getattr(data, 'hash', None)
+    report = measure_sets(p, sets, data, detector, look, device, batch, folder=cache, shared=True, progress=progress)
     if root is not None and processes(device).is_main_process:
         save_report(report, open_root(root)/'eval')
     return report
@@ -359,20 +377,14 @@ def sweep(
     **kw,                     # For `sample`: steps, sampler, …
 )->Sweep:
     "Measure every checkpoint with the same seeds and numbers; raises `BadInput` when there is nothing to choose from."
-    ways,over = {},None
-    if guidance is not None and np.ndim(guidance) == 0:
-        guidance,kw = None,dict(kw, guidance=guidance)
-    if ema is not None or guidance is not None:
-        checkpoints,ways,over = ways_of(checkpoints, ema, guidance)
-    elif hasattr(checkpoints, 'checkpoints'):
-        checkpoints = checkpoint_refs(checkpoints)
+    checkpoints,ways,for_all,over = what_to_sweep(checkpoints, ema, guidance)
     if len(checkpoints) < 2 or seeds < 1:
         raise BadInput(f'{len(checkpoints)} checkpoints and seeds={seeds}: a choice needs 2 checkpoints and 1 seed')
     cache,where = None if root is None else open_root(root)/'eval/cache',dict(device=device, progress=progress)
     p = load_protocol(protocol, device, precision, cache)
     check_reference(p, data)
     distances = SweepDistances(data, p, frechet_distance, _sample, n, cache, batch=batch, **where)
-    values = {k:distances.of(v, seeds, **where, **kw, **ways.get(k, {})) for k,v in checkpoints.items()}
+    values = {k:distances.of(v, seeds, **where, **kw, **for_all, **ways.get(k, {})) for k,v in checkpoints.items()}
     out = Sweep.of(name_with_n(p.label, distances.n_measured), values, equally_good(values), distances.n_measured, over)
     if root is not None and processes(device).is_main_process:
         save_sweep(out, open_root(root)/'eval')
@@ -406,36 +418,57 @@ class Watch:
         self.rows,self.calls = [],0
         self.last = None
 
-    def due(self, trainer):
-        "Is it time?"
-        self.calls += 1
-        if isinstance(self.every, int):
-            return (self.calls - 1)%self.every == 0
-        now = floor(self.every.spent(trainer.images, trainer.seconds, trainer.n_train) + 1e-9)
-        due,self.last = now != self.last and (now > 0 or self.last is not None),now
-        return due
+# %% ../nbs/06_fid.ipynb #ae1ee116
+@patch
+def due(self:Watch,
+    trainer,  # A `Trainer`
+)->bool:
+    "Is it time?"
+    self.calls += 1
+    if isinstance(self.every, int):
+        return (self.calls - 1)%self.every == 0
+    now = floor(self.every.spent(trainer.images, trainer.seconds, trainer.n_train) + 1e-9)
+    due,self.last = now != self.last and (now > 0 or self.last is not None),now
+    return due
 
-    def __call__(self, trainer, report):
-        if not self.due(trainer) or not trainer.accel.is_main_process:
-            return
-        path,size = trainer.run.path/'watch.jsonl',trainer.recipe.size
-        if not self.rows and path.exists():
-            self.rows = [o for o in read_jsonl(path) if o['images'] < report['images']]
-        if self.measure is None:  # a row of 0.1.0 names none and is a Fréchet distance
-            self.measure = self.rows[-1].get('measure', 'frechet') if self.rows else 'mind'
-        ims = to_uint8(generate(trainer.averaged(), range(self.n), (3,size,size), steps=self.steps, seed=self.seed))
-        self.rows.append(dict(images=report['images'], epoch=report['epoch'], distance=self.score(ims), n=self.n,
-                              measure=self.measure))
-        write_jsonl(path, self.rows)
+# %% ../nbs/06_fid.ipynb #6282d9a7
+@patch
+def score(self:Watch,
+    ims:np.ndarray,  # (N,H,W,3) uint8
+)->float:
+    "Distance of `ims` to as many real faces, always the same."
+    p = load_protocol(self.protocol, self.kw.get('device'), self.kw.get('precision', 'float32'))
+    kw = {k:v for k,v in self.kw.items() if k != 'precision'}
+    if self.ref is None:
+        check_reference(p, self.data)
+        faces = faces_at(self.data, ims.shape[1])
+        self.ref = features(draw_rows(faces.heldout if p.reference == 'heldout' else faces.train, self.n), p, **kw)
+    return MEASURES[self.measure or 'mind'](features(ims, p, **kw), self.ref)
 
-    def score(self,
-        ims:np.ndarray,  # (N,H,W,3) uint8
-    )->float:
-        "Distance of `ims` to as many real faces, always the same."
-        p = load_protocol(self.protocol, self.kw.get('device'), self.kw.get('precision', 'float32'))
-        kw = {k:v for k,v in self.kw.items() if k != 'precision'}
-        if self.ref is None:
-            check_reference(p, self.data)
-            faces = faces_at(self.data, ims.shape[1])
-            self.ref = features(draw_rows(faces.heldout if p.reference == 'heldout' else faces.train, self.n), p, **kw)
-        return MEASURES[self.measure or 'mind'](features(ims, p, **kw), self.ref)
+# %% ../nbs/06_fid.ipynb #aa2e536c
+@patch
+def go_on(self:Watch,
+    path,        # `watch.jsonl` of the run
+    images:int,  # Rows of as many images, or more, are measured again
+):
+    "Read the rows that are there, and settle the measure."
+    if not self.rows and path.exists():
+        self.rows = [o for o in read_jsonl(path) if o['images'] < images]
+    if self.measure is None:  # a row of 0.1.0 names none and is a Fréchet distance
+        self.measure = self.rows[-1].get('measure', 'frechet') if self.rows else 'mind'
+
+# %% ../nbs/06_fid.ipynb #728d308e
+@patch
+def __call__(self:Watch,
+    trainer,      # A `Trainer`
+    report:dict,  # Its row for the log
+):
+    "Measure the averaged weights, where it is time, and note the distance beside the log."
+    if not self.due(trainer) or not trainer.accel.is_main_process:
+        return
+    path,size = trainer.run.path/'watch.jsonl',trainer.recipe.size
+    self.go_on(path, report['images'])
+    ims = to_uint8(generate(trainer.averaged(), range(self.n), (3,size,size), steps=self.steps, seed=self.seed))
+    self.rows.append(dict(images=report['images'], epoch=report['epoch'], distance=self.score(ims), n=self.n,
+                          measure=self.measure))
+    write_jsonl(path, self.rows)

@@ -6,8 +6,9 @@ Docs: https://pttface.github.io/pttface/training/trainer.html.md"""
 
 # %% auto #0
 __all__ = ['SPEEDS', 'TrainingRun', 'curves', 'TrainingMonitor', 'flatten', 'find_trackers', 'check_recipe', 'check_accumulate',
-           'begin_run', 'Trainer', 'check_weights', 'save_images', 'score_of', 'stop_signals',
-           'interrupt_between_steps', 'on_host', 'Writer', 'TrainingLoop', 'only_writer', 'run_training']
+           'check_arguments', 'fit_to_data', 'begin_run', 'Trainer', 'check_weights', 'save_images', 'score_of',
+           'stop_signals', 'interrupt_between_steps', 'on_host', 'Writer', 'TrainingLoop', 'only_writer',
+           'run_training']
 
 # %% ../../nbs/training/trainer.ipynb #92516ae6
 import copy,json,logging,math,os,re,signal,sys,threading,time
@@ -37,7 +38,7 @@ from ..storage.files import BadInput,atomic_path,content_hash,dumps,locked,open_
 from ..storage.files import write_json,write_jsonl,write_npz
 from .checkpoint import Checkpoints
 from .config import RECORDED_AS,Budget,Recipe,lr_at,read_recipe,recipe_record,rewarmed_lr,training_record
-from .device import PRECISIONS,pick_precision,processes,tune_convolutions
+from .device import PRECISIONS,pick_device,pick_precision,processes,tune_convolutions
 from .ema import EMA,Snapshots,average_of,ema_beta,gamma_of,kept_for_guide
 from ..vision.pictures import in_colour
 
@@ -299,6 +300,43 @@ def check_accumulate(
         raise BadInput(f'A batch of {batch} cannot be cut into {accumulate} parts')
     return accumulate
 
+# %% ../../nbs/training/trainer.ipynb #5e17723f
+SPEEDS = ('plain','channels_last','compile')  # Ways to run a step
+
+# %% ../../nbs/training/trainer.ipynb #f2388ecc
+def check_arguments(
+    recipe:Recipe,           # Any
+    budget:str=None,         # How much; the recipe's own by default
+    device:str=None,         # 'cpu', or the best there is
+    accumulate:int|str='auto', # Parts a batch is cut into
+    speed:str='auto',        # One of `SPEEDS`, or what is fastest
+    trackers=None,           # As for `find_trackers`
+):
+    "Raise `BadInput` on arguments that make no training."
+    one_of(speed, ('auto',*SPEEDS), 'speed')
+    check_accumulate(accumulate, recipe.batch)
+    find_trackers(trackers)
+    if budget is not None:
+        Budget.parse(budget)
+    pick_device(device)
+
+# %% ../../nbs/training/trainer.ipynb #522927b7
+def fit_to_data(
+    recipe:Recipe,  # Any
+    data,           # `FaceData`
+)->Recipe: # The recipe, for one channel where the pictures are grey
+    "Raise `BadInput` on pictures that are not square bytes, or of other channels than the network's."
+    ims = data.train
+    if ims.ndim != 4 or ims.dtype != np.uint8 or ims.shape[1] != ims.shape[2] or ims.shape[3] not in (1,3):
+        raise BadInput(f'A network learns from square pictures (N,S,S,3) or (N,S,S,1) of uint8, not from {ims.shape} '
+                       f'of {ims.dtype}: `FaceData.from_npz` and `from_folder` make such a set')
+    channels,asked = ims.shape[3],recipe.net_args.get('in_ch')
+    if asked is None and channels != 3:
+        return replace(recipe, net_args=recipe.net_args | dict(in_ch=channels))
+    if (asked or 3) != channels:
+        raise BadInput(f'The network has in_ch={asked}, but the pictures have {channels} channel{"s"*(channels > 1)}')
+    return recipe
+
 # %% ../../nbs/training/trainer.ipynb #f16450b5
 def _differences(recipe, settings):
     "Settings that differ from recorded ones, as text"
@@ -378,8 +416,6 @@ def _out_of_memory(e):
     return isinstance(e, torch.OutOfMemoryError) or any(o in str(e) for o in said)
 
 # %% ../../nbs/training/trainer.ipynb #7be3a6ca
-SPEEDS = ('plain','channels_last','compile')  # Ways to run a step
-
 class Trainer:
     "The state of a training"
     def __init__(self,
