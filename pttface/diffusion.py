@@ -10,11 +10,11 @@ __all__ = ['SAMPLERS', 'to_float', 'to_uint8', 'add_noise', 'linear_sigmas', 'li
            'ignore', 'ancestral', 'ddim', 'euler', 'heun', 'dpm2m', 'sigmas_for', 'generate', 'sample_batch',
            'check_guidance', 'Guided', 'evaluations', 'draw_noise', 'measure', 'make_denoiser', 'Run', 'guidance_of',
            'find_guide', 'sampled_denoiser', 'measure_averages', 'draw_sheet', 'make_trainer', 'check_training',
-           'describe_training', 'train', 'sample', 'interpolate', 'trajectory', 'RECIPES', 'Recipe', 'Budget',
-           'save_images', 'check_recipe', 'fit_to_data']
+           'confirm_cpu', 'describe_training', 'train', 'sample', 'interpolate', 'trajectory', 'RECIPES', 'Recipe',
+           'Budget', 'save_images', 'check_recipe', 'fit_to_data']
 
 # %% ../nbs/05_diffusion.ipynb #d45fa6b7
-import logging,os
+import logging,os,time
 from contextlib import nullcontext
 from functools import partial
 
@@ -27,9 +27,9 @@ from torch import nn
 from .checks import LIMITS,check_number,check_numbers,one_of
 from .storage.files import BadInput,read_json
 from .training.augment import CHANGES,augment
-from .training.config import RECIPES,Budget,Recipe,find_recipe
+from .training.config import RECIPES,Budget,Recipe
 from .training.device import HALF,half_type,has_float64,known_or_made,map_batches,pick_device,pick_precision
-from .training.device import wants_half
+from .training.device import recipe_for,wants_half
 from .training.ema import guide_weights,warn_without_guide
 from .training.samplers import Noise,add_churn,slerp,unipc
 from .training.trainer import Trainer,TrainingRun,begin_run,check_arguments,check_recipe,check_weights
@@ -641,10 +641,33 @@ def check_training(
     trackers=None,             # 'tensorboard', 'wandb', or both with a comma
 )->Recipe: # The recipe
     "Raise `BadInput` on arguments that make no training."
-    recipe = check_recipe(find_recipe(recipe))
+    recipe = check_recipe(recipe_for(recipe, device))
     one_of(recipe.sampler, SAMPLERS, 'sampler')
     check_arguments(recipe, budget, device, accumulate, speed, trackers)
     return recipe
+
+# %% ../nbs/05_diffusion.ipynb #06ec1b92
+def confirm_cpu(
+    recipe:Recipe,   # Whose network
+    data,            # `FaceData`
+    budget:Budget,   # How much
+    device:str=None, # What was asked for
+    large:int=20_000_000, # Parameters of a network that is not asked about
+):
+    "Raise `BadInput`, with the time it would take, where a large network would be trained on a CPU nobody asked for."
+    if device is not None or pick_device().type != 'cpu' or n_params(make_net(recipe)) < large:
+        return
+    denoise,n = make_denoiser(recipe, .5),len(data.train)
+    x = torch.zeros(1, recipe.net_args.get('in_ch', 3), recipe.size, recipe.size)
+    start = time.monotonic()
+    denoise(x, torch.ones(1)).sum().backward()
+    seconds = time.monotonic() - start
+    images = dict(images=budget.amount, epochs=budget.amount*n, seconds=budget.amount/seconds)[budget.unit]
+    takes = f'the budget would take {images*seconds/86400:.1f} days'
+    if budget.unit == 'seconds':
+        takes = f'the budget would see each of {n:,} faces {images/n:.1f} times'
+    raise BadInput(f'{recipe.name} has {n_params(denoise)/1e6:.0f} million parameters, and there is no GPU: one picture '
+                   f'takes {seconds:.1f} s here, so {takes}. Use a GPU or recipe="tiny", or confirm with device="cpu"')
 
 # %% ../nbs/05_diffusion.ipynb #47302f3f
 def describe_training(
@@ -660,7 +683,7 @@ def describe_training(
 # %% ../nbs/05_diffusion.ipynb #ba967c92
 def train(
     data,                      # Packed faces: `FaceData`
-    recipe:str|Recipe='edm',   # A name of `RECIPES`, or one of your own
+    recipe:str|Recipe='edm',   # A name of `RECIPES`, one of your own, or 'auto': what fits the machine
     root:str|os.PathLike='.',  # Folder of all artefacts; the run is `root/runs/NAME`
     budget:str=None,           # '12h', '20k images', '160 epochs', '20k images or 8m'; the recipe's own by default
     name:str=None,             # What the run is called; the recipe's name by default
@@ -684,7 +707,7 @@ def train(
     trainer = make_trainer(run, data.at(recipe.size), plan, device, accumulate, trackers, speed)
     if init and not run.checkpoints.rows:
         trainer.begin_with(init.weights(), str(init.path))
-    run_training(trainer, progress, callback)
+    run_training(trainer, progress, callback, partial(confirm_cpu, recipe, data, plan, device))
     return run
 
 # %% ../nbs/05_diffusion.ipynb #bc3de80d

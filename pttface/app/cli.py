@@ -189,8 +189,8 @@ def changed_recipe(
     **given,     # Values for some of its settings; `None` leaves one as it is
 ): # The recipe
     "A recipe with a few of its settings changed."
-    from pttface.training.config import find_recipe
-    recipe,given = find_recipe(recipe),{k:v for k,v in given.items() if v is not None}
+    from pttface.training.device import recipe_for
+    recipe,given = recipe_for(recipe),{k:v for k,v in given.items() if v is not None}
     if 'size' in given and recipe.net == 'unet':
         given['net_args'] = recipe.net_args | dict(size=given['size'])
     return replace(recipe, **given)
@@ -225,7 +225,7 @@ def packed_set(
 # %% ../../nbs/app/cli.ipynb #5bceafaf
 def train_run(
     root:str|os.PathLike='data',  # Artefact folder, after `pttface dataset`
-    recipe:str='edm',      # Recipe by name: `original`, `edm`, `edm-t4` or `tiny`
+    recipe:str='edm',      # Recipe by name: `original`, `edm`, `edm-t4`, `tiny`, or `auto`: what fits the machine
     budget:str=None,       # How long: `12h`, `90s`, `160 epochs`, `20k images`; the recipe's own by default
     name:str=None,         # Folder under `runs/`; the recipe's name by default
     images:str=None,       # Train on a folder, zip or tar of your own pictures, or an `.npz`: it is packed into `root`
@@ -531,7 +531,8 @@ def check_flags(
     check_numbers(**{k:v for k,v in given.items() if k != 'accumulate'})  # Which may be `auto`
     if given.get('budget') or given.get('recipe'):
         from pttface.training.config import Budget,find_recipe
-        find_recipe(given.get('recipe') or 'edm')
+        if given.get('recipe') != 'auto':
+            find_recipe(given.get('recipe') or 'edm')
         Budget.parse(given.get('budget') or '1s')
     if given.get('device'):
         from pttface.training.device import pick_device

@@ -59,13 +59,13 @@ _year = dict(board='Beauty', since='2024-01-01', until='2024-12-31')
 PRESETS = {
     'drawn heads': dict(**_year, rules='default', detector='mtcnn', recipe='tiny',
                         budget=os.environ.get('PTTFACE_BUDGET', '3m'), samples=24, protocol='efficientnet'),
-    'ours': dict(**_year, rules='default', detector='insightface', recipe='edm', budget='10h',
+    'ours': dict(**_year, rules='default', detector='insightface', recipe='auto', budget='10h',
                  samples=10_000, protocol='clean'),
     'the original': dict(**_year, rules='original', detector='insightface', recipe='original', budget='160 epochs',
                          samples=10_000, protocol='course')}
 _explained = dict(board='board of PTT', since='first day', until='last day',
                   rules='thresholds of crawl, download and faces', detector='insightface also knows age and gender',
-                  recipe='edm-t4 for a T4, edm for an L4 or better', budget='12h, 90s, 20k images or 160 epochs',
+                  recipe='auto: edm where the card has 30 GB and bf16, else edm-t4', budget='12h, 90s, 20k images or 160 epochs',
                   samples='to draw for each seed', protocol='clean is FID as published', seeds='sets of samples',
                   photos='where they are kept, and how large', keep='where everything else is kept')
 

@@ -230,8 +230,9 @@ def expect_training(
     trained:float=None,   # Pictures a second; from the run's log, else measured, by default
 )->Forecast:
     "How long the training takes, and how many pictures it sees."
-    from pttface.training.config import Budget,find_recipe
-    recipe = find_recipe(recipe)
+    from pttface.training.config import Budget
+    from pttface.training.device import recipe_for
+    recipe = recipe_for(recipe)
     budget = Budget.parse(budget or recipe.budget)
     last = last_log_row(Path(root or '.')/'runs'/recipe.name/'log.jsonl')
     if trained is None:

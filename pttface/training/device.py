@@ -6,7 +6,8 @@ Docs: https://pttface.github.io/pttface/training/device.html.md"""
 
 # %% auto #0
 __all__ = ['PRECISIONS', 'HALF', 'TFLOPS', 'check_device', 'has_float64', 'mps_works', 'pick_device', 'tune_convolutions',
-           'processes', 'map_batches', 'known_or_made', 'half_type', 'pick_precision', 'wants_half', 'gpu_hours']
+           'pick_recipe', 'recipe_for', 'processes', 'map_batches', 'known_or_made', 'half_type', 'pick_precision',
+           'wants_half', 'gpu_hours']
 
 # %% ../../nbs/training/device.ipynb #659263a2
 import logging
@@ -22,6 +23,7 @@ from tqdm.auto import tqdm
 from ..checks import one_of
 from ..parallel import map_threads
 from ..storage.files import BadInput
+from .config import Recipe,find_recipe
 
 # %% ../../nbs/training/device.ipynb #84ce9934
 log = logging.getLogger(__name__)
@@ -92,6 +94,29 @@ def tune_convolutions(
     "Let cuDNN time its ways of convolving once for each shape, where there is cuDNN; shapes repeat thousands of times."
     if device.type == 'cuda':
         torch.backends.cudnn.benchmark = True
+
+# %% ../../nbs/training/device.ipynb #4c8d7ed2
+def pick_recipe(
+    device:str=None,  # As for `pick_device`
+)->tuple[str,str]: # Name of a recipe, and why
+    "The recipe for the machine at hand: `edm`, `edm-t4`, or `tiny` where there is no CUDA card."
+    where = pick_device(device)
+    if where.type != 'cuda':
+        return 'tiny','there is no CUDA card, and edm would take weeks here'
+    card = torch.cuda.get_device_properties(where)
+    memory,bf16 = card.total_memory/2**30,torch.cuda.is_bf16_supported(including_emulation=False)
+    has = f'{card.name} has {memory:.0f} GB and {"" if bf16 else "no "}bf16'
+    return ('edm' if memory >= 30 and bf16 else 'edm-t4'),f'{has}; edm wants 30 GB and bf16'
+
+def recipe_for(
+    recipe:str|Recipe,  # A name of `RECIPES`, a recipe of your own, or 'auto'
+    device:str=None,    # As for `pick_device`
+)->Recipe:
+    "Look a recipe up, or pick the one for this machine and say why; raises `BadInput` naming those there are."
+    if recipe == 'auto':
+        recipe,why = pick_recipe(device)
+        log.warning('Recipe %s: %s', recipe, why)
+    return find_recipe(recipe)
 
 # %% ../../nbs/training/device.ipynb #2d632355
 def processes(

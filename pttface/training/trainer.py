@@ -1061,6 +1061,7 @@ def run_training(
     trainer:Trainer,     # What to train
     progress:bool=True,  # Show a bar, and in a notebook a figure?
     callback=None,       # Called as callback(trainer, report) after each report
+    before=None,         # Called before the first step, where there is one to take; may raise
 ):
     "Train until the budget is spent, from the newest whole checkpoint on."
     t,devices = trainer,range(torch.cuda.device_count()) if torch.cuda.is_available() else []
@@ -1071,6 +1072,8 @@ def run_training(
             t.restore(found[0])
         if t.progress >= 1:
             return
+        if before:
+            before()
         if t.begun and t.accel.is_main_process:
             peak,seen = rewarmed_lr(t.recipe, .1, 1/t.begun - 1),t.spent[-1]['images']
             log.warning('%s had spent its budget after %s images: the learning rate rises once more, to %.2g, and '
