@@ -15,6 +15,7 @@ from pttface.curation.curator import Curator
 from pttface.curation.decisions import CurationSession,decision_about,decisions
 from pttface.storage.files import BadInput,Ledger,open_root,write_jsonl,write_npz
 from pttface.curation.quality import KINDS,QualityScores,deviation_score,deviations,quality_scores,score_faces
+from pttface.curation.quality import without_level
 from pttface.evaluation.features import cached_features
 from pttface.synthetic.heads import draw_heads,random_look
 from pttface.vision.images import sharpness
@@ -262,6 +263,15 @@ def test_no_tone_of_skin_is_over_represented_among_the_worst(every_tone, order):
     for kind in (None, *scores.kinds):
         of_tone = np.bincount(tones[some][scores.worst(12, kind)], minlength=6)
         assert of_tone.max() <= 5, (kind, of_tone)
+
+
+def test_a_yaw_that_landmarks_exaggerate_on_dark_skin_is_levelled():
+    light, rng = np.repeat([210., 190., 170., 150., 130., 100.], 20) + np.arange(120) % 7, np.random.default_rng(0)
+    yaw = np.abs(rng.normal(2, 1, 120)) + (220 - light)/30
+    yaw[[5, 110]] = 8
+    worst = np.argsort(-without_level(yaw, light))[:12]
+    assert np.bincount(np.argsort(-yaw)[:12]//20, minlength=6).max() > 5 >= np.bincount(worst//20, minlength=6).max()
+    assert set(worst[:2]) == {5, 110} and (without_level(yaw[:9], light[:9]) == yaw[:9]).all()
 
 
 def test_few_dark_faces_among_light_ones_do_not_come_first(every_tone):
