@@ -624,7 +624,8 @@ def run_safely(
 
 # %% ../../nbs/app/cli.ipynb #31f165a2
 _substitutes = {'→':'->', '…':'...', '×':'x', '·':'-', '–':'-', '—':'-', '−':'-', '≥':'>=', '≤':'<=', '∞':'inf',
-                'σ':'sigma', 'β':'beta', 'η':'eta', 'λ':'lambda', '±':'+-', '°':' deg', '“':'"', '”':'"', '’':"'", '√':'sqrt'}
+                'σ':'sigma', 'β':'beta', 'η':'eta', 'λ':'lambda', '±':'+-', '°':' deg', '“':'"', '”':'"',
+                '’':"'", '√':'sqrt'}
 
 def substitute(
     e:UnicodeError,  # What could not be encoded
