@@ -114,6 +114,8 @@ def test_a_decision_survives_other_settings_a_filter_and_a_new_numbering(tmp_pat
         assert '0100007' not in pack(root, force=True, **kw).key
     rows = [json.loads(o) for o in (root/'faces/faces.jsonl').read_text().splitlines()]
     write_jsonl(root/'faces/faces.jsonl', [r | dict(key=f'01{500 + i:05d}') for i, r in enumerate(rows)])
+    crops = read_npz(root/'faces/faces_01.npz')
+    write_npz(root/'faces/faces_01.npz', **crops | dict(key=np.array([f'01{500 + i:05d}' for i in range(60)])))
     data = pack(root, force=True)
     assert '0100507' not in data.key and len(data) == 59
 
@@ -127,7 +129,8 @@ def test_the_card_says_what_made_it(tmp_path):
     assert card['made_with'] == dict(crawl=dict(since='2024-01-01'), download=dict(score=.5))
     assert card['settings']['filters'] == dict(month='01') and card['funnel']['links'] == 80
     assert counts['train'] + counts['heldout'] == counts['different'] == 60
-    assert set(card) == {'settings', 'source', 'counts', 'by_hand', 'duplicates', 'funnel', 'by', 'made_with', 'hash'}
+    assert set(card) == {'settings', 'source', 'counts', 'by_hand', 'duplicates', 'funnel', 'by', 'made_with', 'hash',
+                         'age_screen'}
 
 def test_newer_articles_move_nothing(tmp_path):
     rng, before = np.random.default_rng(5), {}

@@ -174,7 +174,7 @@ def describe(self:Attributes,
     sure:float=.7,                       # Probability that a gender needs to be told
 )->list[tuple]: # Age in years and gender (1 male, 0 female) of each; `None` where it cannot be told
     "Age and gender of faces with landmarks; the gender of an uncertain one is `None`."
-    known = [i for i,(_,f) in enumerate(pairs) if f.sound]
+    known = [i for i,(_,f) in enumerate(pairs) if f.has_landmarks]
     told = [(None,None)]*len(pairs)
     if not known:
         return told
