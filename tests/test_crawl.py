@@ -656,7 +656,7 @@ def test_a_proxy_and_a_contact(small, tmp_path):
     (dict(proxy='proxy.example'), 'is not the address of a proxy'), (dict(contact='小明'), 'in ASCII'),
     (dict(settings=CrawlSettings(tags=('',))), 'at least one character'),
     (dict(settings=CrawlSettings(min_pushes=1000)), 'from -100'),
-    (dict(proxy='http://proxy.example', session=object()), 'give no session')])
+    (dict(proxy='http://proxy.example', session=object()), 'or give none')])
 def test_settings_that_are_none(tmp_path, how, sentence):
     with pytest.raises(BadInput, match=sentence):
         crawl(root=tmp_path/'r', **year, **how)

@@ -24,7 +24,7 @@ from pathlib import Path
 import numpy as np
 from fastcore.docments import docments,empty
 
-from ..checks import check_numbers,one_of
+from ..checks import Limits,check_number,check_numbers,one_of
 from ..storage.files import BadInput,dumps,find_preset
 
 # %% ../../nbs/app/cli.ipynb #bb43251f
@@ -528,7 +528,9 @@ def check_flags(
     given:dict,  # Flags by name
 ):
     "Raise `BadInput` on a number or a name that no command takes, before any work starts."
-    check_numbers(**{k:v for k,v in given.items() if k != 'accumulate'})  # Which may be `auto`
+    check_numbers(**{k:v for k,v in given.items() if k != 'accumulate' and not isinstance(v, bool)})
+    if given.get('ema') is not None:
+        check_number('ema', given['ema'], Limits(0, .28, open=True))
     if given.get('budget') or given.get('recipe'):
         from pttface.training.config import Budget,find_recipe
         if given.get('recipe') != 'auto':
