@@ -459,8 +459,10 @@ def four_figures(
 )->Table: # A question, the figure, and what it says
     "The report in four lines."
     label,floor_name = report.settings['protocol'],'real faces (floor)'
-    far,floor = row_of(report, label, 'samples'),row_of(report, label, floor_name)
-    copies = row_of(report, 'copies', 'samples')
+    equal = f'{label}, equal N'  # At the same number of pictures as the floor
+    far,floor = row_of(report, equal, 'samples'),row_of(report, equal, floor_name)
+    copies = row_of(report, 'flagged as copies', 'samples')
+    verdict = next((o for o in report.notes if o.startswith(('Flagged','Not flagged'))), '')
     lines = [('how far are the samples from real faces?', f'{far["value"]:.4g}',
               f'{label} of {far["n"]:,} samples; 0 is the best')]
     floor_text = 'no faces are held out, so nothing can be said' if floor is None else f'{floor["value"]:.4g}'
@@ -470,7 +472,7 @@ def four_figures(
     spread = 'unknown' if far['sd'] is None else f'± {far["sd"]:.2g}'
     lines.append(('how sure is that?', spread, f'how much the first figure changes between {sets} sets of samples'))
     found = f'{copies["value"]:,.0f} of {copies["n"]:,}'
-    lines.append(('are samples copies of training faces?', found, report.notes[-1]))
+    lines.append(('are samples copies of training faces?', found, verdict))
     return Table([dict(question=q, figure=figure, says=says) for q,figure,says in lines])
 
 # %% ../../nbs/app/colab.ipynb #b825d17a

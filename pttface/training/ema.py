@@ -16,7 +16,7 @@ import numpy as np
 import torch
 from torch import nn
 
-from ..storage.files import BadInput,atomic_path
+from ..storage.files import BadInput,atomic_path,remove
 
 # %% ../../nbs/training/ema.ipynb #9da55914
 def gamma_of(
@@ -156,7 +156,7 @@ class Snapshots:
         "Delete the snapshots of steps before this one."
         for f in self.files:
             if int(f.stem[4:]) < before:
-                f.unlink()
+                remove(f)
 
 # %% ../../nbs/training/ema.ipynb #8eb698f3
 def kept_for_guide(
