@@ -208,7 +208,7 @@ def test_no_held_out_faces_is_said_not_hidden():
     report = evaluate(smooth_faces(20, 1), data, lambda x: x.mean((1, 2)), progress=False, detector=None)
     assert any('no floor' in o for o in report.notes)
     odd = SimpleNamespace(train=data.train, heldout=data.heldout, at=lambda side: data)
-    with pytest.raises(BadInput, match='8, 9, 3.*24, 24, 3'):
+    with pytest.raises(BadInput, match='8, 8, 3.*24, 24, 3'):
         evaluate(np.zeros((9, 8, 9, 3), np.uint8), odd, progress=False)
 
 

@@ -65,7 +65,8 @@ PRESETS = {
                          samples=10_000, protocol='course')}
 _explained = dict(board='board of PTT', since='first day', until='last day',
                   rules='thresholds of crawl, download and faces', detector='insightface also knows age and gender',
-                  recipe='auto: edm where the card has 30 GB and bf16, else edm-t4', budget='12h, 90s, 20k images or 160 epochs',
+                  recipe='auto: edm where the card has 30 GB and bf16, else edm-t4',
+                  budget='12h, 90s, 20k images or 160 epochs',
                   samples='to draw for each seed', protocol='clean is FID as published', seeds='sets of samples',
                   photos='where they are kept, and how large', keep='where everything else is kept')
 
