@@ -925,7 +925,8 @@ class TrainingLoop:
         self.writer,self.writes_beside = Writer(),a.device.type == 'cuda'
         if self.main:
             write_jsonl(t.run.path/'log.jsonl', self.rows)
-        self.threads = ThreadTuner(t.budget.unit == 'seconds' and a.device.type == 'cpu' and a.num_processes == 1)
+        by_the_clock = t.budget.unit == 'seconds' or t.budget.ceiling > 0
+        self.threads = ThreadTuner(by_the_clock and a.device.type == 'cpu' and a.num_processes == 1)
         r,seen = t.recipe,min(3, t.step)
         self.batches = t.data.batches(r.batch, r.seed, flip=r.flip, start=t.step-seen, device=a.device)
         self.recent = deque((next(self.batches) for _ in range(seen)), maxlen=3)
