@@ -119,7 +119,8 @@ def test_a_checkpoint_without_a_copy_of_the_recipe_goes_on_too(root):
         train(data(), replace(SMALL, net_args=SMALL.net_args | dict(ch=16)), root=root, name='a', **STILL)
     (run.path/'recipe.json').unlink()
     trained(root, budget='80 images')
-    assert read_json(run.path/'recipe.json') == before | dict(budget='80 images') and run.checkpoints.load()[0]['step'] == 10
+    asked = dict(budget='80 images')  # The second time
+    assert read_json(run.path/'recipe.json') == before | asked and run.checkpoints.load()[0]['step'] == 10
 
 
 def test_force_keeps_the_run_that_is_there(root):
