@@ -72,7 +72,8 @@ def tests():
     "The pytest suite; every test counts."
     start = time.time()
     how = '-x' if '--exitfirst' in sys.argv else '--tb=short'
-    rc, output = run(sys.executable, '-m', 'pytest', '-q', '-rs', how, '--durations=8')
+    rc, output = run(sys.executable, '-m', 'pytest', '-q', '-rs', how, '--durations=8',
+                     timeout=3600)
     summary = output.splitlines()[-1] if output.strip() else ''
     count = {k: int(v) for v, k in re.findall(r'(\d+) (passed|failed|error|skipped)', summary)}
     passed, skipped = count.get('passed', 0), count.get('skipped', 0)
