@@ -10,8 +10,8 @@ __all__ = ['SAMPLERS', 'to_float', 'to_uint8', 'add_noise', 'linear_sigmas', 'li
            'ignore', 'ancestral', 'ddim', 'euler', 'heun', 'dpm2m', 'sigmas_for', 'generate', 'sample_batch',
            'check_guidance', 'Guided', 'evaluations', 'draw_noise', 'measure', 'make_denoiser', 'Run', 'guidance_of',
            'find_guide', 'sampled_denoiser', 'measure_averages', 'draw_sheet', 'make_trainer', 'check_training',
-           'confirm_cpu', 'describe_training', 'train', 'sample', 'interpolate', 'trajectory', 'RECIPES', 'Recipe',
-           'Budget', 'save_images', 'check_recipe', 'fit_to_data']
+           'time_picture', 'confirm_cpu', 'describe_training', 'train', 'sample', 'interpolate', 'trajectory',
+           'RECIPES', 'Recipe', 'Budget', 'save_images', 'check_recipe', 'fit_to_data']
 
 # %% ../nbs/05_diffusion.ipynb #d45fa6b7
 import logging,os,time
@@ -646,6 +646,17 @@ def check_training(
     check_arguments(recipe, budget, device, accumulate, speed, trackers)
     return recipe
 
+# %% ../nbs/05_diffusion.ipynb #d4704fd3
+def time_picture(
+    recipe:Recipe,  # Whose network
+)->float: # Seconds
+    "Time one picture of a training step on the CPU."
+    denoise = make_denoiser(recipe, .5)
+    x = torch.zeros(1, recipe.net_args.get('in_ch', 3), recipe.size, recipe.size)
+    start = time.monotonic()
+    denoise(x, torch.ones(1)).sum().backward()
+    return time.monotonic() - start
+
 # %% ../nbs/05_diffusion.ipynb #06ec1b92
 def confirm_cpu(
     recipe:Recipe,   # Whose network
@@ -657,16 +668,12 @@ def confirm_cpu(
     "Raise `BadInput`, with the time it would take, where a large network would be trained on a CPU nobody asked for."
     if device is not None or pick_device().type != 'cpu' or n_params(make_net(recipe)) < large:
         return
-    denoise,n = make_denoiser(recipe, .5),len(data.train)
-    x = torch.zeros(1, recipe.net_args.get('in_ch', 3), recipe.size, recipe.size)
-    start = time.monotonic()
-    denoise(x, torch.ones(1)).sum().backward()
-    seconds = time.monotonic() - start
+    n,seconds = len(data.train),time_picture(recipe)
     images = dict(images=budget.amount, epochs=budget.amount*n, seconds=budget.amount/seconds)[budget.unit]
     takes = f'the budget would take {images*seconds/86400:.1f} days'
     if budget.unit == 'seconds':
         takes = f'the budget would see each of {n:,} faces {images/n:.1f} times'
-    raise BadInput(f'{recipe.name} has {n_params(denoise)/1e6:.0f} million parameters, and there is no GPU: one '
+    raise BadInput(f'{recipe.name} has {n_params(make_net(recipe))/1e6:.0f} million parameters, and there is no GPU: one '
                    f'picture takes {seconds:.1f} s here, so {takes}. Use a GPU or recipe="tiny", '
                    'or confirm with device="cpu"')
 

@@ -20,14 +20,7 @@ from pttface.evaluation.metrics import Stats, draw_rows, effective_rank, kid, mi
 from pttface.evaluation.report import FLOOR, Report, metric_row
 from pttface.fid import MEASURES, Watch, all_samples_rows, equal_n_rows, evaluate, frechet_distance, standard_rows
 from pttface.storage.files import BadInput, open_root, write_jsonl
-
-
-def smooth_faces(n, seed, side=24):
-    "Smooth coloured pictures, endlessly different."
-    import cv2
-    rng = np.random.default_rng(seed)
-    ims = np.stack([cv2.GaussianBlur(rng.normal(size=(side, side, 3)), (0, 0), 3) for _ in range(n)])
-    return np.rint(128 + 60*ims/ims.std()).clip(0, 255).astype(np.uint8)
+from drawn_noise import smooth_faces
 
 
 def published(a, b):

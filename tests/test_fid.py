@@ -21,16 +21,10 @@ from pttface.evaluation.metrics import Stats,kid,neighbours,prdc
 from pttface.evaluation.samples import CheckpointRef,generate_cached
 from pttface.fid import Watch,equally_good,evaluate,frechet_distance,sweep
 from pttface.storage.files import BadInput,open_root
+from drawn_noise import smooth_faces
 
 top = Path(__file__).resolve().parent.parent
 sys.path.insert(0, str(top/'tools'))
-
-
-def smooth_faces(n, seed, side=24):
-    "Smooth coloured pictures, endlessly different."
-    rng = np.random.default_rng(seed)
-    ims = np.stack([cv2.GaussianBlur(rng.normal(size=(side, side, 3)), (0, 0), 3) for _ in range(n)])
-    return np.rint(128 + 60*ims/ims.std()).clip(0, 255).astype(np.uint8)
 
 
 def textbook(a, b):
