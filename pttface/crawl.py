@@ -201,8 +201,7 @@ def _check_settings(settings):
     tags = [unicodedata.normalize('NFKC', o).strip(' []') for o in tags]
     if not all(tags):
         raise BadInput(f'tags={settings.tags!r}: a category such as 正妹 has at least one character')
-    if settings.min_pushes is not None and not -100 <= settings.min_pushes <= 100:
-        raise BadInput(f'min_pushes={settings.min_pushes}: the board counts from -100 (XX) to 100 (爆)')
+    check_numbers(settings)
     return replace(settings, tags=tuple(tags))
 
 # %% ../nbs/00_crawl.ipynb #c29f37a5
@@ -251,7 +250,7 @@ def crawl(
     "Find every image link of some days; raises `BadInput` on dates or folders it cannot use, `Blocked` when refused."
     settings = _check_settings(find_preset(settings, CRAWL_PRESETS, 'the crawl'))
     server = check_board(board, base_url, rate, workers)
-    check_numbers(settings, rate=rate, workers=workers)
+    check_numbers(rate=rate, workers=workers)
     span = day_span(since, until)
     client = None if offline else board_client(rate, workers, session, proxy, contact)
     with removed_if_nothing(Path(root)):
