@@ -155,8 +155,9 @@ def stage_parser(
     presets:dict=None,  # Its settings by name
 )->argparse.ArgumentParser: # Parser whose namespace `call_stage` takes
     "A parser made of the signature and docments of `f` and of its settings."
-    placed = ''.join(f' [{o.upper()}]' for o in (first or '').split())
-    usage = f'{prog or f.__name__}{placed} [flags]'
+    needed = {k for k,d in docments(f, full=True).items() if d.default is empty}
+    placed = [o.upper() if o in needed else f'[{o.upper()}]' for o in (first or '').split()]
+    usage = ' '.join([prog or f.__name__, *placed, '[flags]'])
     p = Parser(prog=prog, usage=usage.replace('%', '%%'), description=f.__doc__, epilog=epilog,
                formatter_class=Page, add_help=False, allow_abbrev=False)
     add_flags(p.add_argument_group('flags'), f, first)
@@ -338,7 +339,7 @@ def export_data_command(
     folder:str,                   # A new or empty folder for the files
     root:str|os.PathLike='data',  # Artefact folder, after `pttface dataset`
     as_:str='imagefolder',        # `imagefolder`, `parquet` or `webdataset`
-    identity:bool=False,          # Also what tells a face from others: the hash of its photo, and identity vectors?
+    identity:bool=False,          # Also the vectors that tell one person from another, where the set holds them?
 )->Path: # The folder
     "Write the packed set as files that other libraries read, without addresses."
     from pttface.curation.formats import export_set,find_format

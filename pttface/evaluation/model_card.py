@@ -6,7 +6,7 @@ Docs: https://pttface.github.io/pttface/evaluation/model_card.html.md"""
 
 # %% auto #0
 __all__ = ['LICENCES', 'OTHER', 'HEADER', 'HOW_TO', 'report_of', 'flagged', 'check_copies', 'verdict', 'data_facts', 'licence',
-           'measured', 'figures_text', 'training_facts', 'model_card']
+           'measured', 'figures_text', 'hours', 'training_facts', 'model_card']
 
 # %% ../../nbs/evaluation/model_card.ipynb #93b8ba67
 from pathlib import Path
@@ -131,6 +131,14 @@ ims = sample(model, 16)       # (16,H,W,3) uint8; picture k of a seed is always 
 
 after `pip install "pttface @ git+https://github.com/pttface/pttface"`.'''
 
+def hours(
+    s:float,  # Seconds
+)->str: # Such as '3.2 h' or '12 min'
+    "A length of time in words."
+    if s >= 7200:
+        return f'{s/3600:.1f} h'
+    return f'{s/60:.0f} min' if s >= 120 else f'{s:.0f} s'
+
 def training_facts(
     config:dict,  # Of an exported model
 )->list[dict]: # what, value
@@ -140,7 +148,7 @@ def training_facts(
     w,low,high = s.get('guidance', 1), s.get('guidance_low'), s.get('guidance_high')
     facts = {'recipe':s['name'], 'network':f'{s["net"]}, {config["parameters"]:,} parameters',
              'pictures':f'{s["size"]} × {s["size"]} px', 'parameterization':parameterization,
-             'trained on':f'{config["images"]:,} images, {config["seconds"]/3600:.1f} h, step {config["step"]:,}',
+             'trained on':f'{config["images"]:,} images in {hours(config["seconds"])}, {config["step"]:,} steps',
              'weights':f'{config["weights"]}, average {config["average"]}',
              'sampled by':f'{s["sampler"]}, {s["steps"]} steps',
              'guidance':'none' if w == 1 else f'{w:g} from σ = {low:g} to {high:g}, by `guide.safetensors`'}
