@@ -483,8 +483,8 @@ class Hub(http.server.BaseHTTPRequestHandler):
         body = self.rfile.read(int(self.headers.get('Content-Length') or 0))
         self.log.append(('POST', self.path, self.headers.get('Authorization')))
         here = f'http://{self.headers["Host"]}/me/faces'
-        if self.refuses:
-            return self.answer(dict(error='The token is not known'), 401)
+        if self.refuses and self.path.endswith('/preupload/main'):
+            return self.answer(dict(error='You have no right to do this'), 403)
         if self.path.endswith('/preupload/main'):
             files = json.loads(body)['files']
             modes = [dict(path=o['path'], uploadMode='regular', shouldIgnore=False) for o in files]
