@@ -523,7 +523,7 @@ class Run(TrainingRun):
         return sample(self, n, **kw)
     def find_guide(self, device=None): # `find_guide(run)`, likewise
         return find_guide(self, device)
-    def guide_weights(self, step=None): # Of the average as it was after `guide_at` of `step`; `None` where none is kept
+    def guide_weights(self, step=None): # Of the average after `guide_at` of `step`; `None` where none is kept
         r,step = self.recipe,step or max((o['step'] for o in self.checkpoints.rows), default=0)
         return guide_weights([self.path/'guide', self.path/'ema'], step*r.guide_at, r.guide_ema)
     def evaluations(self, weight=1., low=.1, high=2., sampler=None, steps=None): # … of one picture, so guided
