@@ -6,7 +6,7 @@ denoising-diffusion-pytorch's Trainer. Each peer gets the best of three learning
 
 MINUTES (10) of two cores for each training, or SETS=heads,fruit:5 for other minutes for one of the sets: how many
 pictures that is for each comes from its own CPU seconds a picture, measured in turns, so a busy machine changes
-nothing. Each training has one thread, two run side by side. What is trained and drawn stays in
+nothing. Each training has one thread, JOBS (2) run side by side. What is trained and drawn stays in
 runs/bench/quality-MINUTES, so a bench that was cut off goes on from there; remove the folders to begin anew.
 """
 import json
@@ -26,6 +26,7 @@ from PIL import Image
 
 top = Path(__file__).resolve().parent.parent
 MINUTES = float(os.environ.get('MINUTES', 10))
+JOBS = int(os.environ.get('JOBS', 2))
 ASKED = [o.partition(':') for o in os.environ.get('SETS', 'heads,fruit').split(',')]
 SETS = {k: float(m or MINUTES) for k, _, m in ASKED}
 OURS = 'tiny'
@@ -205,7 +206,7 @@ class Contest:
             run_alone(sys.executable, __file__, 'draw', d, way, seed, start, n, self.steps)
 
     def race(self, entries, samples):
-        "Train and draw all `entries` (who, lr, seed, way), two at a time."
+        "Train and draw all `entries` (who, lr, seed, way), JOBS at a time."
         for job in [self.pool.submit(self.learn, *o) for o in dict.fromkeys(o[:3] for o in entries)]:
             job.result()
         part = min(samples, 100)
@@ -258,7 +259,7 @@ def bench(smoke=False):
                   else n_params(make_net(find_recipe(p))))
         add('parameters', params, PEERS[p], theirs)
     best_lr, lines = {}, []
-    with ThreadPoolExecutor(2) as pool:
+    with ThreadPoolExecutor(JOBS) as pool:
         for kind, m in minutes.items():
             folder = top/f'runs/bench/quality-{"smoke" if smoke else f"{m:g}"}'
             if smoke:
