@@ -673,9 +673,9 @@ def confirm_cpu(
     takes = f'the budget would take {images*seconds/86400:.1f} days'
     if budget.unit == 'seconds':
         takes = f'the budget would see each of {n:,} faces {images/n:.1f} times'
-    raise BadInput(f'{recipe.name} has {n_params(make_net(recipe))/1e6:.0f} million parameters, and there is no GPU: one '
-                   f'picture takes {seconds:.1f} s here, so {takes}. Use a GPU or recipe="tiny", '
-                   'or confirm with device="cpu"')
+    million = n_params(make_net(recipe))/1e6
+    raise BadInput(f'{recipe.name} has {million:.0f} million parameters, and there is no GPU: one picture takes '
+                   f'{seconds:.1f} s here, so {takes}. Use a GPU or recipe="tiny", or confirm with device="cpu"')
 
 # %% ../nbs/05_diffusion.ipynb #47302f3f
 def describe_training(

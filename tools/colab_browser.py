@@ -22,6 +22,11 @@ Curator({!r}, outliers=False, progress=False)"""
 DROPPED = "document.querySelector('.pf-head').innerText.includes('{} dropped')"
 
 
+def has_asked(message):
+    "Is this what ipywidgets 7 says once it has asked a kernel without widgets for its widgets?"
+    return 'Failed to fetch ipywidgets' in message.text
+
+
 @contextmanager
 def notebook_server(python, folder):
     "Classic Notebook of a runtime on loopback; yields its address and its token."
@@ -52,10 +57,13 @@ def notebook_server(python, folder):
 def drive(url, token, decisions, screenshot):
     "Drop two faces, one by mouse and one by key, and turn the page."
     with Browser(height=1000) as b:
-        b.goto(f'{url}notebooks/a.ipynb?token={token}')
-        b.wait('window.Jupyter && Jupyter.notebook && Jupyter.notebook.kernel')
-        b.wait('Jupyter.notebook.kernel.is_connected()')
-        b.eval('Jupyter.notebook.execute_all_cells()')
+        with b.page.expect_console_message(has_asked):  # ipywidgets asks a kernel that it joins for its widgets
+            b.goto(f'{url}notebooks/a.ipynb?token={token}')
+            b.wait('window.Jupyter && Jupyter.notebook && Jupyter.notebook.kernel')
+            b.wait('Jupyter.notebook.kernel.is_connected()')
+        b.eval('Jupyter.notebook.execute_cells([0])')  # Its answer comes after the answer to that
+        b.wait("document.body.innerText.includes('ready to draw')")
+        b.eval('Jupyter.notebook.execute_cells([1])')
         b.wait("document.querySelectorAll('.pf-face').length == 50", 90)
         b.wait("getComputedStyle(document.querySelector('.pf-face')).backgroundImage.startsWith('url')")
         b.click('.pf-at3')
@@ -70,7 +78,7 @@ def drive(url, token, decisions, screenshot):
         b.key('n')
         b.wait("document.querySelector('.pf-head').innerText.includes('50 looked at')")
         cells = b.eval('Jupyter.notebook.ncells()')
-        assert cells == 1, f'a key of the curator reached the notebook: {cells} cells'
+        assert cells == 2, f'a key of the curator reached the notebook: {cells} cells'
 
 
 def main(runtime, screenshot=None):
@@ -79,7 +87,7 @@ def main(runtime, screenshot=None):
         sys.exit(124)
     with tempfile.TemporaryDirectory() as folder:
         root = make(Path(folder) / 'root', 120)
-        write_notebook(Path(folder) / 'a.ipynb', CODE.format(str(root)))
+        write_notebook(Path(folder) / 'a.ipynb', "print('ready', 'to', 'draw')", CODE.format(str(root)))
         with notebook_server(Path(runtime).absolute() / 'bin/python', folder) as (url, token):
             drive(url, token, root / 'dataset/decisions.jsonl', screenshot)
 
