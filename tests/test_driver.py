@@ -183,6 +183,25 @@ def test_a_session_whose_drive_is_refused_goes_on_and_ends_with_everything_in_on
     assert any(re.fullmatch(r'runs/tiny/checkpoint-.*\.pt', o) for o in names)
 
 
+def test_a_drive_that_is_full_at_every_stage_loses_nothing(tmp_path):
+    (tmp_path / 'MyDrive').mkdir()
+    _, counts = finished(tmp_path / 'content', DRIVE_BYTES='1000')
+    stopped = {cell.partition(' = ')[0].removeprefix('with session.keeping(): ') for cell, _ in counts['stopped']}
+    assert stopped >= {'with session.keeping():', 'photos', 'faces', 'data', 'run', 'sets', 'report'}
+    for cell, error in counts['stopped']:
+        assert error.startswith('BadInput: ') and 'Drive is full; make room' in error and '\n' not in error, cell
+    assert sizes(tmp_path / 'content/pttface-drawn') == sizes(tmp_path / 'MyDrive/pttface-drawn')
+
+
+@pytest.mark.parametrize('lost', ['photos = download', 'run = train'])
+def test_a_drive_that_goes_out_of_reach_loses_nothing(tmp_path, lost):
+    (tmp_path / 'MyDrive').mkdir()
+    _, counts = finished(tmp_path / 'content', LOST=lost)
+    (cell, error), = counts['stopped']
+    assert lost in cell and error.startswith('BadInput: ') and 'Transport endpoint' in error and '\n' not in error
+    assert sizes(tmp_path / 'content/pttface-drawn') == sizes(tmp_path / 'MyDrive/pttface-drawn')
+
+
 def test_the_first_run_all_asks_for_no_drive(tmp_path):
     output, counts = finished(tmp_path / 'content', KEEP='auto', UNTIL='expect_crawl(')
     assert counts['mounts'] == 0 and 'ends with this machine' in output
