@@ -264,6 +264,14 @@ answers = st.tuples(st.integers(100, 599), st.dictionaries(
     st.one_of(places, header_values), max_size=4), st.binary(max_size=50))
 
 
+class Reply(SimpleNamespace):
+    def __enter__(self):
+        return self
+
+    def __exit__(self, *_):
+        pass
+
+
 class FakeSession:
     "Answers in turn, and knows what it was asked."
     def __init__(self, answers):
@@ -273,9 +281,7 @@ class FakeSession:
         self.asked.append(url)
         status, headers, body = self.answers[(len(self.asked) - 1) % len(self.answers)]
         raw = SimpleNamespace(stream=lambda *_, **__: iter([body]))
-        reply = SimpleNamespace(status_code=status, headers=headers, raw=raw, request=SimpleNamespace(headers={}))
-        reply.__class__ = type('R', (SimpleNamespace,), dict(__enter__=lambda o: o, __exit__=lambda *_: None))
-        return reply
+        return Reply(status_code=status, headers=headers, raw=raw, request=SimpleNamespace(headers={}))
 
     def close(self):
         pass
@@ -289,8 +295,8 @@ def test_whatever_servers_say_there_is_an_answer_and_nothing_leads_inside(url, r
     session = FakeSession(replies)
     with bounded(), Client(session=session, retries=1, backoff=0, patience=0) as client:
         a = client.get(url)
-    assert a.ok != bool(a.reason) and len(session.asked) <= 2*(client.redirects + 1)
-    assert a.ok is bool(a.ok and a.body and 200 <= a.status < 300 or False) or a.status < 200
+    assert len(session.asked) <= 2*(client.redirects + 1)
+    assert not a.ok or a.body and a.status < 300
     for where in session.asked:
         host = re.match(r'https?://(?:\[([^\]]*)\]|([^/:?#]*))', where, re.I)
         assert host
@@ -683,7 +689,7 @@ def test_a_record_is_found_in_the_checkpoint(checkpoint, record):
         (d/'recipe.json').write_bytes(record)
         run = TrainingRun(d)
         got = outcome(lambda: run.recipe)
-        assert isinstance(got, (Recipe, BadInput))
+        assert isinstance(got, Recipe)
 
 
 @settings(max_examples=max(many//4, 15))

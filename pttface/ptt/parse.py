@@ -60,7 +60,20 @@ def text_of(
     pushes:list=None,  # Gets the text of the comments, which leave `\0number\0` behind; None: they stay where they are
 )->str:
     "The text of `o`: links as their addresses, without scripts, previews and header lines."
-    return (o.text or '') + ''.join(_joined(_piece(c, pushes), c) for c in o)
+    below,parts = [(o, iter(o))],[[o.text or '']]
+    while True:
+        within,children = below[-1]
+        if (child := next(children, None)) is None:
+            text = ''.join(parts.pop())
+            below.pop()
+            if not below:
+                return text
+            parts[-1].append(_joined(_shown(within, text), within))
+        elif (text := _alone(child, pushes)) is not None:
+            parts[-1].append(_joined(text, child))
+        else:
+            below.append((child, iter(child)))
+            parts.append([child.text or ''])
 
 def _joined(text, o):
     "The text of a child and what follows it; PTT ends a link where Chinese begins, though its file's name may go on"
@@ -68,8 +81,8 @@ def _joined(text, o):
     goes_on = o.tag == 'a' and tail[:1] > '\x7f' and tail[0].isalnum() and text == f' {o.get("href")} '
     return (text[:-1] if goes_on else text) + tail
 
-def _piece(o, pushes):
-    "The text of one child"
+def _alone(o, pushes):
+    "The text of an element that does not show what is in it; `None` where it does"
     if not isinstance(o.tag, str) or o.tag in ('script','style'):
         return ''
     names = set(o.get('class', '').split())
@@ -80,14 +93,18 @@ def _piece(o, pushes):
     if 'push' in names and pushes is not None:
         pushes.append(' '.join(text_of(c) for c in _push_content(o) or [o]))
         return f'\n\0{len(pushes)-1}\0\n'
-    text,href = text_of(o, pushes),o.get('href', '') if o.tag == 'a' else ''
+    return None
+
+def _shown(o, text):
+    "An element as text, with `text` in it"
+    href = o.get('href', '') if o.tag == 'a' else ''
     if not href.lower().startswith('http'):
         return '\n' if o.tag == 'br' else text
     return f' {href} ' + (f'{text} ' if text != href and 'http' in text else '')
 
 # %% ../../nbs/ptt/parse.ipynb #aea51298
 taipei = timezone(timedelta(hours=8))
-ids = re.compile(r'[MG]\.(\d+)\.A(?:\.[0-9A-F]+)?')
+ids = re.compile(r'[MG]\.([0-9]{1,11})\.A(?:\.[0-9A-F]+)?')
 
 def posted(
     id:str,  # File name of an article, such as `M.1704040318.A.E87`
@@ -128,7 +145,7 @@ def parse_index(
             break
         rows.append(_index_row(o))
     buttons = [a.get('href', '') for o in _paging(root)[:1] for a in _buttons(o)]
-    numbers = [re.search(r'index(\d+)\.html', href) for href in buttons[1:3]] + [None, None]
+    numbers = [re.search(r'index([0-9]{1,9})\.html', href) for href in buttons[1:3]] + [None, None]
     previous,following = (m and int(m[1]) for m in numbers[:2])
     number = 1
     if previous:
