@@ -53,7 +53,15 @@ def having(
 
 # %% ../../nbs/ptt/parse.ipynb #78ce3e4f
 _push_content = etree.XPath(f'.//*[{having("push-content")}]')
-aside = {'richcontent','article-metaline','article-metaline-right','warning-box'}
+aside = {'richcontent','article-metaline','article-metaline-right','warning-box','r-ent'}
+
+def _outermost(found):
+    "Elements, in the order of the page, that are not in one another"
+    within = set()
+    for o in found:
+        if o not in within:
+            within.update(o.iter('*'))
+            yield o
 
 def text_of(
     o,                 # An element
@@ -91,7 +99,7 @@ def _alone(o, pushes):
     if '__cf_email__' in names:
         return revealed(o.get('data-cfemail')) or ''.join(o.itertext())
     if 'push' in names and pushes is not None:
-        pushes.append(' '.join(text_of(c) for c in _push_content(o) or [o]))
+        pushes.append(' '.join(text_of(c) for c in _outermost(_push_content(o) or [o])))
         return f'\n\0{len(pushes)-1}\0\n'
     return None
 
@@ -159,7 +167,10 @@ def _index_row(o):
     "One row of an index page, as a dict"
     part = {}
     for e in o.iter('*'):
-        for c in {'title','author','date','nrec'}.intersection(e.get('class', '').split()):
+        names = e.get('class', '').split()
+        if 'r-ent' in names and e is not o:  # A row that was not closed has the others in it
+            break
+        for c in {'title','author','date','nrec'}.intersection(names):
             part.setdefault(c, e)
     a = part['title'].find('a') if 'title' in part else None
     m = ids.search(a.get('href', '')) if a is not None else None

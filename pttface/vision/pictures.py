@@ -93,7 +93,7 @@ def files_in(
     except (*DAMAGED, EOFError, OSError, RuntimeError, ValueError) as e:
         if name is None and not (path.suffix == '.zip' or '.tar' in path.suffixes or path.suffix == '.tgz'):
             raise BadInput(f'{path} cannot be read as pictures: give {FORMS}') from e
-        raise BadInput(f'{path} is damaged after {name}: {e}') from e
+        raise BadInput(f'{path} is damaged after {name}: {" ".join(str(e).split())}') from e
 
 # %% ../../nbs/vision/pictures.ipynb #99fc6447
 def load_array(
