@@ -433,8 +433,11 @@ class Robots:
     def allows(self,
         url:str,  # Address or path
     )->bool:
-        "May we ask for it?"
-        return self.rules.can_fetch(urljoin('https://host', url), ROBOT)
+        "May we ask for it? What is no address may not be asked for."
+        try:
+            return self.rules.can_fetch(urljoin('https://host', url), ROBOT)
+        except ValueError:
+            return False
 
     @property
     def delay(self)->float: # Seconds between two requests; 0 where it asks for none

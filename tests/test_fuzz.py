@@ -2,7 +2,7 @@
 
 A few examples of each, the same every time; `make fuzz` tries thousands. What was found stays as `@example`.
 """
-import gzip,hashlib,html,io,ipaddress,json,math,os,re,signal,tarfile,zipfile
+import hashlib,html,io,ipaddress,json,math,os,re,signal,tarfile,zipfile
 from contextlib import contextmanager
 from dataclasses import asdict,fields,replace
 from pathlib import Path
@@ -26,9 +26,9 @@ from pttface.faces import FaceSettings
 from pttface.net.http import Answer,Client,_head_reason,_wait,public
 from pttface.policy import DIGITS64,OptOut,Robots,opted_out,read_optout,tagged,why_young
 from pttface.ptt.parse import category,gated,parse_article,parse_index,posted,push_count
-from pttface.ptt.urls import canonical,canonical_all,image_types,split_urls
+from pttface.ptt.urls import canonical,canonical_all,split_urls
 from pttface.storage.files import (BadInput,Ledger,read_json,read_jsonl,read_npz,read_tar,same_settings,write_json,
-                                   write_jsonl,write_npz,write_tar)
+                                   write_npz,write_tar)
 from pttface.training.checkpoint import Checkpoints
 from pttface.training.config import RECIPES,Budget,Recipe,read_recipe,recipe_record
 from pttface.training.trainer import TrainingRun
@@ -79,10 +79,10 @@ imgur_ids = st.text(letters, min_size=7, max_size=7)
 names = st.text(letters + '-_', min_size=1, max_size=12)
 article_ids = st.builds('M.{}.A.{:03X}'.format, st.integers(10**9, 2*10**9), st.integers(0, 0xfff))
 pieces = st.sampled_from(['https://', 'http://', 'i.imgur.com/', 'imgur.com/', 'a/', '.jpg', '.png', '[img]', '[/img]',
-                          '%20', '&amp;', ',', '正', '，', '?a=', '#', '@', ':80', '[::1]', '//', '\\', '"', '(', ')', ' ',
-                          'pbs.twimg.com/media/', 'x.com', '.', '..', '\n', '\0', '\ud800'[:0], '１', '歲', '國小', '高中'])
+                          '%20', '&amp;', ',', '正', '，', '?a=', '#', '@', ':80', '[::1]', '//', '\\', '"', '(', ')',
+                          ' ', 'pbs.twimg.com/media/', 'x.com', '.', '..', '\n', '\0', '１', '歲', '國小', '高中'])
 texts = st.one_of(st.text(max_size=60), st.lists(st.one_of(pieces, st.text(max_size=6)), max_size=30).map(''.join))
-long_texts = st.builds(lambda p, n, end: p*(n//max(len(p), 1)) + end, st.one_of(pieces, st.text(min_size=1, max_size=5)),
+long_texts = st.builds(lambda p, n, end: p*(n//len(p)) + end, st.one_of(pieces, st.text(min_size=1, max_size=5)),
                        st.integers(0, 20_000), texts)
 json_values = st.recursive(
     st.one_of(st.none(), st.booleans(), st.integers(), st.floats(), st.text(max_size=9)),
@@ -95,8 +95,8 @@ records = st.one_of(
 
 def photo_urls():
     imgur = st.builds('https://i.imgur.com/{}.jpg'.format, imgur_ids)
-    other = st.builds('https://{}.example.com/{}/{}.{}'.format, st.text('abcdefgh', min_size=1, max_size=5), names, names,
-                      st.sampled_from(['jpg', 'png', 'webp', 'gif']))
+    other = st.builds('https://{}.example.com/{}/{}.{}'.format, st.text('abcdefgh', min_size=1, max_size=5), names,
+                      names, st.sampled_from(['jpg', 'png', 'webp', 'gif']))
     return st.one_of(imgur, other)
 
 
@@ -113,16 +113,17 @@ def mutated(data):
             else:
                 body[i:i] = piece
         return bytes(body)
-    edit = st.tuples(st.integers(0, 10**6), st.sampled_from(['cut', 'set', 'set', 'put']), st.binary(min_size=1, max_size=9))
+    edit = st.tuples(st.integers(0, 10**6), st.sampled_from(['cut', 'set', 'set', 'put']),
+                     st.binary(min_size=1, max_size=9))
     return st.lists(edit, min_size=1, max_size=4).map(change)
 
 
 # ---- pages
 
 tags = st.sampled_from(['div', 'span', 'a', 'b', 'br', 'p', 'table', 'script', 'style', 'main', 'body', 'title', 'svg'])
-classes = st.sampled_from(['r-ent', 'title', 'author', 'date', 'nrec', 'r-list-sep', 'push', 'push-content', 'wide', 'board',
-                           'btn-group-paging', 'article-meta-tag', 'article-meta-value', 'richcontent', 'warning-box',
-                           '__cf_email__', 'over18-notice', 'article-metaline'])
+classes = st.sampled_from(['r-ent', 'title', 'author', 'date', 'nrec', 'r-list-sep', 'push', 'push-content', 'wide',
+                           'board', 'btn-group-paging', 'article-meta-tag', 'article-meta-value', 'richcontent',
+                           'warning-box', '__cf_email__', 'over18-notice', 'article-metaline'])
 hrefs = st.one_of(st.builds('/bbs/Beauty/M.{}.A.E87.html'.format, st.integers(0, 10**30)), texts,
                   st.builds('/bbs/Beauty/index{}.html'.format, st.integers(0, 10**30)))
 
@@ -153,6 +154,8 @@ def index_page(ids, number='index3.html'):
 @example(index_page(['M.' + '9'*5000 + '.A.E87']))
 @example(b'<div id="main-content">' + b'<div><span>'*900 + b'https://i.imgur.com/AbCdEf1.jpg')
 @example(b'<div class="r-ent"><div class="title">' + b'<b><i>'*900)
+@example(b'<div id="main-content" class="r-ent"><b class="title">'*1000)
+@example(b'<div id="main-content"><i class="push"><b class="push-content">x'*1000)
 def test_any_bytes_are_a_page(body):
     with bounded():
         index, page = parse_index(body), parse_article(body)
@@ -172,8 +175,9 @@ def test_any_bytes_are_a_page(body):
 @given(st.lists(st.tuples(article_ids, words, names, st.sampled_from(['', '爆', 'X3', 'XX', '7', '42'])), max_size=20),
        st.integers(1, 10**6))
 def test_an_index_page_says_what_was_written(rows, number):
-    made = ''.join(f'<div class="r-ent"><div class="nrec"><span>{n}</span></div><div class="title"><a href="/bbs/B/{i}.html">'
-                   f'{html.escape(t)}</a></div><div class="author">{a}</div></div>' for i, t, a, n in rows)
+    made = ''.join(f'<div class="r-ent"><div class="nrec"><span>{n}</span></div><div class="title">'
+                   f'<a href="/bbs/B/{i}.html">{html.escape(t)}</a></div><div class="author">{a}</div></div>'
+                   for i, t, a, n in rows)
     wide = [f'index{number - 1}.html' if number > 1 else '', f'index{number + 1}.html']
     paging = ''.join(f'<a class="btn wide" href="/bbs/B/{o}">x</a>' for o in ('index1.html', *wide, 'index.html'))
     found = parse_index(f'<div class="btn-group-paging">{paging}</div>{made}'.encode())
@@ -209,8 +213,8 @@ def test_any_text_gives_files_or_reasons(text):
     assert all(re.match('https?://', o, re.I) for o in raws)
 
 
-@given(st.lists(photo_urls(), max_size=8), st.lists(st.sampled_from(['看', '\n', ' ', '，', '[img]{}[/img]', '<{}>', '({})',
-                                                                     '「{}」', '正妹{}正妹']), min_size=8, max_size=8))
+@given(st.lists(photo_urls(), max_size=8), st.lists(st.sampled_from(
+    ['看', '\n', ' ', '，', '[img]{}[/img]', '<{}>', '({})', '「{}」', '正妹{}正妹']), min_size=8, max_size=8))
 def test_addresses_in_a_text_are_found_once_and_in_order(urls, around):
     text = ' '.join(a.format(u) if '{}' in a else a + u + '\n' for u, a in zip(urls, around))
     found = [o for raw in split_urls(text) for o in canonical_all(raw)]
@@ -256,9 +260,9 @@ def test_content_length_is_believed_or_refused(length, cap, encoding):
 
 
 hosts = st.one_of(st.ip_addresses().map(lambda a: f'[{a}]' if a.version == 6 else str(a)),
-                  st.sampled_from(['localhost', '127.0.0.1', '10.0.0.1', '[::1]', 'example.com', 'i.imgur.com', '0', '①']))
-places = st.one_of(texts, st.builds('{}://{}{}/{}'.format, st.sampled_from(['http', 'https', 'file', 'ftp', 'HTTP']), hosts,
-                                    st.sampled_from(['', ':80', ':22', ':x', ':99999999']), names))
+                  st.sampled_from(['localhost', '127.0.0.1', '10.0.0.1', '[::1]', 'example.com', '0', '①']))
+places = st.one_of(texts, st.builds('{}://{}{}/{}'.format, st.sampled_from(['http', 'https', 'file', 'ftp', 'HTTP']),
+                                    hosts, st.sampled_from(['', ':80', ':22', ':x', ':99999999']), names))
 answers = st.tuples(st.integers(100, 599), st.dictionaries(
     st.sampled_from(['location', 'Retry-After', 'Content-Length', 'Content-Encoding', 'Content-Type', 'X-Robots-Tag']),
     st.one_of(places, header_values), max_size=4), st.binary(max_size=50))
@@ -320,18 +324,21 @@ def test_an_address_is_as_public_as_the_one_within_it(ip):
         assert not public(str(ipaddress.IPv6Address(0x2002 << 112 | n << 80)))
 
 
-robots_lines = st.one_of(texts, st.builds('{}{}{}'.format, st.sampled_from(
-    ['User-agent:', 'user-agent :', 'Disallow:', 'Allow:', 'Crawl-delay:', 'Request-rate:', 'Sitemap:']), st.sampled_from(
-        ['', ' ', ' *', ' pttface', ' pttface/0.1', ' /', ' 1/', ' 1.2.3/4', ' ./.', ' 1/0', ' 0/1', ' inf', ' nan', ' -1']),
-    texts))
+robots_fields = ['User-agent:', 'user-agent :', 'Disallow:', 'Allow:', 'Crawl-delay:', 'Request-rate:', 'Sitemap:']
+robots_values = ['', ' ', ' *', ' pttface', ' pttface/0.1', ' /', ' 1/', ' 1.2.3/4', ' ./.', ' 1/0', ' 0/1', ' inf',
+                 ' nan', ' -1']
+robots_lines = st.one_of(texts, st.builds('{}{}{}'.format, st.sampled_from(robots_fields),
+                                          st.sampled_from(robots_values), texts))
+robots_files = st.one_of(st.binary(max_size=200),
+                         st.lists(robots_lines, max_size=12).map(lambda o: '\n'.join(o).encode()))
 
 
-@given(st.one_of(st.binary(max_size=200), st.lists(robots_lines, max_size=12).map(lambda o: '\n'.join(o).encode())), texts,
-       st.sampled_from([200, 200, 200, 404, 503, 0]))
+@given(robots_files, texts, st.sampled_from([200, 200, 200, 404, 503, 0]))
 @example(b'User-agent: *\nRequest-rate: 1.2.3/4', '', 200)
 @example(b'User-agent: *\nRequest-rate: ./.', '', 200)
 @example(b'User-agent: *\nCrawl-delay: nan', '', 200)
 @example(b'User-agent: *\nCrawl-delay: inf', '', 200)
+@example(b'', 'A://[]', 200)
 def test_any_robots_txt_is_obeyed_or_passed_over(body, path, status):
     with bounded():
         robots = Robots(body, status)
@@ -368,7 +375,8 @@ def test_any_list_can_be_read(body, rows):
         (d/'optout_hashes.jsonl').write_bytes(b'\n'.join(rows))
         with bounded():
             out = read_optout(d)
-            assert opted_out(dict(url='https://i.imgur.com/AbCdEf1.jpg', phash='c3a59966c3a59966'), out) in (True, False)
+            row = dict(url='https://i.imgur.com/AbCdEf1.jpg', phash='c3a59966c3a59966')
+            assert opted_out(row, out) in (True, False)
         assert isinstance(out.warning(), str) and list(out) == sorted(out.words)
 
 
@@ -378,12 +386,13 @@ def wide(text):
 
 
 SPELL = [
-    str, lambda u: u.replace('https://', 'http://'), lambda u: u.replace('https://', ''), lambda u: u.replace('https:', ''),
-    lambda u: u.replace('https://', 'HTTPS://'), wide, lambda u: u.replace('/', '\\'), lambda u: quote(u, safe=''),
+    str, lambda u: u.replace('https://', 'http://'), lambda u: u.replace('https://', ''),
+    lambda u: u.replace('https:', ''), lambda u: u.replace('https://', 'HTTPS://'), wide,
+    lambda u: u.replace('/', '\\'), lambda u: quote(u, safe=''),
     lambda u: re.sub(r'^https://([^/]*)', lambda m: m[0].upper(), u), lambda u: u + '?size=large', lambda u: u + '#x',
     lambda u: re.sub(r'\.(jpg|png|webp|gif)$', '.jpeg', u), lambda u: re.sub(r'\.(jpg|png|webp|gif)$', '', u)]
-WRAP = ['{}', '"{}"', '<{}>', '「{}」', '[img]{}[/img]', '[me]({})', '照片：{}', '{} # mine', '請刪除 {} 謝謝', '1. {}', '{},',
-        '{}\u200b', '\ufeff{}', '  {}\t', '<a href="{}">x</a>', '{};', '（{}）', '- {}']
+WRAP = ['{}', '"{}"', '<{}>', '「{}」', '[img]{}[/img]', '[me]({})', '照片：{}', '{} # mine', '請刪除 {} 謝謝', '1. {}',
+        '{},', '{}\u200b', '\ufeff{}', '  {}\t', '<a href="{}">x</a>', '{};', '（{}）', '- {}']
 CODES = ['utf-8', 'utf-8-sig', 'utf-16', 'utf-16-le', 'utf-16-be', 'cp950']
 
 
@@ -400,7 +409,8 @@ def test_an_opted_out_photo_is_known_in_any_spelling(url, spell, wrap, code, oth
     assert another == url or another not in out
 
 
-@given(article_ids, st.sampled_from(SPELL[:-4]), st.sampled_from(WRAP), st.sampled_from(['url', 'id', 'aid']), article_ids)
+@given(article_ids, st.sampled_from(SPELL[:-4]), st.sampled_from(WRAP), st.sampled_from(['url', 'id', 'aid']),
+       article_ids)
 def test_an_opted_out_article_is_known_in_any_spelling(id, spell, wrap, how, other):
     url = f'https://www.ptt.cc/bbs/Beauty/{id}.html'
     if how == 'aid':
@@ -422,8 +432,9 @@ def test_any_title_is_judged(title, age, year):
 
 # ---- settings and records
 
-VALUES = {'int': st.integers(1, 10**6), 'float': st.floats(allow_nan=False, allow_infinity=False), 'bool': st.booleans(),
-          'str': words, 'tuple': st.lists(words, max_size=3).map(tuple), 'dict': st.dictionaries(names, st.one_of(
+VALUES = {'int': st.integers(1, 10**6), 'float': st.floats(allow_nan=False, allow_infinity=False),
+          'bool': st.booleans(), 'str': words, 'tuple': st.lists(words, max_size=3).map(tuple),
+          'dict': st.dictionaries(names, st.one_of(
               st.integers(), st.floats(allow_nan=False), st.booleans(), st.lists(st.integers(), max_size=3).map(tuple)),
               max_size=3)}
 
@@ -465,7 +476,8 @@ def test_a_recipe_is_read_back_equal(r):
     assert read_recipe(json.loads(json.dumps(recipe_record(r)))) == r
 
 
-@given(st.one_of(texts, st.builds('{} {}'.format, digits, st.sampled_from(['h', 'm', 's', 'images', 'k images', 'epochs']))))
+@given(st.one_of(texts, st.builds('{} {}'.format, digits,
+                                  st.sampled_from(['h', 'm', 's', 'images', 'k images', 'epochs']))))
 @example('9'*400 + 'h')
 @example('.' + '0'*400 + '1s')
 def test_a_budget_ends(text):
@@ -474,7 +486,7 @@ def test_a_budget_ends(text):
         assert 0 < budget.amount < math.inf and budget.spent(10**30, 1e300, 1) >= 1
 
 
-rows = st.dictionaries(names, st.dictionaries(st.text(max_size=5), json_values.filter(lambda o: o == o), max_size=3), max_size=8)
+rows = st.dictionaries(names, st.dictionaries(st.text(max_size=5), json_values, max_size=3), max_size=8)
 
 
 @given(rows, st.one_of(records, st.lists(records, max_size=4).map(b'\n'.join)))
@@ -505,8 +517,8 @@ def picture(i):
 PNG = [picture(i) for i in range(12)]
 
 
-@given(st.dictionaries(names, st.dictionaries(st.sampled_from(['jpg', 'json', 'txt']), st.binary(max_size=40), min_size=1),
-                       max_size=6))
+@given(st.dictionaries(names, st.dictionaries(
+    st.sampled_from(['jpg', 'json', 'txt']), st.binary(max_size=40), min_size=1), max_size=6))
 def test_a_shard_gives_back_what_went_in(samples):
     with folder() as d:
         assert write_tar(d/'a.tar', samples.items()) == len(samples)
@@ -532,7 +544,7 @@ def zip_of(files):
 
 
 def lying_zip():
-    "A zip that says a member holds 4 GB, and one that is compressed in a way of its own"
+    "A zip that says its member holds 4 GB."
     body = bytearray(zip_of([('a.png', PNG[0])]))
     at = body.rindex(b'PK\x01\x02')
     body[at + 24:at + 28] = b'\xff\xff\xff\xfe'
@@ -547,6 +559,7 @@ ARCHIVES = {'a.tar': tar_of([(f'f/{i}.png', PNG[i]) for i in range(3)]),
 
 @given(st.sampled_from(sorted(ARCHIVES)).flatmap(lambda k: st.tuples(st.just(k), mutated(ARCHIVES[k]))))
 @example(('a.zip', lying_zip()))
+@example(('a.tar', b''))
 @example(('a.tar', ARCHIVES['a.tar.xz'][:-9] + bytes(9)))
 def test_a_damaged_archive_gives_pictures_or_one_sentence(made):
     name, body = made
@@ -574,7 +587,8 @@ def test_every_file_of_an_archive_is_counted_once(files, form):
         return
     found = data.card['found']
     assert sorted(data.sha256) == sorted(hashlib.sha256(b).hexdigest() for b in good)
-    assert sum(v for k, v in found.items() if k not in ('files', 'enlarged')) + len(good) == found['files'] == len(files)
+    others = sum(v for k, v in found.items() if k not in ('files', 'enlarged'))
+    assert others + len(good) == found['files'] == len(files)
 
 
 def npz_of(**arrays):
@@ -607,9 +621,12 @@ def test_a_damaged_array_gives_pictures_or_one_sentence(made):
             outcome(read_npz, d/name)
 
 
-@given(stn.arrays(st.one_of(stn.integer_dtypes(), stn.floating_dtypes(), stn.boolean_dtypes(), stn.unicode_string_dtypes(
-    max_len=2), st.just(np.dtype('u1'))), stn.array_shapes(min_dims=0, max_dims=5, min_side=0, max_side=5)),
-    st.sampled_from(['.npz', '.npy']))
+kinds = st.one_of(stn.integer_dtypes(), stn.floating_dtypes(), stn.boolean_dtypes(),
+                  stn.unicode_string_dtypes(max_len=2), st.just(np.dtype('u1')))
+
+
+@given(stn.arrays(kinds, stn.array_shapes(min_dims=0, max_dims=5, min_side=0, max_side=5)),
+       st.sampled_from(['.npz', '.npy']))
 @example(np.zeros((0, 8, 8, 3), np.uint8), '.npy')
 @example(np.zeros((3, 0, 5, 3), np.uint8), '.npz')
 def test_any_array_is_pictures_or_one_sentence(array, form):
@@ -658,9 +675,9 @@ def checkpoint(tmp_path_factory):
     return file.read_bytes(), (path/'checkpoints.json').read_bytes()
 
 
+files = st.sampled_from(['checkpoint-00000003.pt', '../x', '/', '', '.', '\0', 'checkpoint-9.pt'])
 manifests = st.one_of(records, st.lists(st.fixed_dictionaries(
-    {}, optional=dict(file=st.one_of(st.sampled_from(['checkpoint-00000003.pt', '../x', '/', '', '.', '\0', 'checkpoint-9.pt']),
-                                     st.text(max_size=5)),
+    {}, optional=dict(file=st.one_of(files, st.text(max_size=5)),
                       step=st.one_of(st.integers(), st.booleans(), st.text(max_size=2)), sha256=st.text(max_size=5),
                       score=json_values)), max_size=3).map(lambda o: json.dumps(o).encode()))
 
@@ -710,7 +727,8 @@ def test_a_damaged_checkpoint_is_passed_over(checkpoint, data, named):
 anything = st.one_of(
     st.integers(), st.integers(-2**2000, 2**2000), st.floats(), st.booleans(), st.none(), st.text(max_size=5),
     st.binary(max_size=5), st.complex_numbers(), st.decimals(), st.fractions(), st.lists(st.integers(), max_size=2),
-    stn.arrays(st.one_of(stn.floating_dtypes(), stn.integer_dtypes()), stn.array_shapes(max_dims=1, max_side=2, min_side=0)),
+    stn.arrays(st.one_of(stn.floating_dtypes(), stn.integer_dtypes()),
+               stn.array_shapes(max_dims=1, max_side=2, min_side=0)),
     stn.from_dtype(np.dtype('f4')), stn.from_dtype(np.dtype('i8')))
 
 
