@@ -66,11 +66,16 @@ def jupyter_lab(folder, home, patience=120):
             found = [o for o in map(_read, (Path(home)/'runtime').glob('jpserver-*.json')) if o]
         yield Lab(found[0]['url'], found[0]['token'])
     finally:
-        server.terminate()
-        try:
-            server.wait(20)
-        except subprocess.TimeoutExpired:
-            server.kill()
+        stop(server)
+
+
+def stop(server, patience=20):
+    "End a process that was started here; by force when it has not ended after so many seconds."
+    server.terminate()
+    try:
+        server.wait(patience)
+    except subprocess.TimeoutExpired:
+        server.kill()
 
 
 def _read(path):

@@ -14,7 +14,7 @@ from pathlib import Path
 top = Path(__file__).resolve().parent.parent
 sys.path[:0] = [str(top), str(top / 'tests')]
 from browser import Browser, lacks  # noqa: E402
-from lab import write_notebook  # noqa: E402
+from lab import stop, write_notebook  # noqa: E402
 from test_curator import make  # noqa: E402
 
 CODE = """from pttface.curation.curator import Curator
@@ -42,11 +42,7 @@ def notebook_server(python, folder):
             raise SystemExit(f'Notebook did not start:\n{(Path(folder) / "server.log").read_text()[-3000:]}')
         yield json.loads(found[0].read_text())['url'], 'pttface'
     finally:
-        server.terminate()
-        try:
-            server.wait(20)
-        except subprocess.TimeoutExpired:
-            server.kill()
+        stop(server)
 
 
 def drive(url, token, decisions, screenshot):
