@@ -443,7 +443,7 @@ def _hop(self:Client, url):
             raise
         except (requests.RequestException, urllib3.exceptions.HTTPError, OSError, ValueError) as e:
             a = Answer(url, reason='too_slow' if watched.cut else fault(e), final=url)
-        if watched.cut and not a.reason:
+        if watched.cut:  # A header that was cut may look like another
             a.reason = 'too_slow'
     return a
 
