@@ -121,7 +121,10 @@ def load_array(
 # %% ../../nbs/vision/pictures.ipynb #d1084261
 def _decoded(body):
     "A picture by OpenCV, `None` where it is none"
-    im = cv2.imdecode(np.frombuffer(body, np.uint8), cv2.IMREAD_COLOR) if body else None
+    try:
+        im = cv2.imdecode(np.frombuffer(body, np.uint8), cv2.IMREAD_COLOR) if body else None
+    except cv2.error:  # more pixels than it takes
+        return None
     return im if im is None else im[...,::-1]
 
 def load_images(
