@@ -244,12 +244,12 @@ def main():
     p = argparse.ArgumentParser(prog='make soak', description=__doc__.split('\n')[0])
     p.add_argument('--links', type=int, default=20_000, help='how many links')
     p.add_argument('--minutes', type=float, default=10, help='the most time for both downloads')
-    p.add_argument('--smoke', action='store_true', help='400 links, and nothing is written')
+    p.add_argument('--smoke', action='store_true', help='200 links, and nothing is written')
     args = p.parse_args()
     from pttface.display import Table
     from pttface.storage.files import write_json
     try:
-        rows, amiss = soak(400 if args.smoke else args.links, 60*args.minutes)
+        rows, amiss = soak(200 if args.smoke else args.links, 60*args.minutes)
     except subprocess.TimeoutExpired:
         raise SystemExit(f'not done within {args.minutes:g} minutes') from None
     print(Table(rows))
