@@ -196,6 +196,7 @@ def _is_hash_row(r):
     found = {k:r[k] for k in wanted if r.get(k) is not None} if isinstance(r, dict) else {}
     return bool(found) and all(isinstance(v, str) and re.fullmatch(wanted[k], v) for k,v in found.items())
 
+# %% ../nbs/policy.ipynb #8dc95f59
 def read_optout(
     root:str|os.PathLike,  # An artefact folder
     report:bool=True,      # Log the lines that name nothing known?

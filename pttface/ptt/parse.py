@@ -55,20 +55,14 @@ def having(
 _push_content = etree.XPath(f'.//*[{having("push-content")}]')
 aside = {'richcontent','article-metaline','article-metaline-right','warning-box','r-ent'}
 
-def _outermost(found):
-    "Elements, in the order of the page, that are not in one another"
-    within = set()
-    for o in found:
-        if o not in within:
-            within.update(o.iter('*'))
-            yield o
-
 def text_of(
     o,                 # An element
     pushes:list=None,  # Gets the text of the comments, which leave `\0number\0` behind; None: they stay where they are
 )->str:
     "The text of `o`: links as their addresses, without scripts, previews and header lines."
-    below,parts = [(o, iter(o))],[[o.text or '']]
+    if not len(o):
+        return o.text or ''
+    below,parts = [(o, iter(o))],[[o.text or '']]  # The elements on the way down, and the text so far of each
     while True:
         within,children = below[-1]
         if (child := next(children, None)) is None:
@@ -83,11 +77,14 @@ def text_of(
             below.append((child, iter(child)))
             parts.append([child.text or ''])
 
-def _joined(text, o):
-    "The text of a child and what follows it; PTT ends a link where Chinese begins, though its file's name may go on"
-    tail = o.tail or ''
-    goes_on = o.tag == 'a' and tail[:1] > '\x7f' and tail[0].isalnum() and text == f' {o.get("href")} '
-    return (text[:-1] if goes_on else text) + tail
+# %% ../../nbs/ptt/parse.ipynb #feb5d27c
+def _outermost(found):
+    "Elements, in the order of the page, that are not in one another"
+    within = set()
+    for o in found:
+        if o not in within:
+            within.update(o.iter('*'))
+            yield o
 
 def _alone(o, pushes):
     "The text of an element that does not show what is in it; `None` where it does"
@@ -109,6 +106,13 @@ def _shown(o, text):
     if not href.lower().startswith('http'):
         return '\n' if o.tag == 'br' else text
     return f' {href} ' + (f'{text} ' if text != href and 'http' in text else '')
+
+# %% ../../nbs/ptt/parse.ipynb #481504f5
+def _joined(text, o):
+    "The text of a child and what follows it; PTT ends a link where Chinese begins, though its file's name may go on"
+    tail = o.tail or ''
+    goes_on = o.tag == 'a' and tail[:1] > '\x7f' and tail[0].isalnum() and text == f' {o.get("href")} '
+    return (text[:-1] if goes_on else text) + tail
 
 # %% ../../nbs/ptt/parse.ipynb #aea51298
 taipei = timezone(timedelta(hours=8))

@@ -483,8 +483,8 @@ def same_settings(
         return True
     if force:
         return False
-    values = ', '.join(f'{k}={old.get(k)!r} (now {now.get(k)!r})' for k in differ)
-    raise BadInput(f'{path.parent} was made with {" ".join(values.split())}: use those, another folder, or --force to make it again')
+    values = ' '.join(', '.join(f'{k}={old.get(k)!r} (now {now.get(k)!r})' for k in differ).split())
+    raise BadInput(f'{path.parent} was made with {values}: use those, another folder, or --force to make it again')
 
 # %% ../../nbs/storage/files.ipynb #c95d18a3
 def find_preset(

@@ -91,6 +91,7 @@ def _listed(manifest):
         log.warning('%s is damaged: the checkpoints themselves say what they are', manifest)
     return [{'score':None, **r} for r in good]
 
+# %% ../../nbs/training/checkpoint.ipynb #d1a287c3
 def _is_whole(path):
     "Does each part of a checkpoint fit its checksum?"
     try:
@@ -103,9 +104,9 @@ def _weights_in(path):
     "What a checkpoint holds; `None` where that is more than tensors and plain values, or nothing"
     try:
         state = torch.load(path, map_location='cpu', weights_only=True)
-    except OSError:
-        raise
     except Exception as e:
+        if isinstance(e, (OSError,MemoryError)) or 'allocate' in str(e):
+            raise
         log.warning('%s is not loaded: %s', path, str(e).strip().split('\n')[0])
         return None
     return state if isinstance(state, dict) else None

@@ -126,6 +126,7 @@ def training_record(
     "What decides which weights `recipe` gives."
     return {k:v for k,v in recipe_record(recipe).items() if k not in DRAWING_ONLY}
 
+# %% ../../nbs/training/config.ipynb #3752db65
 def read_recipe(
     settings:dict,  # What `recipe.json` holds
 )->Recipe: # The recipe; a setting that is not there has its default

@@ -48,6 +48,7 @@ def _fits(path, name, size):
 def _hidden(name):
     return any(o.startswith('.') or o == '__MACOSX' for o in PurePosixPath(name).parts)
 
+# %% ../../nbs/vision/pictures.ipynb #4251e377
 def _in_tar(path):
     with tarfile.open(path, 'r:*') as t:
         for m in t:
