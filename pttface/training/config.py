@@ -36,11 +36,10 @@ class Budget:
     @classmethod
     def _read(cls, text):
         m = re.fullmatch(r'\s*(\d+\.?\d*|\.\d+)\s*(?:(h|m|s)|([kM]?)\s*(images|epochs))\s*', text)
-        if not m or float(m[1]) <= 0:
+        if not m:
             return None
-        if m[2]:
-            return cls(float(m[1])*dict(h=3600, m=60, s=1)[m[2]], 'seconds')
-        return cls(float(m[1])*{'k':1e3, 'M':1e6}.get(m[3], 1), m[4])
+        amount = float(m[1])*dict(h=3600, m=60, s=1, k=1e3, M=1e6).get(m[2] or m[3], 1)
+        return cls(amount, m[4] or 'seconds') if 0 < amount < math.inf else None
 
     def spent(self,
         images:int,      # Images seen
@@ -127,13 +126,20 @@ def training_record(
     "What decides which weights `recipe` gives."
     return {k:v for k,v in recipe_record(recipe).items() if k not in DRAWING_ONLY}
 
+# %% ../../nbs/training/config.ipynb #3752db65
 def read_recipe(
     settings:dict,  # What `recipe.json` holds
 )->Recipe: # The recipe; a setting that is not there has its default
-    "The recipe that a record describes."
+    "The recipe that a record describes; raises `BadInput` where it describes none."
     s = {f.name:settings.get(RECORDED_AS.get(f.name, f.name), settings.get(f.name)) for f in fields(Recipe)}
-    known = {k:v for k,v in s.items() if v is not None}
-    args = {k:tuple(v) if isinstance(v, list) else v for k,v in s['net_args'].items()}
+    known = {'net_args':{}} | {k:v for k,v in s.items() if v is not None}
+    kinds = {f.name:(int,float) if f.type is float else f.type for f in fields(Recipe)}
+    for k,v in known.items():
+        if not isinstance(v, kinds[k]) or isinstance(v, bool) != (kinds[k] is bool):
+            raise BadInput(f'The record of the recipe is damaged: its {k} is {v!r}')
+    if 'name' not in known:
+        raise BadInput('The record of the recipe is damaged: it has no name')
+    args = {k:tuple(v) if isinstance(v, list) else v for k,v in known['net_args'].items()}
     return Recipe(**{**known, 'net_args':args})
 
 # %% ../../nbs/training/config.ipynb #6cc6b7e6

@@ -86,7 +86,7 @@ class TrainingRun:
         path = self.path/'recipe.json'
         try:
             found = read_json(path)
-            if isinstance(found, dict) and isinstance(found.get('settings'), dict):
+            if isinstance(found, dict) and isinstance(found.get('settings'), dict) and read_recipe(found['settings']):
                 return found
         except (BadInput, FileNotFoundError):
             pass
