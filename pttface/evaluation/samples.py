@@ -268,7 +268,8 @@ def _usable(out, made_by):
     if before.get('weights') is None:
         log.warning('%s does not say which weights drew it: drawn again', out)
     else:
-        differ = [k for k in made_by if k not in ('n','images','step') and before.get(k) != made_by[k]]
+        keys = dict.fromkeys([*made_by, *before])
+        differ = [k for k in keys if k not in ('n','numbers','images','step') and before.get(k) != made_by.get(k)]
         log.warning('%s is of other %s (step %s, now %s): drawn again', out, ', '.join(differ), before.get('step'),
                     made_by['step'])
     return None,None
