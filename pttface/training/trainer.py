@@ -41,6 +41,7 @@ from .config import LABELS_ONLY,RECORDED_AS,Budget,Recipe,lr_at,read_recipe,reci
 from .device import PRECISIONS,pick_device,pick_precision,processes,tune_convolutions
 from .ema import EMA,Snapshots,average_of,ema_beta,gamma_of,kept_for_guide
 from .labels import label_codes,label_columns
+from .overfitting import find_gap,gap_note
 from ..vision.pictures import in_colour
 
 # %% ../../nbs/training/trainer.ipynb #93ce6843
@@ -190,7 +191,10 @@ def curves(
     "Draw the course of a training."
     fig = Picture(figsize=(11 if sheet is None else 14, 4.2))
     axs = fig.subplot_mosaic('ABC\nDEF' if sheet is None else 'ABCSS\nDEFSS')
-    _lines(axs['A'], rows, ('loss','ema_loss','heldout_loss'), 'loss', yscale='log')
+    seen = f", each face seen {rows[-1]['epoch']:.0f} times" if rows and 'epoch' in rows[-1] else ''
+    _lines(axs['A'], rows, ('loss','ema_loss','heldout_loss'), f'loss{seen}', yscale='log')
+    if gap := find_gap(rows):
+        axs['A'].axvline(gap['images'], color='gray', lw=1, label='memorises')
     axs['A'].legend(fontsize=7)
     _lines(axs['B'], rows, ('grad_norm',), 'norm of the gradient', yscale='log')
     _by_sigma(axs['C'], rows)
@@ -1019,6 +1023,24 @@ def completed(self:TrainingLoop,
     b,n = Budget.parse(amount),self.t.n_train
     return math.floor(b.spent(self.t.images, self.t.seconds, n) + 1e-9) > math.floor(b.spent(*before, n) + 1e-9)
 
+# %% ../../nbs/training/trainer.ipynb #7d984327
+@patch
+def look_for_gap(self:TrainingLoop):
+    "Keep the averages with the lowest held-out loss, and say once where the network begins to memorise."
+    t,row = self.t,self.rows[-1]
+    held = [r['heldout_loss'] for r in self.rows if r.get('heldout_loss') is not None]
+    if row['heldout_loss'] is None:
+        return
+    if row['heldout_loss'] == min(held):
+        kept = Snapshots(t.run.path/'best')
+        kept.save(t.ema, t.step)
+        kept.prune(t.step)
+        return
+    gap = find_gap(self.rows)
+    if gap and not any('memorises' in r for r in self.rows):
+        row['memorises'] = gap
+        log.warning('%s: %s', t.run.path, gap_note(gap))
+
 # %% ../../nbs/training/trainer.ipynb #c39f632b
 @patch
 def report(self:TrainingLoop,
@@ -1029,6 +1051,7 @@ def report(self:TrainingLoop,
     t,grid = self.t,grid and self.t.sheet is not None
     self.rows.append(t.make_report(row, self.recent, grid))
     if self.main:
+        self.look_for_gap()
         write_jsonl(t.run.path/'log.jsonl', self.rows)
     if grid and self.main:
         self.sheet = np.asarray(Image.open(t.run.path/'grids'/f'{t.images:09d}.png'))
