@@ -41,6 +41,7 @@ from .policy import opted_out,read_optout
 from .storage.files import BadInput,content_hash,find_preset,locked,need,open_root,read_json,read_jsonl
 from .storage.files import read_npz
 from .storage.files import same_settings,write_json,write_npz
+from .training.labels import label_codes,mirror_codes
 from .vision.pictures import as_bytes,as_square,load_array,squares_in
 
 # %% ../nbs/03_dataset.ipynb #5d0e11aa
@@ -539,18 +540,26 @@ def batches(self:FaceData,
     start:int=0,          # Batches already drawn
     device='cpu',         # Where the set is kept and the batches are made
     split:int=0,          # 0 the training faces, 1 the held-out ones
-):  # Yields float32 tensors (batch_size,3,S,S) in [-1,1], for ever
+    labels:tuple=(),      # With the codes of these labels beside the faces, see `training.labels`
+):  # Yields float32 tensors (batch_size,3,S,S) in [-1,1], for ever; with labels, pairs of them and codes (batch_size,D)
     "Endless batches that depend on `seed` alone: from `start` on they are what they would have been."
     ims = np.ascontiguousarray((self.heldout if split else self.train).transpose(0,3,1,2))
     if not len(ims):
         raise BadInput(f'There are 0 faces in split {split}')
+    codes = label_codes(self.arrays, self.split == 0, labels, flip)[0][self.split == split] if labels else None
     if torch.device(device).type != 'cpu':
         ims = torch.from_numpy(ims).to(device)
     for i,which in enumerate(batch_indices(len(ims), batch_size, seed, start), start):
         x,mirror = ims[which],np.random.default_rng([seed,i,1]).random(batch_size) < .5
         if flip:
             x[mirror] = x[mirror].flip(-1) if torch.is_tensor(x) else x[mirror][...,::-1]
-        yield _to_float(x)
+        if codes is None:
+            yield _to_float(x)
+            continue
+        code = codes[which]
+        if flip:
+            code[mirror] = mirror_codes(code[mirror], labels)
+        yield _to_float(x),torch.from_numpy(code).to(device)
 
 # %% ../nbs/03_dataset.ipynb #c14c0c72
 def own_set(
