@@ -406,7 +406,8 @@ def quality_scores(
     "Score the faces of `root` for every kind of fault, or read what was found before."
     rows,ims = load_faces(root)
     labels = label_measures(rows, age_limit(root), article_titles(root))
-    path,source = Path(root)/'dataset/suggestions.npz',content_hash(5, rows, outliers, {k:v.tolist() for k,v in labels.items()})
+    source = content_hash(5, rows, outliers, {k:v.tolist() for k,v in labels.items()})
+    path = Path(root)/'dataset/suggestions.npz'
     if path.exists() and str((kept := read_npz(path))['source']) == source:
         return QualityScores(kept['key'], kept['scores'], kept['kinds'].tolist())
     feats = None
