@@ -134,10 +134,14 @@ def group_people(
     vectors:np.ndarray,  # (N,D) from `embed`
     threshold:float,     # Faces with a smaller distance are one person's
     most:float=.05,      # Largest group, as a share of N; ten faces are always allowed
-)->tuple[np.ndarray,int]: # A number for each face, equal for one person, (N,); links refused because a group was full
+    start=None,          # Groups that faces form already, (N,) int, such as those of one article; none by default
+)->tuple[np.ndarray,int]: # A number for each face, equal for one group, (N,); links refused because a group was full
     "Group faces by single linkage, with groups that cannot grow past a share of the set."
     leader,refused = np.arange(len(vectors)),0
-    size,largest = np.ones(len(vectors), int),max(10, int(most*len(vectors)))
+    if start is not None:
+        first,place = np.unique(start, return_index=True, return_inverse=True)[1:]
+        leader = first[place.reshape(-1)]
+    size,largest = np.bincount(leader, minlength=len(vectors)),max(10, int(most*len(vectors)))
     def find(i):
         while leader[i] != i:
             leader[i] = leader[leader[i]]
