@@ -25,13 +25,13 @@ from fastcore.basics import patch
 from PIL import Image
 
 # %% ../nbs/02_faces.ipynb #f33a1366
-from .checks import check_numbers
+from .checks import check_numbers,one_of
 from .display import Picture,Table
 from .policy import NO_AGE_SCREEN,age_screen,read_optout
 from .storage.files import (BadInput,atomic_path,find_preset,locked,need,read_json,remove_tree,same_settings,
                                    write_json)
 from .storage.shards import PreviousRun,merge_parts,photo_shards
-from .vision.attributes import choose_attributes
+from .vision.attributes import ATTRIBUTES,choose_attributes
 from .vision.detect import Face,check_photo,draw_faces,face_centre,iou,kps_shape
 from .vision.detectors import load_detector
 from .vision.face_shards import faces_of_shards,load_crops,thread_detector
@@ -738,6 +738,7 @@ def extract_faces(
     root = need(root, 'photos/download.json', 'download').parent.parent
     settings,folder = find_preset(settings, FACE_PRESETS, 'faces'),root/'faces'
     check_numbers(settings, workers=workers, batch=batch)
+    one_of(attributes, ATTRIBUTES, 'source of age and gender')
     shards = photo_shards(root)
     workers = workers or (1 if detector == 'insightface' else os.cpu_count() or 1)
     with locked(root, 'faces'):

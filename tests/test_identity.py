@@ -11,6 +11,8 @@ from scipy.spatial.distance import cdist
 from tiny_onnx import block_means
 
 from pttface.app.cli import run_safely
+from pttface.curation.quality import quality_scores
+from pttface.dataset import PackSettings, pack
 from pttface.faces import extract_faces
 from pttface.storage.drive import Mirror
 from pttface.storage.files import BadInput, dumps, locked, open_root, read_jsonl, write_json, write_jsonl, write_tar
@@ -111,7 +113,7 @@ def test_people_of_a_folder(root, network):
     table = I.embed_faces(root, str(network/'arcface.onnx'), threshold=.6, progress=False)
     row = table.rows[0]
     assert (row['faces'], row['vectors'], row['people'], row['largest_group']) == (8, 8, 4, 2)
-    assert row['in_several_articles'] == 4 and row['links_refused'] == 0
+    assert row['in_several_articles'] == 4
     assert list((root/'identity').iterdir()) == [root/'identity/vectors.npz'], 'nothing of it lies elsewhere'
 
 
@@ -142,6 +144,33 @@ def test_a_shard_that_is_gone_costs_its_vectors_and_nothing_else(root, network, 
                                                for r in rows])
         assert I.embed_faces(root, str(network/'arcface.onnx'), progress=False).rows[0]['vectors'] == 7
         assert 'images_09_part_1.tar is not there' in caplog.text
+    finally:
+        write_jsonl(root/'faces/faces.jsonl', rows)
+
+
+def test_the_set_is_split_by_person_where_people_are_known(root, network):
+    every = PackSettings(distance=-1)
+    plain = pack(root, settings=every)
+    assert 'split_by' not in plain.card and 'split by' not in str(plain)
+    I.embed_faces(root, str(network/'arcface.onnx'), threshold=.6, progress=False)
+    data = pack(root, settings=every)
+    assert data.card['split_by'] == 'article and person' and 'split by article and person' in str(data)
+    assert data.card['people'] == dict(vectors=8, links_refused=0)
+    side = dict(zip(data.key.tolist(), data.split.tolist()))
+    assert len(side) == 8 and all(side[f'01{i:05d}'] == side[f'01{i + 1:05d}'] for i in range(0, 8, 2))
+    assert not any('vector' in p.name or 'identity' in p.name for p in (root/'dataset').rglob('*'))
+    I.forget(root, identity=True)
+    assert 'split_by' not in pack(root, settings=every).card
+
+
+def test_a_person_of_two_genders_is_looked_at(root, network):
+    I.embed_faces(root, str(network/'arcface.onnx'), threshold=9., progress=False)
+    rows = read_jsonl(root/'faces/faces.jsonl')
+    try:
+        write_jsonl(root/'faces/faces.jsonl', [r | dict(gender=int(i == 5)) for i, r in enumerate(rows)])
+        scores = quality_scores(root, outliers=False, progress=False)
+        assert scores.key[scores.worst(1, 'gender_contradiction')].tolist() == ['0100005']
+        assert (scores.of('gender_contradiction') > .5).sum() == 1
     finally:
         write_jsonl(root/'faces/faces.jsonl', rows)
 

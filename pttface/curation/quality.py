@@ -24,6 +24,7 @@ from ..display import Table
 from ..storage.files import content_hash,need,read_jsonl,read_npz,write_npz
 from ..vision.face_shards import load_crops
 from ..vision.geometry import compose,crop_matrix,rotation_about,transform_points
+from ..vision.identity import people_of
 
 # %% ../../nbs/curation/quality.ipynb #13074550
 KINDS = dict(
@@ -36,7 +37,7 @@ KINDS = dict(
     odd_saturation='odd saturation',
     outlier='unlike the others',
     near_age_limit='barely looks old enough',
-    gender_contradiction='not the gender of the title')
+    gender_contradiction='at odds with title or person')
 
 # %% ../../nbs/curation/quality.ipynb #9aee0f4d
 def deviations(
@@ -405,7 +406,7 @@ def quality_scores(
 )->QualityScores:
     "Score the faces of `root` for every kind of fault, or read what was found before."
     rows,ims = load_faces(root)
-    labels = label_measures(rows, age_limit(root), article_titles(root))
+    labels = label_measures(rows, age_limit(root), article_titles(root), people_of(root, rows))
     source = content_hash(5, rows, outliers, {k:v.tolist() for k,v in labels.items()})
     path = Path(root)/'dataset/suggestions.npz'
     if path.exists() and str((kept := read_npz(path))['source']) == source:

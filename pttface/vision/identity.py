@@ -6,7 +6,7 @@ Docs: https://pttface.github.io/pttface/vision/identity.html.md"""
 
 # %% auto #0
 __all__ = ['log', 'CHIPS', 'ARCFACE', 'FOLDER', 'IdentityNetwork', 'identity_chip', 'find_identity', 'Identity', 'group_people',
-           'load_identity', 'embed_faces', 'people_table', 'forget']
+           'load_identity', 'embed_faces', 'people_of', 'people_table', 'forget']
 
 # %% ../../nbs/vision/identity.ipynb #7fd5f129
 import hashlib
@@ -231,20 +231,33 @@ def _update(root, rows, identity, progress):
               network=np.array(json.dumps(about)))
 
 # %% ../../nbs/vision/identity.ipynb #d463ceca
+def people_of(
+    root,       # Artefact folder
+    rows:list,  # Kept rows of the faces stage
+)->np.ndarray: # A number for each face, equal for one person, (N,); -1 where nothing is known
+    "Whose faces these are, as far as the vectors in `root` tell."
+    z,known = load_identity(root),np.full(len(rows), -1)
+    at = {k:i for i,k in enumerate(z['key'].tolist())} if z else {}
+    have = [i for i,r in enumerate(rows) if r['key'] in at]
+    if have:
+        vectors = z['vectors'][[at[rows[i]['key']] for i in have]]
+        known[have] = group_people(vectors, z['network']['threshold'])[0]
+    return known
+
+# %% ../../nbs/vision/identity.ipynb #4b9dc082
 def people_table(
     root,       # Artefact folder with vectors
     rows:list,  # Kept rows of the faces stage
 )->Table:
     "How many people the faces are of."
-    z,articles = load_identity(root),{r['key']:r.get('article') for r in rows}
-    groups,refused = group_people(z['vectors'], z['network']['threshold'])
-    sizes = np.bincount(groups) if len(groups) else np.zeros(1, int)
-    shown = {}
-    for key,g in zip(z['key'].tolist(), groups.tolist()):
-        shown.setdefault(g, set()).add(articles.get(key))
-    counts = dict(faces=len(rows), vectors=len(groups), people=len(shown), largest_group=int(sizes.max()),
-                  in_several_articles=sum(len(o) > 1 for o in shown.values()), links_refused=refused)
-    return Table([counts], title=f'{len(groups):,} vectors in {Path(root)/FOLDER}, personal data: '
+    people,articles = people_of(root, rows),{}
+    for r,p in zip(rows, people.tolist()):
+        articles.setdefault(p, set()).add(r.get('article'))
+    articles.pop(-1, None)
+    sizes = np.bincount(people[people >= 0]) if articles else np.zeros(1, int)
+    counts = dict(faces=len(rows), vectors=int((people >= 0).sum()), people=len(articles),
+                  largest_group=int(sizes.max()), in_several_articles=sum(len(o) > 1 for o in articles.values()))
+    return Table([counts], title=f'{counts["vectors"]:,} vectors in {Path(root)/FOLDER}, personal data: '
                                  'pttface forget --identity deletes them')
 
 # %% ../../nbs/vision/identity.ipynb #72435754
