@@ -83,7 +83,7 @@ def linear_step(
 )->torch.Tensor: # Steps of the linear schedule, fractions between them, (N,) float32
     "The step t with σ_t = `sigma`, linear in ln σ between two steps."
     at,s = table.log(),sigma.to(table.dtype).log()
-    i = torch.searchsorted(at, s.contiguous()).clamp(1, len(at)-1)
+    i = (at < s[:,None]).sum(1).clamp(1, len(at)-1)
     return (i - 1 + (s-at[i-1])/(at[i]-at[i-1])).clamp(0, len(at)-1).float()
 
 # %% ../nbs/05_diffusion.ipynb #c5a148ff
@@ -139,7 +139,7 @@ def forward(self:Denoiser,
 )->torch.Tensor: # The pictures behind them, NCHW float32
     "The mean picture behind each noisy one."
     level = torch.as_tensor(sigma, dtype=torch.float32)
-    *scales,c_noise = self.scales(level.to(x.device).expand(len(x)))
+    *scales,c_noise = self.scales(level.to(x.device).expand(x.shape[0]))
     c_skip,c_out,c_in = (o[:,None,None,None] for o in scales)
     if label is None and self.label is not None:
         label = self.label.to(x.device).expand(len(x), -1)
@@ -543,6 +543,9 @@ class Run(TrainingRun):
         return sample(self, n, **kw)
     def find_guide(self, device=None): # `find_guide(run)`, likewise
         return find_guide(self, device)
+    def guide_weights(self, step=None): # Of the average as it was after `guide_at` of `step`; `None` where none is kept
+        r,step = self.recipe,step or max((o['step'] for o in self.checkpoints.rows), default=0)
+        return guide_weights([self.path/'guide', self.path/'ema'], step*r.guide_at, r.guide_ema)
     def evaluations(self, weight=1., low=.1, high=2., sampler=None, steps=None): # … of one picture, so guided
         d = make_denoiser(self.recipe, self.record['sigma_data'])
         return evaluations(Guided(d, d, weight, low, high), sampler or self.recipe.sampler, steps or self.recipe.steps)
@@ -582,9 +585,8 @@ def find_guide(
     device=None,    # Where; the GPU if there is one
 )->Denoiser|None: # The guide; `None` where no early average is kept
     "The average of a run as it was after an eighth of the images (`guide_at` of its recipe)."
-    whole,r = getattr(run, 'run', run),run.recipe
-    step = getattr(run, 'step', None) or max((o['step'] for o in whole.checkpoints.rows), default=0)
-    weights = guide_weights([whole.path/'guide', whole.path/'ema'], step*r.guide_at, r.guide_ema)
+    whole = getattr(run, 'run', run)
+    weights = whole.guide_weights(getattr(run, 'step', None))
     return None if weights is None else whole.with_weights(weights, device)
 
 # %% ../nbs/05_diffusion.ipynb #05b322a4

@@ -7,10 +7,10 @@ Docs: https://pttface.github.io/pttface/app/cli.html.md"""
 # %% auto #0
 __all__ = ['COMMANDS', 'flag_type', 'default_text', 'flag_options', 'add_flags', 'has_colour', 'bold', 'Page', 'Parser',
            'settings_of', 'stage_parser', 'call_stage', 'changed_recipe', 'find_init', 'packed_set', 'train_run',
-           'sample_run', 'fid_run', 'Command', 'command', 'flag_names', 'bash_completion', 'fish_completion',
-           'completion', 'plain', 'as_record', 'usage', 'check_flags', 'run_command', 'out_of_memory', 'fault_in_words',
-           'stoppable', 'run_safely', 'substitute', 'show_anything', 'json_line', 'colour', 'print_result',
-           'leave_quietly', 'main']
+           'sample_run', 'fid_run', 'export_command', 'export_data_command', 'push_command', 'Command', 'command',
+           'flag_names', 'bash_completion', 'fish_completion', 'completion', 'plain', 'as_record', 'usage',
+           'check_flags', 'run_command', 'out_of_memory', 'fault_in_words', 'stoppable', 'run_safely', 'substitute',
+           'show_anything', 'json_line', 'colour', 'print_result', 'leave_quietly', 'main']
 
 # %% ../../nbs/app/cli.ipynb #f31d7001
 import argparse,codecs,difflib,errno,json,logging,os,re,shutil,signal,sqlite3,sys,textwrap,threading,time
@@ -77,7 +77,7 @@ def flag_options(
 def add_flags(
     parser,           # `argparse` parser or group
     f,                # Function or dataclass whose docments describe the flags
-    first:str=None,   # Parameter that is given by position; a root may also be given as `--root`
+    first:str=None,   # Parameters that are given by position, with blanks between; a root may also be given as `--root`
 ):
     "Add a hyphenated flag for each parameter of `f` that text can express; only those given reach the call."
     for name,d in docments(f, full=True).items():
@@ -85,12 +85,15 @@ def add_flags(
         if kind is None:
             continue
         options = flag_options(name, kind, (d.docment or '') + default_text(kind, d.default))
-        if name == first:
-            parser.add_argument(name, nargs='?', **options | dict(metavar=name.upper()))
+        placed = name in (first or '').split()
+        if placed:
+            count = dict(nargs='?') if d.default is not empty else {}
+            parser.add_argument(name, **count, **options | dict(metavar=name.upper()))
             options['help'] = argparse.SUPPRESS
-        if name != first or name == 'root':
-            required = d.default is empty and name != first
-            parser.add_argument('--' + name.replace('_', '-'), required=required, **options)
+        if not placed or name == 'root':
+            required = d.default is empty and not placed
+            flag = '--' + name.rstrip('_').replace('_', '-')  # `as_` is `--as`, which Python keeps for itself
+            parser.add_argument(flag, required=required, dest=name, **options)
 
 # %% ../../nbs/app/cli.ipynb #e62f8894
 def has_colour(
@@ -147,12 +150,14 @@ def settings_of(
 def stage_parser(
     f,                  # The stage's function
     prog:str=None,      # What the usage line calls it
-    first:str=None,     # Parameter given by position
+    first:str=None,     # Parameters given by position, with blanks between
     epilog:str=None,    # What stands below the flags
     presets:dict=None,  # Its settings by name
 )->argparse.ArgumentParser: # Parser whose namespace `call_stage` takes
     "A parser made of the signature and docments of `f` and of its settings."
-    usage = f'{prog or f.__name__}{f" [{first.upper()}]" if first else ""} [flags]'
+    needed = {k for k,d in docments(f, full=True).items() if d.default is empty}
+    placed = [o.upper() if o in needed else f'[{o.upper()}]' for o in (first or '').split()]
+    usage = ' '.join([prog or f.__name__, *placed, '[flags]'])
     p = Parser(prog=prog, usage=usage.replace('%', '%%'), description=f.__doc__, epilog=epilog,
                formatter_class=Page, add_help=False, allow_abbrev=False)
     add_flags(p.add_argument_group('flags'), f, first)
@@ -319,6 +324,48 @@ def fid_run(
     return evaluate(run, data, protocol=protocol, n=min(10_000, len(data.train)) if n is None else n, seeds=seeds,
                     root=root, device=device, progress=progress)
 
+# %% ../../nbs/app/cli.ipynb #fe2c3bc5
+def export_command(
+    run:str,                      # Folder under `runs/`
+    folder:str,                   # A new or empty folder for the model
+    root:str|os.PathLike='data',  # Artefact folder, after `pttface train`
+    ema:float=None,               # Length of the average of the weights, as a share of the training: `0.07`
+    onnx:bool=False,              # Add ONNX graphs of the denoiser and its guide, checked against PyTorch?
+    diffusers:bool=False,         # Add a folder that 🤗 diffusers opens?
+    despite_copies:bool=False,    # Export although the report flags samples as copies of training faces?
+    unfinished:bool=False,        # Export although the training has not ended?
+    device:str=None,              # Where the sheet is drawn; the fastest there is by default
+    progress:bool=True,           # Show a bar?
+)->Path: # The folder
+    "Write the weights of a run, its settings, a card and a sheet, for people without the run."
+    from pttface.diffusion import Run
+    from pttface.export import export_run
+    return export_run(Run.open(root, run), folder, ema, despite_copies, unfinished, onnx, diffusers, device,
+                      progress).path
+
+# %% ../../nbs/app/cli.ipynb #1e432808
+def export_data_command(
+    folder:str,                   # A new or empty folder for the files
+    root:str|os.PathLike='data',  # Artefact folder, after `pttface dataset`
+    as_:str='imagefolder',        # `imagefolder`, `parquet` or `webdataset`
+    identity:bool=False,          # Also the vectors that tell one person from another, where the set holds them?
+)->Path: # The folder
+    "Write the packed set as files that other libraries read, without addresses."
+    from pttface.curation.formats import export_set,find_format
+    from pttface.dataset import FaceData
+    find_format(as_)
+    return export_set(FaceData.load(root), folder, as_, identity)
+
+# %% ../../nbs/app/cli.ipynb #808260e7
+def push_command(
+    folder:str,            # A folder that `pttface export` made
+    repo:str,              # Such as `me/faces`, made private where it is not there yet
+    network:bool=False,    # Really send it? Otherwise it is only checked and listed
+): # What is, or would be, sent
+    "Send a model to a private repository of the Hugging Face Hub; never data, and never a model that copies."
+    from pttface.storage.hub import push
+    return push(folder, repo, network)
+
 # %% ../../nbs/app/cli.ipynb #707f151b
 @dataclass(frozen=True)
 class Command:
@@ -327,7 +374,7 @@ class Command:
     summary:str        # One line
     files:str          # What it reads and writes, and how long that takes
     examples:tuple     # Of (what for, command)
-    first:str=None     # Parameter given by position
+    first:str=None     # Parameters given by position, with blanks between
     presets:str=None   # Name of the settings by name, in the function's module
 
     def load(self)->tuple: # Its function, and its settings by name
@@ -394,6 +441,26 @@ COMMANDS['fid'] = Command(
     'Reads ROOT/runs/RUN and ROOT/dataset, writes ROOT/eval: figures with errors, notes, pictures.',
     (('FID as published', 'pttface fid --root data --run edm --protocol clean'),
      ('offline, comparable only with itself', 'pttface fid --root data --run edm')))
+
+# %% ../../nbs/app/cli.ipynb #8905c27b
+COMMANDS['export'] = Command(
+    'pttface.app.cli:export_command', 'a model that others can load, with its card',
+    'Reads ROOT/runs/RUN and ROOT/eval, writes a folder: weights as safetensors, settings, README.md, a sheet.',
+    (('the usual files', 'pttface export edm faces-edm --root data'),
+     ('for a browser or C++ too', 'pttface export edm faces-edm --root data --onnx')), 'run folder')
+
+COMMANDS['export-data'] = Command(
+    'pttface.app.cli:export_data_command', 'the packed set as files that others read',
+    'Reads ROOT/dataset, writes a folder of its own. The pictures are of people who did not ask for it: keep it.',
+    (("for torchvision's ImageFolder", 'pttface export-data faces --root data --as imagefolder'),
+     ('for 🤗 datasets and pandas', 'pttface export-data faces --root data --as parquet'),
+     ('for webdataset', 'pttface export-data faces --root data --as webdataset')), 'folder')
+
+COMMANDS['push'] = Command(
+    'pttface.app.cli:push_command', 'send an exported model to a private repository of the Hugging Face Hub',
+    'Writes nothing here. The token is read from HF_TOKEN, from what `hf auth login` keeps, or from Colab\'s secrets.',
+    (('what would be sent?', 'pttface push faces-edm me/faces'),
+     ('send it', 'pttface push faces-edm me/faces --network')), 'folder repo')
 
 # %% ../../nbs/app/cli.ipynb #17778c03
 COMMANDS['demo'] = Command(
@@ -539,6 +606,9 @@ def usage()->str: # The page that `pttface --help` prints
 
 {bold("the stages, in their order:")}
 {lines("crawl", "download", "faces", "dataset", "train", "sample", "fid")}
+
+{bold("what leaves:")}
+{lines("export", "export-data", "push")}
 
 {bold("where am I?")}
 {lines("status", "doctor")}
