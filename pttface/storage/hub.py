@@ -17,8 +17,8 @@ from .files import BadInput,read_json,sha256_file
 
 # %% ../../nbs/storage/hub.ipynb #2f3a1a0d
 MAY_LEAVE = ('README.md','config.json','model.safetensors','guide.safetensors','samples.png','denoiser.onnx',
-             'guide.onnx','diffusers/model_index.json','diffusers/pipeline.py','diffusers/*/config.json','diffusers/*/*.py',
-             'diffusers/*/*.safetensors')
+             'guide.onnx','diffusers/model_index.json','diffusers/pipeline.py','diffusers/*/config.json',
+             'diffusers/*/*.py','diffusers/*/*.safetensors')
 
 def files_to_send(
     folder:Path,  # That `pttface export` made

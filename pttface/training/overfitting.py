@@ -52,8 +52,8 @@ def gap_note(
     (held,held_now),(seen,seen_now) = gap['heldout'],gap['train']
     where = ', at σ from {:.2g} to {:.2g}'.format(*gap['sigma']) if gap['sigma'] else ''
     return (f"Since {gap['images']:,} images (each face seen {gap['epoch']:.0f} times) the loss of held-out faces "
-            f"rises ({held:.3f} → {held_now:.3f}) and that of training faces falls ({seen:.3f} → {seen_now:.3f}){where}: "
-            f"the network memorises. The averages of that time are kept in best/")
+            f"rises ({held:.3f} → {held_now:.3f}) and that of training faces falls ({seen:.3f} → {seen_now:.3f})"
+            f"{where}: the network memorises. The averages of that time are kept in best/")
 
 # %% ../../nbs/training/overfitting.ipynb #876b7cad
 def overfitting_notes(
