@@ -4,11 +4,14 @@ VENV ?= .venv
 BIN := $(VENV)/bin
 ROOT ?= runs/demo
 
-.PHONY: demo test colab-check bench docs readme help
+.PHONY: demo test fuzz soak package-check colab-check bench docs readme help
 
 help:
 	@echo "make demo              the whole pipeline on a synthetic board, into $(ROOT)"
 	@echo "make test              everything CI checks"
+	@echo "make fuzz              thousands of inputs on each property of what comes from outside (EXAMPLES=2000)"
+	@echo "make soak              20,000 links from a server with every fault, in 10 minutes at most"
+	@echo "make package-check     the sdist and the wheel, each installed into an empty environment and used"
 	@echo "make colab-check       install beside the versions that Colab has, and run the notebooks there"
 	@echo "make bench WHAT=name   a measured table, and runs/bench/name.json"
 	@echo "make docs              the docs site, into _docs"
@@ -26,6 +29,17 @@ demo: $(VENV)/.done
 
 test: $(VENV)/.done
 	$(BIN)/python tools/check.py $(ARGS)
+
+# Ends at the first property that does not hold; the input that shows it is printed. Seeds differ from run to run.
+EXAMPLES ?= 2000
+fuzz: $(VENV)/.done
+	PTTFACE_FUZZ=$(EXAMPLES) $(BIN)/python -m pytest -q -x tests/test_fuzz.py $(ARGS)
+
+soak: $(VENV)/.done
+	$(BIN)/python tools/soak.py $(ARGS)
+
+package-check: $(VENV)/.done
+	$(BIN)/python tools/package_check.py $(ARGS)
 
 # COLAB_PYTHON: the Python of that runtime. Colab has 3.13.
 COLAB_PYTHON ?= $(BIN)/python

@@ -52,10 +52,19 @@ LIMITS = dict(  # By the name of the parameter, in all stages
     max_pixels=_count, quality=Limits(1, 100, whole=True), shard=_count, min_age=Limits(0, 150), doubt=_share,
     margin=_amount, radius=_above_0, soft=_amount, blur=_amount, frontal=Limits(0, 180),
     det_size=Limits(32, 4096, whole=True), min_pushes=Limits(-100, 100, whole=True), max_side=Limits(0, whole=True),
-    optouts=Limits(0, whole=True),
-    min_px=_amount, sure=_share, guidance=_amount, guidance_low=_amount, guidance_high=_amount, guide_at=_share)
+    optouts=Limits(0, whole=True), age_margin=Limits(0, 100), threshold=_above_0,
+    min_px=_amount, sure=_share, guidance=_amount, guidance_low=_amount, guidance_high=_amount, guide_at=_share,
+    label_dropout=_share)
 
 # %% ../nbs/checks.ipynb #26e09240
+def _shown(x):
+    "`x` for a sentence"
+    try:
+        text = ' '.join(repr(x).split())
+    except ValueError:  # Python writes no whole number of more than 4300 digits
+        text = 'so large a number'
+    return text if len(text) <= 80 else text[:79] + '…'
+
 def check_number(
     name:str,            # What it is called
     x,                   # Any number, or what should be one
@@ -65,11 +74,11 @@ def check_number(
     limits = limits or LIMITS[name]
     try:
         number = operator.index(x) if limits.whole and not isinstance(x, (float,np.floating)) else float(x)
-        right = not isinstance(x, (str,bool,np.bool_)) and limits.allow(number)
+        right = not isinstance(x, (str,bytes,bool,np.bool_)) and limits.allow(number)
     except (TypeError, ValueError, OverflowError):
         right = False
     if not right:
-        raise BadInput(f'{name} cannot be {x!r}: give {limits}')
+        raise BadInput(f'{name} cannot be {_shown(x)}: give {limits}')
 
 def check_numbers(
     settings=None,  # A dataclass of settings; none by default

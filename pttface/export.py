@@ -54,7 +54,7 @@ def read_weights(
     except (OSError, SafetensorError) as e:
         raise BadInput(f'{path} is missing or damaged ({e}): get the folder again') from e
     if {k:p.shape for k,p in tensors.items()} != shapes or sha256_file(path) != sha256:
-        raise BadInput(f'{path} holds {len(tensors)} tensors that are not those of its config.json: get the folder again')
+        raise BadInput(f'{path} holds {len(tensors)} tensors, not those of its config.json: get the folder again')
     return [tensors[k] for k in shapes]
 
 # %% ../nbs/export.ipynb #e473aa77
@@ -121,7 +121,8 @@ class Model(Run):
         return self.guide
 
     def __repr__(self):
-        return f'Model {self.config["run"]}: {self.config["parameters"]:,} parameters, {self.config["images"]:,} images seen'
+        c = self.config
+        return f'Model {c["run"]}: {c["parameters"]:,} parameters, {c["images"]:,} images seen'
 
 # %% ../nbs/export.ipynb #5313208b
 def load_model(
@@ -141,8 +142,8 @@ def check_ended(
     "Raise `BadInput` where the training had not spent its budget at this checkpoint."
     spent = state.get('spent')
     if spent is not None and not (spent and spent[-1]['images'] == state['images']):
-        raise BadInput(f'{run.path} has not spent its budget ({state["images"]:,} images so far): `pttface train` goes on '
-                       'with it, and --unfinished exports it as it is')
+        raise BadInput(f'{run.path} has not spent its budget ({state["images"]:,} images so far): `pttface train` goes '
+                       'on with it, and --unfinished exports it as it is')
 
 # %% ../nbs/export.ipynb #8695e028
 def _version():
@@ -231,8 +232,9 @@ def add_diffusers(
     settings = dict(shape=list(model.shape), sampler=r.sampler, steps=r.steps, weight=r.guidance, low=r.guidance_low,
                     high=r.guidance_high)
     write_pipeline(folder/'diffusers', parts, component, settings, (type(net), Denoiser), (generate, Guided, to_uint8))
-    return ('With 🤗 diffusers, whose classes cannot express this network, so that the folder brings its own (`pipeline.py`, '
-            '`face_denoiser.py`: read them before you trust them):\n\n```python\nfrom diffusers import DiffusionPipeline\n\n'
+    return ('With 🤗 diffusers, whose classes cannot express this network, so that the folder brings its own '
+            '(`pipeline.py`, `face_denoiser.py`: read them before you trust them):\n\n```python\n'
+            'from diffusers import DiffusionPipeline\n\n'
             "pipe = DiffusionPipeline.from_pretrained('diffusers', trust_remote_code=True)\n"
             'ims = pipe(batch_size=16, seed=0).images\n```')
 

@@ -33,6 +33,7 @@ from .evaluation.sweeps import Sweep,SweepDistances,save_sweep,what_to_sweep
 from .storage.files import BadInput,open_root,read_jsonl,write_jsonl
 from .training.config import Budget
 from .training.device import processes
+from .training.overfitting import overfitting_notes
 from .diffusion import generate,to_uint8
 from .vision.detectors import load_detector
 
@@ -342,6 +343,7 @@ def evaluate(
     samples = newest(samples) if hasattr(samples, 'checkpoints') else samples
     sets = sample_sets(_sample, samples, n, seeds, cache, device=device, progress=progress, **kw)
     report = measure_sets(p, sets, data, detector, look, device, batch, folder=cache, shared=True, progress=progress)
+    report.notes += overfitting_notes(samples)
     if isinstance(samples, CheckpointRef):
         report.settings |= dict(run=samples.name, weights=samples.id[:16])
     if root is not None and processes(device).is_main_process:

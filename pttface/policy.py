@@ -13,7 +13,7 @@ __all__ = ['ARTICLE', 'SHA256', 'SUFFIX', 'QUOTES', 'TWIN_BITS', 'AID', 'DIGITS6
            'tagged']
 
 # %% ../nbs/policy.ipynb #9d3916c5
-import codecs,hashlib,logging,os,re,unicodedata
+import codecs,hashlib,logging,math,os,re,unicodedata
 from pathlib import Path
 from urllib.parse import unquote,urljoin,urlsplit
 
@@ -101,6 +101,7 @@ def _words(line):
         yield re.sub(r'[\s:]', '', text)
     for t in dict.fromkeys((text, unquote(text))):
         yield from (t, *re.split(r'[\s,;、]+', t), *re.split(r'[\s"\'<>()]+', t), *split_urls(t))
+        yield from re.split(r'[\s\[\]]+', t)  # [img]host/photo.jpg[/img]
         yield from (re.split(r'[\s"\'<>()\[\]|]', t[m.start():])[0] for m in re.finditer('https?://', t, re.I))
         yield from (m[1] for m in ARTICLE.finditer(t))
         yield from (f'i.imgur.com/{m[1]}.jpg' for m in IMGUR_PAGE.finditer(t))
@@ -189,14 +190,24 @@ class OptOut:
 NO_OPTOUT = OptOut()
 
 # %% ../nbs/policy.ipynb #cfed962c
+def _is_hash_row(r):
+    "Does a row name a photo by its hash, and not by anything that is none?"
+    wanted = dict(sha256='[0-9a-f]{64}', phash='[0-9a-f]{16}')
+    found = {k:r[k] for k in wanted if r.get(k) is not None} if isinstance(r, dict) else {}
+    return bool(found) and all(isinstance(v, str) and re.fullmatch(wanted[k], v) for k,v in found.items())
+
+# %% ../nbs/policy.ipynb #8dc95f59
 def read_optout(
     root:str|os.PathLike,  # An artefact folder
     report:bool=True,      # Log the lines that name nothing known?
 )->OptOut: # Empty when there is no list
     "What `optout.txt` and `optout_hashes.jsonl` in `root` say must not be used."
     path,hashes = Path(root)/'optout.txt',Path(root)/'optout_hashes.jsonl'
-    out = OptOut(decode_text(path.read_bytes()) if path.exists() else '',
-                 read_jsonl(hashes, skip_damaged=True) if hashes.exists() else ())
+    rows = read_jsonl(hashes, skip_damaged=True) if hashes.exists() else ()
+    good = [r for r in rows if _is_hash_row(r)]
+    if len(good) < len(rows):
+        log.warning('%s: %d of %d rows hold no hash and are left out', hashes, len(rows) - len(good), len(rows))
+    out = OptOut(decode_text(path.read_bytes()) if path.exists() else '', good)
     if out.unknown and report:
         log.warning(out.warning())
     return out
@@ -396,11 +407,12 @@ def left_out(
 NO_AGE_SCREEN = 'no age screen'
 
 def age_screen(
-    tells_age:bool,    # Does the detector that is loaded estimate ages?
-    min_age:float=20., # Faces that look younger are dropped; 0: none are
+    tells_age:bool,    # Does anything that is loaded estimate ages?
+    min_age:float=20., # Lowest age that is wanted; 0: any
+    margin:float=0.,   # Faces must look this much older, because estimates are coarse; years
 )->str: # For records, reports and cards
     "Say in words which faces are dropped for their age."
-    return f'faces that look under {min_age:g} are dropped' if tells_age and min_age > 0 else NO_AGE_SCREEN
+    return f'faces that look under {min_age + margin:g} are dropped' if tells_age and min_age > 0 else NO_AGE_SCREEN
 
 # %% ../nbs/policy.ipynb #621d654e
 ROBOT = 'pttface'
@@ -424,18 +436,25 @@ class Robots:
     def allows(self,
         url:str,  # Address or path
     )->bool:
-        "May we ask for it?"
-        return self.rules.can_fetch(urljoin('https://host', url), ROBOT)
+        "May we ask for it? What is no address may not be asked for."
+        try:
+            return self.rules.can_fetch(urljoin('https://host', url), ROBOT)
+        except ValueError:
+            return False
 
     @property
     def delay(self)->float: # Seconds between two requests; 0 where it asks for none
         "The pace it asks for."
-        return max(float(o.crawl_delay(ROBOT) or 0) for o in (self.rules, self.rates))
+        asked = [float(o.crawl_delay(ROBOT) or 0) for o in (self.rules, self.rates)]
+        return max([0., *filter(math.isfinite, asked)])
 
 # %% ../nbs/policy.ipynb #0718f620
 def _as_delay(m):
     "A request rate as a crawl delay"
-    requests,per = float(m[2]),float(m[3])*dict(s=1, m=60, h=3600, d=86400).get(m[4].lower(), 1)
+    try:
+        requests,per = float(m[2]),float(m[3])*dict(s=1, m=60, h=3600, d=86400).get(m[4].lower(), 1)
+    except ValueError:
+        return ''
     return f'{m[1]}Crawl-delay: {per/requests:g}' if requests else ''
 
 # %% ../nbs/policy.ipynb #02f57115

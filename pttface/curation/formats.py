@@ -124,7 +124,9 @@ def _feature(v):
     return dict(dtype={str:'string', int:'int64'}.get(type(v), 'float32'), _type='Value')
 
 def _arrow_type(v, pa):
-    return pa.list_(pa.float32()) if isinstance(v, list) else {str:pa.string(), int:pa.int64()}.get(type(v), pa.float32())
+    if isinstance(v, list):
+        return pa.list_(pa.float32())
+    return {str:pa.string(), int:pa.int64()}.get(type(v), pa.float32())
 
 # %% ../../nbs/curation/formats.ipynb #e025319f
 def table_schema(
@@ -154,7 +156,7 @@ def write_parquet(
 # %% ../../nbs/curation/formats.ipynb #68521c86
 FORMATS = dict(imagefolder=write_imagefolder, parquet=write_parquet, webdataset=write_webdataset)
 READ = dict(
-    imagefolder="from torchvision.datasets import ImageFolder\ntrain = ImageFolder('train', allow_empty=True)  # by pose",
+    imagefolder="from torchvision.datasets import ImageFolder\ntrain = ImageFolder('train', allow_empty=True)",
     parquet="from datasets import load_dataset\ntrain = load_dataset('.', split='train')",
     webdataset="import glob, webdataset\nshards = sorted(glob.glob('train-*.tar'))\n"
                "train = webdataset.WebDataset(shards, shardshuffle=False).decode('rgb8').to_tuple('png', 'json')")
@@ -188,7 +190,8 @@ configs:
 
 # Faces
 
-{n[0]:,} faces to train on and {n[1]:,} held out, split by article: faces of one article have the same `article`, and lie
+{n[0]:,} faces to train on and {n[1]:,} held out, split by article: faces of one article have the same
+`article`, and lie
 on one side. Labels: {', '.join(rows[0])}.{screen}
 
 The faces are of people who did not ask for it. Do not publish them; who opts out must be taken out of copies by hand.

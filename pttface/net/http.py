@@ -417,7 +417,8 @@ def _head_reason(headers, cap, sent):
     lengths = {o.strip() for o in headers.get('content-length', '0').split(',')}
     if len(lengths) > 1 or not all(o.isdecimal() for o in lengths):
         return 'bad_length'
-    if int(lengths.pop()) > cap:
+    digits = lengths.pop().lstrip('0') or '0'
+    if len(digits) > 18 or int(digits) > cap:
         return 'too_large'
     used = {o.strip().lower() for o in headers.get('content-encoding', '').split(',')}
     asked = {o.partition(';')[0].strip().lower() for o in (sent.get('Accept-Encoding') or '').split(',')}
@@ -442,7 +443,7 @@ def _hop(self:Client, url):
             raise
         except (requests.RequestException, urllib3.exceptions.HTTPError, OSError, ValueError) as e:
             a = Answer(url, reason='too_slow' if watched.cut else fault(e), final=url)
-        if watched.cut and not a.reason:
+        if watched.cut:  # A header that was cut may look like another
             a.reason = 'too_slow'
     return a
 
@@ -468,7 +469,7 @@ def _wait(a):
         pass
     try:
         return max(0., parsedate_to_datetime(v).timestamp() - time.time())
-    except (TypeError, ValueError):
+    except (TypeError, ValueError, OverflowError):
         return None
 
 # %% ../../nbs/net/http.ipynb #4d2ad88e

@@ -53,23 +53,41 @@ def having(
 
 # %% ../../nbs/ptt/parse.ipynb #78ce3e4f
 _push_content = etree.XPath(f'.//*[{having("push-content")}]')
-aside = {'richcontent','article-metaline','article-metaline-right','warning-box'}
+aside = {'richcontent','article-metaline','article-metaline-right','warning-box','r-ent'}
 
 def text_of(
     o,                 # An element
     pushes:list=None,  # Gets the text of the comments, which leave `\0number\0` behind; None: they stay where they are
 )->str:
     "The text of `o`: links as their addresses, without scripts, previews and header lines."
-    return (o.text or '') + ''.join(_joined(_piece(c, pushes), c) for c in o)
+    if not len(o):
+        return o.text or ''
+    below,parts = [(o, iter(o))],[[o.text or '']]  # The elements on the way down, and the text so far of each
+    while True:
+        within,children = below[-1]
+        if (child := next(children, None)) is None:
+            text = ''.join(parts.pop())
+            below.pop()
+            if not below:
+                return text
+            parts[-1].append(_joined(_shown(within, text), within))
+        elif (text := _alone(child, pushes)) is not None:
+            parts[-1].append(_joined(text, child))
+        else:
+            below.append((child, iter(child)))
+            parts.append([child.text or ''])
 
-def _joined(text, o):
-    "The text of a child and what follows it; PTT ends a link where Chinese begins, though its file's name may go on"
-    tail = o.tail or ''
-    goes_on = o.tag == 'a' and tail[:1] > '\x7f' and tail[0].isalnum() and text == f' {o.get("href")} '
-    return (text[:-1] if goes_on else text) + tail
+# %% ../../nbs/ptt/parse.ipynb #feb5d27c
+def _outermost(found):
+    "Elements, in the order of the page, that are not in one another"
+    within = set()
+    for o in found:
+        if o not in within:
+            within.update(o.iter('*'))
+            yield o
 
-def _piece(o, pushes):
-    "The text of one child"
+def _alone(o, pushes):
+    "The text of an element that does not show what is in it; `None` where it does"
     if not isinstance(o.tag, str) or o.tag in ('script','style'):
         return ''
     names = set(o.get('class', '').split())
@@ -78,16 +96,27 @@ def _piece(o, pushes):
     if '__cf_email__' in names:
         return revealed(o.get('data-cfemail')) or ''.join(o.itertext())
     if 'push' in names and pushes is not None:
-        pushes.append(' '.join(text_of(c) for c in _push_content(o) or [o]))
+        pushes.append(' '.join(text_of(c) for c in _outermost(_push_content(o) or [o])))
         return f'\n\0{len(pushes)-1}\0\n'
-    text,href = text_of(o, pushes),o.get('href', '') if o.tag == 'a' else ''
+    return None
+
+def _shown(o, text):
+    "An element as text, with `text` in it"
+    href = o.get('href', '') if o.tag == 'a' else ''
     if not href.lower().startswith('http'):
         return '\n' if o.tag == 'br' else text
     return f' {href} ' + (f'{text} ' if text != href and 'http' in text else '')
 
+# %% ../../nbs/ptt/parse.ipynb #481504f5
+def _joined(text, o):
+    "The text of a child and what follows it; PTT ends a link where Chinese begins, though its file's name may go on"
+    tail = o.tail or ''
+    goes_on = o.tag == 'a' and tail[:1] > '\x7f' and tail[0].isalnum() and text == f' {o.get("href")} '
+    return (text[:-1] if goes_on else text) + tail
+
 # %% ../../nbs/ptt/parse.ipynb #aea51298
 taipei = timezone(timedelta(hours=8))
-ids = re.compile(r'[MG]\.(\d+)\.A(?:\.[0-9A-F]+)?')
+ids = re.compile(r'[MG]\.([0-9]{1,11})\.A(?:\.[0-9A-F]+)?')
 
 def posted(
     id:str,  # File name of an article, such as `M.1704040318.A.E87`
@@ -128,7 +157,7 @@ def parse_index(
             break
         rows.append(_index_row(o))
     buttons = [a.get('href', '') for o in _paging(root)[:1] for a in _buttons(o)]
-    numbers = [re.search(r'index(\d+)\.html', href) for href in buttons[1:3]] + [None, None]
+    numbers = [re.search(r'index([0-9]{1,9})\.html', href) for href in buttons[1:3]] + [None, None]
     previous,following = (m and int(m[1]) for m in numbers[:2])
     number = 1
     if previous:
@@ -142,7 +171,10 @@ def _index_row(o):
     "One row of an index page, as a dict"
     part = {}
     for e in o.iter('*'):
-        for c in {'title','author','date','nrec'}.intersection(e.get('class', '').split()):
+        names = e.get('class', '').split()
+        if 'r-ent' in names and e is not o:  # A row that was not closed has the others in it
+            break
+        for c in {'title','author','date','nrec'}.intersection(names):
             part.setdefault(c, e)
     a = part['title'].find('a') if 'title' in part else None
     m = ids.search(a.get('href', '')) if a is not None else None

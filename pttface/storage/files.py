@@ -212,12 +212,17 @@ def _plain(o):
         return str(o)
     raise TypeError(f'{type(o).__name__} is not JSON')
 
+_SURROGATE = re.compile('[\ud800-\udfff]')
+
 def dumps(
     o,                # Anything JSON can hold, dataclasses and NumPy values too
     indent:int=None,  # Spaces a level; `None` for one line
 )->str: # JSON text
     "`o` as JSON that reads well and does not change from run to run."
-    return json.dumps(o, ensure_ascii=False, indent=indent, default=_plain)
+    text = json.dumps(o, ensure_ascii=False, indent=indent, default=_plain)
+    if _SURROGATE.search(text):  # UTF-8 cannot hold these, and names of files may
+        return json.dumps(o, indent=indent, default=_plain)
+    return text
 
 # %% ../../nbs/storage/files.ipynb #1fac7b68
 def write_json(
@@ -234,7 +239,7 @@ def read_json(
     "The content of a JSON file; raises `BadInput` naming the file when it is damaged."
     try:
         return json.loads(Path(path).read_text(encoding='utf-8'))
-    except (UnicodeDecodeError, json.JSONDecodeError) as e:
+    except (ValueError, RecursionError) as e:
         raise BadInput(f'{path} is damaged ({e}): delete it and run the stage again') from e
 
 # %% ../../nbs/storage/files.ipynb #6b68d7a0
@@ -253,8 +258,8 @@ def _jsonl_lines(path):
         for i,line in enumerate(f, 1):
             try:
                 yield i,line,json.loads(line)
-            except ValueError as e:
-                yield i,line,e
+            except (ValueError, RecursionError) as e:
+                yield i,line,ValueError(str(e))
 
 def read_jsonl(
     path:str|os.PathLike,      # File to read
@@ -340,8 +345,9 @@ class Ledger:
 
     def _load(self):
         for i,line,row in _jsonl_lines(self.path):
-            if line.endswith(b'\n') and isinstance(row, dict) and self.key in row:
-                self.rows[row[self.key]] = row
+            key = row.get(self.key) if isinstance(row, dict) else None
+            if line.endswith(b'\n') and isinstance(key, (str,int,float)):
+                self.rows[key] = row
             else:
                 log.warning('%s: line %d is damaged and left out (%d bytes)', self.path.name, i, len(line))
 
@@ -467,14 +473,17 @@ def same_settings(
     path = Path(path)
     if not path.exists():
         return False
-    now = json.loads(dumps(settings))
-    old = {**json.loads(dumps(before or {})), **read_json(path).get('settings', {})}
+    now,record = json.loads(dumps(settings)),read_json(path)
+    made = record.get('settings', {}) if isinstance(record, dict) else None
+    if not isinstance(made, dict):
+        raise BadInput(f'{path} is damaged (no settings in it): delete it and run the stage again')
+    old = {**json.loads(dumps(before or {})), **made}
     differ = [k for k in sorted({*now,*old}) if now.get(k) != old.get(k)]
     if not differ:
         return True
     if force:
         return False
-    values = ', '.join(f'{k}={old.get(k)!r} (now {now.get(k)!r})' for k in differ)
+    values = ' '.join(', '.join(f'{k}={old.get(k)!r} (now {now.get(k)!r})' for k in differ).split())
     raise BadInput(f'{path.parent} was made with {values}: use those, another folder, or --force to make it again')
 
 # %% ../../nbs/storage/files.ipynb #c95d18a3

@@ -16,9 +16,9 @@ from ..display import Table
 from .files import BadInput,read_json,sha256_file
 
 # %% ../../nbs/storage/hub.ipynb #2f3a1a0d
-MAY_LEAVE = ('README.md','config.json','model.safetensors','guide.safetensors','samples.png','denoiser.onnx','guide.onnx',
-             'diffusers/model_index.json','diffusers/pipeline.py','diffusers/*/config.json','diffusers/*/*.py',
-             'diffusers/*/*.safetensors')
+MAY_LEAVE = ('README.md','config.json','model.safetensors','guide.safetensors','samples.png','denoiser.onnx',
+             'guide.onnx','diffusers/model_index.json','diffusers/pipeline.py','diffusers/*/config.json',
+             'diffusers/*/*.py','diffusers/*/*.safetensors')
 
 def files_to_send(
     folder:Path,  # That `pttface export` made
@@ -27,8 +27,8 @@ def files_to_send(
     found = {o.relative_to(folder).as_posix():o for o in sorted(folder.rglob('*')) if not o.is_dir()}
     others = [k for k,o in found.items() if o.is_symlink() or not any(fnmatch(k, p) for p in MAY_LEAVE)]
     if others:
-        raise BadInput(f'{folder} holds {len(others)} files that are no part of a model ({others[0]}, …): data is not sent, '
-                       'so export into a new folder')
+        raise BadInput(f'{folder} holds {len(others)} files that are no part of a model ({others[0]}, …): data is not '
+                       'sent, so export into a new folder')
     return {k:o.stat().st_size for k,o in found.items()}
 
 def check_model(
@@ -43,8 +43,8 @@ def check_model(
         if not (folder/name).exists() or sha256_file(folder/name) != sha:
             raise BadInput(f'{folder}/{name} is missing, or not what config.json speaks of: export again')
     if config.get('flagged') is None:
-        raise BadInput(f'Nobody has looked whether samples of {folder} are copies of training faces: `pttface fid`, then '
-                       '`pttface export` into a new folder')
+        raise BadInput(f'Nobody has looked whether samples of {folder} are copies of training faces: `pttface fid`, '
+                       'then `pttface export` into a new folder')
     copies,n = config['flagged']
     if copies:
         raise BadInput(f'{copies} of {n} samples of {folder} are flagged as copies of training faces: it is not sent')

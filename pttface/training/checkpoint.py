@@ -8,7 +8,7 @@ Docs: https://pttface.github.io/pttface/training/checkpoint.html.md"""
 __all__ = ['Checkpoints']
 
 # %% ../../nbs/training/checkpoint.ipynb #50dc4e28
-import errno,io,json,logging,os,shutil,tempfile,zipfile
+import errno,io,json,logging,os,re,shutil,tempfile,zipfile
 from pathlib import Path
 
 import torch
@@ -71,21 +71,27 @@ def _write_and_copy(state, path, local):
     return sha
 
 # %% ../../nbs/training/checkpoint.ipynb #6d010d2b
+def _makes_sense(row):
+    "Does a row of a manifest name a checkpoint of its own folder?"
+    kinds = dict(file=str, step=int, sha256=str, score=(int,float,type(None)))
+    if not isinstance(row, dict) or not all(isinstance(row.get(k), o) for k,o in kinds.items()):
+        return False
+    return bool(re.fullmatch(r'checkpoint-[0-9]+\.pt', row['file']))
+
 def _listed(manifest):
     "The rows of a manifest; those that make no sense are left out with a warning"
     try:
         rows = json.loads(manifest.read_bytes())
     except FileNotFoundError:
         return []
-    except ValueError:
+    except (ValueError, RecursionError):
         rows = None
-    kinds = dict(file=str, step=int, sha256=str)
-    good = [r for r in rows if isinstance(r, dict) and all(isinstance(r.get(k), o) for k,o in kinds.items())
-            ] if isinstance(rows, list) else []
+    good = list(filter(_makes_sense, rows)) if isinstance(rows, list) else []
     if not isinstance(rows, list) or len(good) < len(rows):
         log.warning('%s is damaged: the checkpoints themselves say what they are', manifest)
     return [{'score':None, **r} for r in good]
 
+# %% ../../nbs/training/checkpoint.ipynb #d1a287c3
 def _is_whole(path):
     "Does each part of a checkpoint fit its checksum?"
     try:
@@ -93,6 +99,17 @@ def _is_whole(path):
             return z.testzip() is None
     except Exception:
         return False
+
+def _weights_in(path):
+    "What a checkpoint holds; `None` where that is more than tensors and plain values, or nothing"
+    try:
+        state = torch.load(path, map_location='cpu', weights_only=True)
+    except Exception as e:
+        if isinstance(e, (OSError,MemoryError)) or 'allocate' in str(e):
+            raise
+        log.warning('%s is not loaded: %s', path, str(e).strip().split('\n')[0])
+        return None
+    return state if isinstance(state, dict) else None
 
 def _described(path):
     "The manifest's row of a checkpoint, from itself; `None` where it is damaged"
@@ -184,15 +201,14 @@ class Checkpoints:
         "State and row of the first that fits its hash; where none does, of the first whose parts fit their checksums"
         for r in rows:
             try:
-                if sha256_file(self.path/r['file']) == r['sha256']:
-                    return torch.load(self.path/r['file'], map_location='cpu', weights_only=True),r
+                if sha256_file(self.path/r['file']) == r['sha256'] and (state := _weights_in(self.path/r['file'])):
+                    return state,r
                 what = 'damaged'
             except FileNotFoundError:
                 what = 'missing'
             log.warning('%s is %s: using the checkpoint before it', r['file'], what)
         for r in rows:
-            if _is_whole(self.path/r['file']):
+            if _is_whole(self.path/r['file']) and (state := _weights_in(self.path/r['file'])):
                 log.warning('%s does not fit the hash in %s, but is whole', r['file'], self.manifest.name)
-                state = torch.load(self.path/r['file'], map_location='cpu', weights_only=True)
                 return state,r | dict(sha256=sha256_file(self.path/r['file']))
         return None

@@ -82,9 +82,10 @@ def export_onnx(
     shape:tuple,        # Of a picture, (C,H,W)
     path:Path,          # Where to
 )->float: # Its largest difference from PyTorch
-    "Write the graph and check it in ONNX Runtime; raises `BadInput`, and leaves none, where it is off by more than 1e-4."
+    "Write the graph and check it in ONNX Runtime; raises `BadInput`, and leaves none, where it is off by over 1e-4."
     error = onnx_error(write_onnx(denoise, shape, path), denoise, shape)
     if not error <= TOLERANCE:
         Path(path).unlink()
-        raise BadInput(f'The ONNX graph differs from PyTorch by {error:.2g}, more than {TOLERANCE:g}: export without --onnx')
+        raise BadInput(f'The ONNX graph differs from PyTorch by {error:.2g}, more than {TOLERANCE:g}: '
+                       'export without --onnx')
     return error

@@ -1,4 +1,4 @@
-"""Write what a model needs into one Python file that imports PyTorch and NumPy only, and into a folder that 🤗 diffusers opens.
+"""Write what a model needs into one Python file with PyTorch and NumPy alone, and into a folder that 🤗 diffusers opens.
 
 Docs: https://pttface.github.io/pttface/training/standalone.html.md"""
 
@@ -100,7 +100,8 @@ def standalone(
     for o in objects:
         found.add(o)
     patched = [PATCH] if any('@patch' in o for o in found.parts) else []
-    return '\n'.join(sorted(found.imports)) + '\n\n\n' + '\n\n'.join(o.strip('\n') + '\n' for o in patched + found.parts)
+    parts = [o.strip('\n') + '\n' for o in patched + found.parts]
+    return '\n'.join(sorted(found.imports)) + '\n\n\n' + '\n\n'.join(parts)
 
 # %% ../../nbs/training/standalone.ipynb #b524c02e
 MODEL = '''
