@@ -7,9 +7,9 @@ Docs: https://pttface.github.io/pttface/dataset.html.md"""
 # %% auto #0
 __all__ = ['PACK_PRESETS', 'FILTERS', 'NUMBERS', 'near_pairs', 'normalised_thumbnail', 'correlated', 'mirrored_hashes',
            'duplicate_pairs', 'duplicate_groups', 'chain_pairs', 'best_first', 'held_out', 'time_posted',
-           'split_articles', 'PackSettings', 'article_links', 'group_faces', 'check_settings', 'check_filters',
-           'same_group', 'filter_steps', 'set_arrays', 'FaceData', 'owners', 'pack', 'batch_indices', 'own_set',
-           'own_card']
+           'split_articles', 'PackSettings', 'article_links', 'people_pairs', 'group_faces', 'check_settings',
+           'check_filters', 'same_group', 'filter_steps', 'set_arrays', 'FaceData', 'owners', 'pack', 'batch_indices',
+           'own_set', 'own_card']
 
 # %% ../nbs/03_dataset.ipynb #098d507a
 import hashlib
@@ -41,6 +41,8 @@ from .policy import opted_out,read_optout
 from .storage.files import BadInput,content_hash,find_preset,locked,need,open_root,read_json,read_jsonl
 from .storage.files import read_npz
 from .storage.files import same_settings,write_json,write_npz
+from .training.labels import label_codes,mirror_codes
+from .vision.identity import group_people,load_identity
 from .vision.pictures import as_bytes,as_square,load_array,squares_in
 
 # %% ../nbs/03_dataset.ipynb #5d0e11aa
@@ -205,21 +207,48 @@ def article_links(
             links[names[j]].add(names[i])
     return names,links
 
+# %% ../nbs/03_dataset.ipynb #6f42e58a
+def people_pairs(
+    rows:list,         # Rows of faces
+    pairs:np.ndarray,  # Which of them are one picture, (M,2)
+    identity:dict,     # From `load_identity`
+    packed=(),         # Articles of the set that was packed before, which count as the earliest
+    most:float=.05,    # Largest group of connected articles, as a share of the faces
+)->tuple: # Pairs of faces whose articles belong together, each with the one before it, (K,2); links refused
+    "Which articles show the same person."
+    names = [str(r.get('article') or r['key']) for r in rows]
+    first = {}
+    same = [(first.setdefault(a, i), i) for i,a in enumerate(names)]
+    start = chain_pairs(np.concatenate([np.array(same, int).reshape(-1,2), pairs]), len(rows))
+    at = {k:i for i,k in enumerate(identity['key'].tolist())}
+    have = np.array([i for i,r in enumerate(rows) if r['key'] in at], int)
+    vectors = identity['vectors'][[at[rows[i]['key']] for i in have]]
+    group,refused = group_people(vectors, identity['network']['threshold'], most, start[have])
+    when = lambda i: (group[i], names[have[i]] not in packed, time_posted(names[have[i]]), names[have[i]])
+    order = np.array(sorted(range(len(have)), key=when), int)
+    linked = group[order][1:] == group[order][:-1]
+    return np.stack([have[order][:-1][linked], have[order][1:][linked]], 1),refused
+
 # %% ../nbs/03_dataset.ipynb #13e3fa4f
 def group_faces(
     rows:list,              # Kept rows of the faces stage
     ims:np.ndarray,         # Their crops, (N,S,S,3) uint8
     settings:PackSettings,  # How alike duplicates are
     packed=None,            # Article → its side in the set that was packed before
-)->tuple: # Group of each face (N,), and its side (N,): 0 to train on, 1 held out, 2 neither
+    identity=None,          # From `load_identity`, to split by person too
+)->tuple: # Group of each face (N,), its side (N,): 0 to train on, 1 held out, 2 neither; what the card says of people
     "Groups of near duplicates, and the sides of the articles that they connect."
     pairs = np.zeros((0,2), int)
     if settings.distance >= 0 and len(rows) > 1:
         hashes = np.array([int(r['phash'], 16) for r in rows], np.uint64)
         pairs = duplicate_pairs(hashes, ims, settings.distance, settings.alike)
-    names,links = article_links(rows, pairs)
+    people,said = np.zeros((0,2), int),{}
+    if identity:
+        people,refused = people_pairs(rows, pairs, identity, packed or ())
+        said = dict(split_by='article and person', people=dict(vectors=len(identity['key']), links_refused=refused))
+    names,links = article_links(rows, np.concatenate([pairs, people]))
     side = split_articles(links, settings.heldout, packed)
-    return chain_pairs(pairs, len(rows)),np.array([side[a] for a in names], np.uint8)
+    return chain_pairs(pairs, len(rows)),np.array([side[a] for a in names], np.uint8),said
 
 # %% ../nbs/03_dataset.ipynb #e3959b5f
 def check_settings(
@@ -384,6 +413,8 @@ def table(self:FaceData)->Table: # Step → number left
     title = f'{len(self):,} faces of {self.size} × {self.size}'
     if 'age_screen' in self.card:
         title += f', {self.card["age_screen"]}'
+    if 'split_by' in self.card:
+        title += f', split by {self.card["split_by"]}'
     return Table([dict(step=k, n=n) for k,n in steps.items()], title=title)
 
 @patch
@@ -428,7 +459,7 @@ def _on_one_side(rows, side, left):
     if not gone.any():
         return left,{}
     articles = sorted({str(rows[i].get('article') or rows[i]['key']) for i in np.flatnonzero(gone)})
-    log.warning('%d held-out faces of %d articles leave the set: they share pictures with training faces',
+    log.warning('%d held-out faces of %d articles leave the set: they share pictures or people with training faces',
                 gone.sum(), len(articles))
     return left | {'on one side':last & ~gone},dict(left_heldout=dict(faces=int(gone.sum()), articles=articles))
 
@@ -438,7 +469,7 @@ def _pack_faces(root, rows, kept, settings, filters, optout, decided):
     if not kept:
         raise BadInput('No face is left: 0 faces')
     ims = Faces(root, rows).images(settings.size, kept)
-    group,side = group_faces(kept, ims, settings, _packed_sides(root, settings.heldout))
+    group,side,people = group_faces(kept, ims, settings, _packed_sides(root, settings.heldout), load_identity(root))
     left,left_heldout = _on_one_side(kept, side, filter_steps(kept, group, optout, decided, filters))
     counts = {k:int(v.sum()) for k,v in left.items()}
     groups = best_first(kept, group, list(left.values())[-1])
@@ -448,14 +479,15 @@ def _pack_faces(root, rows, kept, settings, filters, optout, decided):
     arrays = set_arrays([kept[i] for i in best], ims[best], side[best])
     doubles = [[kept[i]['key'] for i in g] for g in sorted(groups) if len(g) > 1]
     card = dict(counts=counts | dict(different=len(best)), by_hand=hand_counts(kept, decided), duplicates=doubles)
-    return arrays,card | left_heldout | describe_set(root, arrays)
+    return arrays,card | people | left_heldout | describe_set(root, arrays)
 
 # %% ../nbs/03_dataset.ipynb #11d3541f
-def _made_of(rows, kept, optout, decided):
+def _made_of(rows, kept, optout, decided, identity=None):
     "What tells whether a set must be made again"
     gone = sorted(r['key'] for r in kept if opted_out(r, optout))
     marks = sorted((k,r['drop']) for k,r in decided.items() if r['drop'] is not None)
-    return rows,gone,marks
+    people = [content_hash(*(identity[k] for k in ('key','vectors','network')))] if identity else []
+    return rows,gone,marks,*people
 
 # %% ../nbs/03_dataset.ipynb #2d87a6ba
 def _card_there(root):
@@ -484,7 +516,7 @@ def pack(
     wanted = dict(asdict(settings), filters=filters)
     there = _card_there(root) if same_settings(root/'dataset/card.json', wanted, force) else {}
     optout,decided = read_optout(root),decisions(root)
-    made_of = _made_of(rows, kept, optout, decided)
+    made_of = _made_of(rows, kept, optout, decided, load_identity(root))
     source = content_hash(3, *made_of)
     if there.get('source') == source:
         return FaceData.load(root)
@@ -539,18 +571,26 @@ def batches(self:FaceData,
     start:int=0,          # Batches already drawn
     device='cpu',         # Where the set is kept and the batches are made
     split:int=0,          # 0 the training faces, 1 the held-out ones
-):  # Yields float32 tensors (batch_size,3,S,S) in [-1,1], for ever
+    labels:tuple=(),      # With the codes of these labels beside the faces, see `training.labels`
+):  # Yields float32 tensors (batch_size,3,S,S) in [-1,1], for ever; with labels, pairs of them and codes (batch_size,D)
     "Endless batches that depend on `seed` alone: from `start` on they are what they would have been."
     ims = np.ascontiguousarray((self.heldout if split else self.train).transpose(0,3,1,2))
     if not len(ims):
         raise BadInput(f'There are 0 faces in split {split}')
+    codes = label_codes(self.arrays, self.split == 0, labels, flip)[0][self.split == split] if labels else None
     if torch.device(device).type != 'cpu':
         ims = torch.from_numpy(ims).to(device)
     for i,which in enumerate(batch_indices(len(ims), batch_size, seed, start), start):
         x,mirror = ims[which],np.random.default_rng([seed,i,1]).random(batch_size) < .5
         if flip:
             x[mirror] = x[mirror].flip(-1) if torch.is_tensor(x) else x[mirror][...,::-1]
-        yield _to_float(x)
+        if codes is None:
+            yield _to_float(x)
+            continue
+        code = codes[which]
+        if flip:
+            code[mirror] = mirror_codes(code[mirror], labels)
+        yield _to_float(x),torch.from_numpy(code).to(device)
 
 # %% ../nbs/03_dataset.ipynb #c14c0c72
 def own_set(

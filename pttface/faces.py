@@ -25,12 +25,13 @@ from fastcore.basics import patch
 from PIL import Image
 
 # %% ../nbs/02_faces.ipynb #f33a1366
-from .checks import check_numbers
+from .checks import check_numbers,one_of
 from .display import Picture,Table
 from .policy import NO_AGE_SCREEN,age_screen,read_optout
 from .storage.files import (BadInput,atomic_path,find_preset,locked,need,read_json,remove_tree,same_settings,
                                    write_json)
 from .storage.shards import PreviousRun,merge_parts,photo_shards
+from .vision.attributes import ATTRIBUTES,choose_attributes
 from .vision.detect import Face,check_photo,draw_faces,face_centre,iou,kps_shape
 from .vision.detectors import load_detector
 from .vision.face_shards import faces_of_shards,load_crops,thread_detector
@@ -54,12 +55,17 @@ class FaceSettings:
     soft:float=.1           # Width of the disc's edge, as a share of the crop's side
     blur:float=.06          # Sigma of the blur outside the disc, as a share of the crop's side
     frontal:float=20.       # Yaw below which a face is frontal, degrees
-    min_age:float=20.       # Drop faces that the detector takes to be younger; 0: no screen
+    min_age:float=20.       # Lowest age that is wanted; 0: no screen
+    age_margin:float=5.     # Drop faces that do not look this much older, because estimates are coarse; years
     min_px:float=64.        # Smallest side of the square in the photo, px; a smaller one would have to be enlarged
     sure:float=.97         # A face with a lower score at either look may lie on its side or head; 0: no turned looks
     canvas:bool=False       # Look and cut on a canvas of the whole turned photo, 1.2 times its size, as the original
     models:str='buffalo_l'  # InsightFace's model pack, or a folder of ONNX files
     det_size:int=640        # Side of the square InsightFace fits a photo into, px
+
+    @property
+    def least_age(self)->float: # Faces must look as old as this; 0: no screen
+        return self.min_age + self.age_margin if self.min_age > 0 else 0.
 
 # %% ../nbs/02_faces.ipynb #a31eb21b
 FACE_PRESETS = dict(default=FaceSettings(),
@@ -251,7 +257,7 @@ def undo_rotation(
     mid,half = transform_points(N, box.mean(0)),(box[1] - box[0])/2
     found.M,found.angle = compose(found.M, N),found.angle + rest
     bbox = np.concatenate([mid - half, mid + half])
-    found.second = Face(bbox, transform_points(N, kps), f.score, f.yaw, f.pitch, f.roll, f.gender, f.age)
+    found.second = replace(f, bbox=bbox, kps=transform_points(N, kps))
 
 # %% ../nbs/02_faces.ipynb #b7b9b4e2
 def _turn_back(face, turned, shape):
@@ -373,7 +379,7 @@ def place_square(
     found.centre = _middle_of(found, settings)
     found.side = float((box[1] - box[0]).max())*(1 + settings.margin)
     age = found.face.age if found.face.age is not None else found.faces[0].age
-    if age is not None and age < settings.min_age:
+    if age is not None and age < settings.least_age:
         found.reason = 'too_young'
     elif found.face.area < settings.min_share*im.shape[0]*im.shape[1]:
         found.reason = 'face_too_small_after'
@@ -470,6 +476,8 @@ def find_faces(
     if settings.canvas:
         for im,o in going:
             look_canvas(im, o, detect)
+        if going and hasattr(detect, 'add_attributes'):
+            detect.add_attributes([(o.view if o.second else im, o.face) for im,o in going])
     else:
         _second_looks(going, detect)
     for im,o in going:
@@ -499,7 +507,7 @@ def why_dropped(
                  face_too_small=lambda: f'a square of {o.side:.0f} px, under {settings.min_px:.0f}',
                  across_tiles=lambda: 'the face lies across two photos of a collage',
                  not_upright=lambda: 'the face lies on its side or head, and no turn makes it sure',
-                 too_young=lambda: f'looks under {settings.min_age:.0f}')
+                 too_young=lambda: f'looks under {settings.least_age:g}')
     return words[o.reason]() if o.reason in words else ''
 
 # %% ../nbs/02_faces.ipynb #bbabbf83
@@ -579,6 +587,9 @@ def _numbers(o, settings):
     row = dict(bbox=_rounded(f.bbox), kps=_rounded(f.kps) if f.has_landmarks else None, score=_rounded(f.score, 4),
                yaw=_rounded(face.yaw), pitch=_rounded(face.pitch), roll=_rounded(f.roll),
                pose=pose_of(face.yaw, settings.frontal), gender=gender, age=_rounded(age))
+    by = face.attributes_by or f.attributes_by
+    if by:
+        row['attributes_by'] = by
     if o.centre is not None:
         centre = transform_points(cv2.invertAffineTransform(o.M), o.centre)
         row |= dict(angle=_rounded(o.angle), centre=_rounded(centre), side=_rounded(o.side))
@@ -677,7 +688,8 @@ class Faces:
         record = self.root/'faces/faces.json'
         settings = read_json(record)['settings'] if record.exists() else {}
         known = any(r.get('age') is not None for r in self.rows)
-        return age_screen(known, settings.get('min_age', FaceSettings.min_age))
+        default = asdict(FaceSettings()) if not settings else dict(age_margin=0.) | settings
+        return age_screen(known, default['min_age'], default['age_margin'])
 
     def __len__(self):
         return len(self.kept)
@@ -720,18 +732,21 @@ def extract_faces(
     force:bool=False,         # Take other settings than those that made what is there, and make it again?
     scheduler:str|None=None,  # Address of a dask.distributed scheduler; its workers must see `root` under this path
     batch:int=8,              # Photos that InsightFace describes together
+    attributes:str='auto',    # Who tells age and gender: `insightface`, `free`, `off`, or the first of them that can
 )->Faces: # What became of every photo
     "Make a face of every photo that has one; raises `BadInput` without photos, on other rules, or if all shards fail."
     root = need(root, 'photos/download.json', 'download').parent.parent
     settings,folder = find_preset(settings, FACE_PRESETS, 'faces'),root/'faces'
     check_numbers(settings, workers=workers, batch=batch)
+    one_of(attributes, ATTRIBUTES, 'source of age and gender')
     shards = photo_shards(root)
     workers = workers or (1 if detector == 'insightface' else os.cpu_count() or 1)
     with locked(root, 'faces'):
-        settings = _begin(folder, detector, settings, force, batch)
+        settings,attributes = _begin(folder, detector, settings, force, batch, attributes)
         before,out = PreviousRun(folder),read_optout(root)
         todo = [p for p in shards if not before.done(p, out)]
-        failed = faces_of_shards(todo, folder, face_rows, detector, settings, out, batch, workers, scheduler)
+        failed = faces_of_shards(todo, folder, face_rows, detector, settings, out, batch, workers, scheduler,
+                                 attributes=attributes)
         rows = merge_parts(shards, before, failed, partial(_counts, root), bool(todo), partial(_notes, root))
         if png:
             write_pngs(root, rows)
@@ -741,7 +756,14 @@ def extract_faces(
     return Faces(root, rows, failed)
 
 # %% ../nbs/02_faces.ipynb #84326d35
-NOT_YET = dict(min_px=0., sure=0.)  # Settings that version 0.1.0 had not, as it behaved
+NOT_YET = dict(min_px=0., sure=0., age_margin=0.)  # Settings that older releases had not, as they behaved
+
+def _told_before(record):
+    "Who tells age and gender in a run that has begun; `None` where none has"
+    if not record.exists():
+        return None
+    old = read_json(record).get('settings', {})
+    return old.get('attributes', 'insightface' if old.get('detector') == 'insightface' else 'off')
 
 # %% ../nbs/02_faces.ipynb #edfddadd
 def _of_old_record(record, settings):
@@ -753,18 +775,29 @@ def _of_old_record(record, settings):
     return replace(settings, **lacking)
 
 # %% ../nbs/02_faces.ipynb #569411bb
-def _begin(folder, detector, settings, force, batch):
-    "The settings in force, recorded in the stage's folder; what other settings made is removed if `force` says so"
+def _attributes(detector, settings, batch, asked):
+    "Who tells age and gender in a new run, with what is needed for it loaded"
+    detect = thread_detector(detector, settings, batch)
+    needed = settings.min_age not in (0, FaceSettings.min_age)
+    told = choose_attributes(asked, getattr(detect, 'tells_age', False), needed)
+    thread_detector(detector, settings, batch, told)
+    return told
+
+def _begin(folder, detector, settings, force, batch, asked):
+    "The settings in force and who tells age and gender, recorded; what others made is removed if `force` says so"
+    record = folder/'faces.json'
+    began = _told_before(record)
     if not force:
-        settings = _of_old_record(folder/'faces.json', settings)
-    wanted = dict(detector=detector, **asdict(settings))
-    if same_settings(folder/'faces.json', wanted, force, before=NOT_YET):
-        return settings
-    thread_detector(detector, settings, batch)  # what cannot be loaded is said before anything is removed
+        settings = _of_old_record(record, settings)
+    attributes = began if began and asked == 'auto' else asked
+    wanted = dict(detector=detector, attributes=attributes, **asdict(settings))
+    if same_settings(record, wanted, force, before=NOT_YET | dict(attributes=began)):
+        return settings,attributes
+    wanted['attributes'] = _attributes(detector, settings, batch, asked)  # raises before anything is removed
     if folder.exists():
         remove_tree(folder)
-    write_json(folder/'faces.json', dict(settings=wanted, shards={}))
-    return settings
+    write_json(record, dict(settings=wanted, shards={}))
+    return settings,wanted['attributes']
 
 # %% ../nbs/02_faces.ipynb #619d047d
 def _counts(root, rows):

@@ -28,11 +28,12 @@ from .evaluation.metrics import (ShareCounts,Stats,bootstrap_error,draw_rows,eff
                                         vendi_score)
 from .evaluation.report import (CAPTIONS,FLOOR,NOISE,Report,failure_rows,figures,memorization_rows,metric_row,
                                        name_of,name_with_n,notes_on,samples_to_look_at,save_report)
-from .evaluation.samples import faces_at,matching_faces,sample_sets
+from .evaluation.samples import CheckpointRef,faces_at,matching_faces,newest,sample_sets
 from .evaluation.sweeps import Sweep,SweepDistances,save_sweep,what_to_sweep
 from .storage.files import BadInput,open_root,read_jsonl,write_jsonl
 from .training.config import Budget
 from .training.device import processes
+from .training.overfitting import overfitting_notes
 from .diffusion import generate,to_uint8
 from .vision.detectors import load_detector
 
@@ -339,8 +340,12 @@ def evaluate(
         load_detector(detector)
     p = load_protocol(protocol, device, precision, cache)
     check_reference(p, data)
+    samples = newest(samples) if hasattr(samples, 'checkpoints') else samples
     sets = sample_sets(_sample, samples, n, seeds, cache, device=device, progress=progress, **kw)
     report = measure_sets(p, sets, data, detector, look, device, batch, folder=cache, shared=True, progress=progress)
+    report.notes += overfitting_notes(samples)
+    if isinstance(samples, CheckpointRef):
+        report.settings |= dict(run=samples.name, weights=samples.id[:16])
     if root is not None and processes(device).is_main_process:
         save_report(report, open_root(root)/'eval')
     return report

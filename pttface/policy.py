@@ -407,11 +407,12 @@ def left_out(
 NO_AGE_SCREEN = 'no age screen'
 
 def age_screen(
-    tells_age:bool,    # Does the detector that is loaded estimate ages?
-    min_age:float=20., # Faces that look younger are dropped; 0: none are
+    tells_age:bool,    # Does anything that is loaded estimate ages?
+    min_age:float=20., # Lowest age that is wanted; 0: any
+    margin:float=0.,   # Faces must look this much older, because estimates are coarse; years
 )->str: # For records, reports and cards
     "Say in words which faces are dropped for their age."
-    return f'faces that look under {min_age:g} are dropped' if tells_age and min_age > 0 else NO_AGE_SCREEN
+    return f'faces that look under {min_age + margin:g} are dropped' if tells_age and min_age > 0 else NO_AGE_SCREEN
 
 # %% ../nbs/policy.ipynb #621d654e
 ROBOT = 'pttface'

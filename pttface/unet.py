@@ -340,6 +340,7 @@ class UNet(nn.Module):
         attn:tuple=(16,8),        # Sizes in pixels at which to attend
         dropout:float=.15,        # Share of features dropped in training
         aug_dim:int=0,            # Width of the augmentation label; 0 for none
+    label_dim:int=0,          # Width of the code of a face's labels; 0 for none
         in_ch:int=3,              # Channels of a picture
         size:int=64,              # Size in pixels that `attn` speaks of
         head_ch:int=64,           # Channels an attention head
@@ -350,6 +351,7 @@ class UNet(nn.Module):
         self.multiple,emb = 2**(len(mults)-1),2*ch
         self.embed = nn.Sequential(nn.Linear(ch, emb), nn.SiLU(), nn.Linear(emb, emb), nn.SiLU())
         self.aug = nn.Linear(aug_dim, ch, bias=False) if aug_dim else None
+        self.label = nn.Linear(label_dim, ch, bias=False) if label_dim else None
         self.stem = nn.Conv2d(in_ch, ch, 3, padding=1)
         def block(r):
             heads = max(1, r['c_out']//head_ch) if r['attend'] else 0
@@ -366,11 +368,14 @@ def noise_embedding(self:UNet,
     noise:torch.Tensor,  # Noise condition, (N,)
     aug:torch.Tensor,    # What augmentation did to each picture, (N, aug_dim), or `None`
     dtype:torch.dtype,   # Of the features
+    label:torch.Tensor=None, # Code of each face's labels, (N, label_dim)
 )->torch.Tensor: # (N, 2·ch)
     "What every block is modulated by."
     e = sinusoid(16*noise, self.ch, period=64.).to(dtype)
     if self.aug is not None and aug is not None:
         e = e + self.aug(aug)
+    if self.label is not None and label is not None:
+        e = e + self.label(label)
     return self.embed(e)
 
 # %% ../nbs/04_unet.ipynb #f38f89a0
@@ -379,10 +384,11 @@ def forward(self:UNet,
     x:torch.Tensor,         # Scaled noisy pictures, NCHW
     noise:torch.Tensor,     # Noise condition c_noise = ln(σ)/4, (N,)
     aug:torch.Tensor=None,  # What augmentation did to each picture, (N, aug_dim); `None` for nothing
+    label:torch.Tensor=None, # Code of each face's labels, (N, label_dim); `None` for none
 )->torch.Tensor: # NCHW
     "The raw F of eq. 7 for the pictures `x`."
     h,w = x.shape[-2:]
-    e = self.noise_embedding(noise, aug, x.dtype)
+    e = self.noise_embedding(noise, aug, x.dtype, label)
     skips = [x := self.stem(pad_to_multiple(x, self.multiple))]
     for block in self.down:
         skips.append(x := block(x, e))

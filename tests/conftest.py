@@ -1,5 +1,9 @@
 "What every test may count on."
+import os
 import signal
 
 # A shell that starts the tests in the background has them ignore Ctrl-C, and all they start; some tests send one.
 signal.signal(signal.SIGINT, signal.default_int_handler)
+
+# Ages of drawn heads mean nothing, and a test must not fetch networks: `auto` asks nobody, here and in what is started.
+os.environ['PTTFACE_ATTRIBUTES'] = 'off'

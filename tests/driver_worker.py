@@ -1,6 +1,8 @@
 """Run the Colab notebook as Colab would, with a stand-in for `google.colab`: `driver_worker.py CONTENT [SECONDS]`.
 
-Drive is a folder under CONTENT/drive whose file operations are slow and sometimes fail, and which keeps a trash.
+Drive is a folder under CONTENT/drive whose file operations are slow and sometimes fail, and which keeps a trash. With
+DRIVE_BYTES it is full at that size and before each stage, and whenever a cell stops for that, some room is made and the
+cell is run again; with LOST it is out of reach from the cell that holds this text until a cell stops for that.
 """
 import builtins
 import dataclasses
@@ -21,7 +23,9 @@ content = Path(sys.argv[1]).absolute()
 budget = sys.argv[2] if len(sys.argv) > 2 else '6s'
 mine = content / 'drive/MyDrive'
 faults = random.Random(int(os.environ.get('FAULT_SEED', 0)))
-counts = dict(calls=0, faults=0, mounts=0, flushes=0, released=0, offered=[])
+counts = dict(calls=0, faults=0, mounts=0, flushes=0, released=0, offered=[], stopped=[])
+lost = os.environ.get('LOST', '')
+in_reach = True
 
 
 def unreliable(f, where=0):
@@ -32,6 +36,8 @@ def unreliable(f, where=0):
             return f(*a, **kw)
         counts['calls'] += 1
         time.sleep(.002)
+        if not in_reach:
+            raise OSError(errno.ENOTCONN, 'Transport endpoint is not connected', str(p))
         if faults.random() < 1/12:
             counts['faults'] += 1
             raise OSError(errno.EIO, 'Input/output error', str(p))
@@ -48,7 +54,7 @@ builtins.open = io.open = unreliable(real_open)
 os.replace, os.rename = unreliable(os.replace, 1), unreliable(os.rename, 1)
 os.scandir = unreliable(os.scandir)
 os.fsync, real_fsync = (lambda fd: real_fsync(fd)), os.fsync
-fake = FakeDrive(content.parent / 'MyDrive', 15e9, counts=counts)
+fake = FakeDrive(content.parent / 'MyDrive', float(os.environ.get('DRIVE_BYTES', 15e9)), counts=counts)
 
 
 def mount(path, *a, **kw):
@@ -99,9 +105,21 @@ for i, cell in enumerate(json.loads((top / 'nbs/colab.ipynb').read_text())['cell
         source = source.replace(text, instead)
     if os.environ.get('UNTIL') and os.environ['UNTIL'] in source:
         break
-    r = shell.run_cell(source, silent=True)
-    if r.error_before_exec or r.error_in_exec:
-        sys.exit(f'cell {i}: {r.error_before_exec or r.error_in_exec!r}')
+    in_reach = in_reach and not (lost and lost in source)
+    if 'DRIVE_BYTES' in os.environ and 'keeping' in source:
+        fake.capacity = min(fake.capacity, fake.used + 1000)
+    for attempt in range(12):
+        r = shell.run_cell(source, silent=True)
+        error = r.error_before_exec or r.error_in_exec
+        if error is None:
+            break
+        counts['stopped'].append((source.splitlines()[0], f'{type(error).__name__}: {error}'))
+        if in_reach and 'Drive is full' not in str(error):
+            sys.exit(f'cell {i}: {error!r}')
+        in_reach, lost = True, ''
+        fake.capacity = max(fake.capacity, fake.used + 4**attempt*20_000)
+    else:
+        sys.exit(f'cell {i} did not come to its end')
     if source.startswith('session ='):
         print(shell.user_ns['session'], flush=True)
 assert {o[0] for o in asked} == {'pip'} and 'pttface @' in asked[0][1] and 'insightface' in asked[1][1]

@@ -14,11 +14,11 @@ import pytest
 needs_lab = pytest.mark.skipif(find_spec('jupyterlab') is None, reason='no JupyterLab: `pip install jupyterlab`')
 
 
-def write_notebook(path, *cells):
-    "A notebook of code cells."
+def write_notebook(path, *cells, kernel='python3'):
+    "A notebook of code cells for the kernel of that name."
     empty = dict(cell_type='code', metadata={}, outputs=[], execution_count=None)
     made = [dict(empty, id=f'cell{i}', source=s) for i, s in enumerate(cells)]
-    kernel = dict(display_name='python3', language='python', name='python3')
+    kernel = dict(display_name=kernel, language='python', name=kernel)
     Path(path).write_text(json.dumps(dict(cells=made, metadata=dict(kernelspec=kernel), nbformat=4, nbformat_minor=5)))
 
 
@@ -44,8 +44,11 @@ class Lab:
 
 
 @contextmanager
-def jupyter_lab(folder, home, patience=120):
-    "Serve `folder`; everything Jupyter keeps goes to `home`. Yields a `Lab`."
+def jupyter_lab(folder, home, patience=120, python=sys.executable, kernel=None):
+    """Serve `folder`; everything Jupyter keeps goes to `home`. Yields a `Lab`.
+
+    `python` has JupyterLab; the Python `kernel`, if given, runs the notebooks whose kernel is called `runtime`.
+    """
     folders = dict(JUPYTER_CONFIG_DIR='config', JUPYTER_RUNTIME_DIR='runtime', JUPYTER_DATA_DIR='data',
                    IPYTHONDIR='ipython', JUPYTERLAB_SETTINGS_DIR='settings', JUPYTERLAB_WORKSPACES_DIR='workspaces')
     env = {**os.environ, 'TQDM_DISABLE': '1'} | {k: str(Path(home)/v) for k, v in folders.items()}
@@ -54,7 +57,13 @@ def jupyter_lab(folder, home, patience=120):
     quiet = Path(home)/'settings/@jupyterlab/apputils-extension/notification.jupyterlab-settings'
     quiet.parent.mkdir(parents=True, exist_ok=True)
     quiet.write_text('{"fetchNews": "false"}')
-    command = [sys.executable, '-m', 'jupyterlab', *flags]
+    if kernel:
+        spec = dict(argv=[str(kernel), '-m', 'ipykernel_launcher', '-f', '{connection_file}'], language='python',
+                    display_name='runtime')
+        path = Path(home)/'data/kernels/runtime/kernel.json'
+        path.parent.mkdir(parents=True)
+        path.write_text(json.dumps(spec))
+    command = [str(python), '-m', 'jupyterlab', *flags]
     with open(Path(home)/'server.log', 'wb') as log:
         server = subprocess.Popen(command, env=env, stdout=log, stderr=log, cwd=folder)
     try:

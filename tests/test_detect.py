@@ -228,3 +228,13 @@ def test_a_mirrored_face_has_the_mirrored_pose():
     yaw,pitch,roll = kps_pose(mirrored)
     back = kps_pose((mirrored*[-1,1] + [640,0])[[1,0,2,4,3]])
     np.testing.assert_allclose((-yaw,pitch,-roll), back, atol=1e-6)
+
+def test_who_told_and_whether_anybody_can(folder, photo):
+    save(folder/'genderage.onnx', [1,3,96,96], dict(fc=np.array([(.1,.9,.34)])))
+    detect = InsightFace(models=str(folder))
+    faces = detect.largest(photo)
+    assert detect.tells_age and all(f.attributes_by is None for f in faces)
+    detect.describe([(photo, f) for f in faces])
+    assert {f.attributes_by for f in faces} == {'insightface'} == {f.attributes_by for f in detect(photo)}
+    silent = InsightFace(models=str(folder), attributes=False)
+    assert not silent.tells_age and silent(photo)[0].age is None and silent(photo)[0].attributes_by is None

@@ -66,6 +66,13 @@ def steps_of(data):
     return read_jsonl(path) if path.exists() else []
 
 
+def steps_kept(data):
+    "The steps of the checkpoints that are there and listed."
+    path = data / 'runs/tiny/checkpoints.json'
+    rows = json.loads(path.read_text()) if path.exists() else []
+    return [r['step'] for r in rows if (path.parent / r['file']).exists()]
+
+
 def test_run_all_goes_on_from_a_session_that_died(tmp_path):
     data = tmp_path / 'MyDrive/pttface-drawn'
     data.parent.mkdir()
@@ -80,11 +87,9 @@ def test_run_all_goes_on_from_a_session_that_died(tmp_path):
 
     second = tmp_path / 'second'
     second.mkdir()
-    checkpoints = data / 'runs/tiny/checkpoints.json'
-    kill_when(start(second, FAULT_SEED='2'),
-              lambda: any(data.glob('runs/tiny/checkpoint-*.pt')) and checkpoints.exists())
-    logged = steps_of(data)
-    reached = json.loads(checkpoints.read_text())[-1]['step']
+    kill_when(start(second, FAULT_SEED='2'), lambda: steps_kept(data))
+    reached = max(steps_kept(data))
+    logged = [r for r in steps_of(data) if r['step'] <= reached]  # what came after the checkpoint is trained again
     assert before <= {r['url'] for r in rows_of(data)} and page_cache(data) == pages
     finished = [*data.glob('photos/*.tar'), *data.glob('faces/*.npz'), *data.glob('dataset/*')]
     stamps = {p: p.stat().st_mtime_ns for p in [*finished, data / 'runs/tiny/recipe.json']}
@@ -181,6 +186,25 @@ def test_a_session_whose_drive_is_refused_goes_on_and_ends_with_everything_in_on
         names = {o.removeprefix('pttface-drawn/') for o in z.namelist()}
     assert {'eval/report.json', 'runs/tiny/samples.npz', 'runs/tiny/recipe.json', 'dataset/card.json'} <= names
     assert any(re.fullmatch(r'runs/tiny/checkpoint-.*\.pt', o) for o in names)
+
+
+def test_a_drive_that_is_full_at_every_stage_loses_nothing(tmp_path):
+    (tmp_path / 'MyDrive').mkdir()
+    _, counts = finished(tmp_path / 'content', DRIVE_BYTES='1000')
+    stopped = {cell.partition(' = ')[0].removeprefix('with session.keeping(): ') for cell, _ in counts['stopped']}
+    assert stopped >= {'with session.keeping():', 'photos', 'faces', 'data', 'run', 'sets', 'report'}
+    for cell, error in counts['stopped']:
+        assert error.startswith('BadInput: ') and 'Drive is full; make room' in error and '\n' not in error, cell
+    assert sizes(tmp_path / 'content/pttface-drawn') == sizes(tmp_path / 'MyDrive/pttface-drawn')
+
+
+@pytest.mark.parametrize('lost', ['photos = download', 'run = train'])
+def test_a_drive_that_goes_out_of_reach_loses_nothing(tmp_path, lost):
+    (tmp_path / 'MyDrive').mkdir()
+    _, counts = finished(tmp_path / 'content', LOST=lost)
+    (cell, error), = counts['stopped']
+    assert lost in cell and error.startswith('BadInput: ') and 'Transport endpoint' in error and '\n' not in error
+    assert sizes(tmp_path / 'content/pttface-drawn') == sizes(tmp_path / 'MyDrive/pttface-drawn')
 
 
 def test_the_first_run_all_asks_for_no_drive(tmp_path):

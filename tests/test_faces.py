@@ -109,7 +109,8 @@ KPS = np.array([[80,90],[120,90],[100,110],[85,130],[115,130]], np.float32)
     (Face(np.array([60,60,140,160.]), None, .9), 'no_landmarks'),
     (Face(np.array([60,60,75,75.]), KPS, .9), 'face_too_small_before'),
     (Face(np.array([60,60,140,160.]), KPS, .9, age=17.), 'too_young'),
-    (Face(np.array([60,60,140,160.]), KPS, .9, age=20.), None),
+    (Face(np.array([60,60,140,160.]), KPS, .9, age=24.9), 'too_young'),
+    (Face(np.array([60,60,140,160.]), KPS, .9, age=25.), None),
     (Face(np.array([-50,-60,260,240.]), KPS, .9), None),
 ])
 def test_reasons(noise, face, reason):
@@ -461,7 +462,7 @@ class Aged(Fake):
 
 @pytest.mark.parametrize('age,min_age,words', [
     (None,20.,'no age screen'), (None,99.,'no age screen'), (None,0.,'no age screen'),
-    (31.,20.,'faces that look under 20 are dropped'), (31.,0.,'no age screen'),
+    (31.,20.,'faces that look under 25 are dropped'), (31.,0.,'no age screen'),
 ])
 def test_an_age_screen_is_claimed_only_where_an_age_is_told(root, noise, monkeypatch, age, min_age, words):
     write_tar(root/'photos/images_01_part_1.tar', [record('0100000', png(noise))])
@@ -482,7 +483,7 @@ def test_older_records_say_what_their_rows_tell(root):
     assert F.extract_faces(root, workers=1).age_screen == 'no age screen'
     assert pack(root).card['age_screen'] == 'no age screen'
     write_jsonl(root/'faces/faces.jsonl', [r | dict(age=30.) for r in found.rows])
-    assert pack(root).card['age_screen'] == 'faces that look under 20 are dropped'
+    assert pack(root).card['age_screen'] == 'faces that look under 25 are dropped'
 
 def test_explain_says_that_no_age_is_told(noise):
     title = lambda age: [a.get_title() for a in F.explain(noise, Aged(age)).axes][-1]

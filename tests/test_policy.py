@@ -301,6 +301,8 @@ def test_lines_are_reported_once_where_asked(tmp_path, caplog):
 def test_the_words_for_no_age_screen():
     assert age_screen(False, 20) == age_screen(True, 0) == NO_AGE_SCREEN == 'no age screen'
     assert age_screen(True, 18) == 'faces that look under 18 are dropped'
+    assert age_screen(True, 20, 5) == 'faces that look under 25 are dropped'
+    assert age_screen(True, 0, 5) == NO_AGE_SCREEN
 
 
 @pytest.mark.parametrize('written', [

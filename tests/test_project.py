@@ -35,7 +35,8 @@ def test_metadata_agrees():
 
 
 def test_requirements_have_lower_bounds_only():
-    keys = ('requirements', 'insightface_requirements', 'dev_requirements', 'bench_requirements')
+    keys = ('requirements', 'insightface_requirements', 'export_requirements', 'dev_requirements',
+            'bench_requirements')
     reqs = [Requirement(r) for k in keys for r in ini[k].splitlines() if r.strip()]
     assert len(reqs) > 20
     assert [str(r) for r in reqs if [s.operator for s in r.specifier] != ['>=']] == []
@@ -186,7 +187,7 @@ def test_a_reader_that_leaves_early_is_no_fault(tmp_path):
 
 
 # Which module may import which: a stage imports folders and earlier stages, a folder imports no stage.
-STAGES = ['crawl', 'download', 'faces', 'dataset', 'unet', 'diffusion', 'fid']
+STAGES = ['crawl', 'download', 'faces', 'dataset', 'unet', 'diffusion', 'fid', 'export']
 SHARED = ['policy', 'parallel', 'display', 'checks']
 FOLDERS = ['ptt', 'net', 'storage', 'vision', 'curation', 'training', 'evaluation', 'synthetic', 'app']
 
@@ -307,7 +308,8 @@ def test_import_pttface_costs_nothing():
     heavy = in_a_fresh_process('import sys, pttface; print(sorted({"torch", "cv2", "numpy"} & set(sys.modules)))')
     assert heavy == '[]'
     names = in_a_fresh_process('import pttface; print(*(n for n in pttface.__all__ if n in dir(pttface)))')
-    assert names.split() == ['crawl', 'download', 'extract_faces', 'pack', 'FaceData', 'train', 'sample', 'evaluate']
+    assert names.split() == ['crawl', 'download', 'extract_faces', 'pack', 'FaceData', 'train', 'sample', 'evaluate',
+                             'export_run', 'load_model']
 
 
 @pytest.mark.parametrize('first', ['', 'import pttface.crawl, pttface.download', 'from pttface.crawl import crawl'])

@@ -2,11 +2,12 @@
 
 Ours (preset `tiny`, guided as the recipe says, and plain) beside three peers with as many parameters: the original's
 recipe, drawn by the same fast sampler with the clipping of DDPM's own code; diffusers' unconditional example; and
-denoising-diffusion-pytorch's Trainer. Each peer gets the best of three learning rates (LRS), found on heads.
+denoising-diffusion-pytorch's Trainer. Each peer gets the best of three learning rates (LRS), found on heads with a
+fifth of the samples.
 
 MINUTES (10) of two cores for each training, or SETS=heads,fruit:5 for other minutes for one of the sets: how many
 pictures that is for each comes from its own CPU seconds a picture, measured in turns, so a busy machine changes
-nothing. Each training has one thread, two run side by side. What is trained and drawn stays in
+nothing. Each training has one thread, JOBS (2) run side by side. What is trained and drawn stays in
 runs/bench/quality-MINUTES, so a bench that was cut off goes on from there; remove the folders to begin anew.
 """
 import json
@@ -26,6 +27,7 @@ from PIL import Image
 
 top = Path(__file__).resolve().parent.parent
 MINUTES = float(os.environ.get('MINUTES', 10))
+JOBS = int(os.environ.get('JOBS', 2))
 ASKED = [o.partition(':') for o in os.environ.get('SETS', 'heads,fruit').split(',')]
 SETS = {k: float(m or MINUTES) for k, _, m in ASKED}
 OURS = 'tiny'
@@ -205,7 +207,7 @@ class Contest:
             run_alone(sys.executable, __file__, 'draw', d, way, seed, start, n, self.steps)
 
     def race(self, entries, samples):
-        "Train and draw all `entries` (who, lr, seed, way), two at a time."
+        "Train and draw all `entries` (who, lr, seed, way), JOBS at a time."
         for job in [self.pool.submit(self.learn, *o) for o in dict.fromkeys(o[:3] for o in entries)]:
             job.result()
         part = min(samples, 100)
@@ -246,6 +248,7 @@ def bench(smoke=False):
     from pttface.unet import n_params
     minutes = dict(heads=.01) if smoke else SETS
     n, samples, seeds, lrs = (60, 10, [0], LRS[-1:]) if smoke else (3*TRAIN//2, 500, [0, 1], LRS)
+    trial = min(samples, 100)
     peers = [p for p in PEERS if p not in THEIRS or peers_python(make=not smoke)]
     rows = []
 
@@ -258,7 +261,7 @@ def bench(smoke=False):
                   else n_params(make_net(find_recipe(p))))
         add('parameters', params, PEERS[p], theirs)
     best_lr, lines = {}, []
-    with ThreadPoolExecutor(2) as pool:
+    with ThreadPoolExecutor(JOBS) as pool:
         for kind, m in minutes.items():
             folder = top/f'runs/bench/quality-{"smoke" if smoke else f"{m:g}"}'
             if smoke:
@@ -273,8 +276,8 @@ def bench(smoke=False):
             held = features(ims[n*2//3:], device='cpu')
             real, floor = held[:len(held)//2], held[len(held)//2:]
             if not best_lr:  # On the first set, which is heads
-                contest.race([(p, lr, 0, '') for p in peers for lr in lrs], samples)
-                tried = {(p, lr): scores(contest.images(p, lr, 0, '', samples), real, floor, held)[0]
+                contest.race([(p, lr, 0, '') for p in peers for lr in lrs], trial)
+                tried = {(p, lr): scores(contest.images(p, lr, 0, '', trial), real, floor, held)[0]
                          for p in peers for lr in lrs}
                 best_lr = {p: min(lrs, key=lambda lr, p=p: tried[p, lr]) for p in peers}
                 for p in peers:

@@ -12,9 +12,12 @@ bin = Path(sys.executable).parent
 env = {**os.environ, 'TQDM_DISABLE': '1', 'OMP_NUM_THREADS': '1', 'PTTFACE_BUDGET': '8s', 'MPLBACKEND': 'agg',
        'PYTHONWARNINGS': 'ignore', 'PATH': f'{bin}{os.pathsep}{os.environ["PATH"]}'}
 models = top.parent / 'shared/models/insightface/scrfd_500m'
+identity = top.parent / 'shared/models/identity/face_recognition.onnx'
+if identity.is_file():
+    env.setdefault('PTTFACE_IDENTITY_MODEL', str(identity))
 if models.is_dir():
     env.setdefault('PTTFACE_INSIGHTFACE_MODELS', str(models))
-results = []
+results, failures = [], []
 
 
 def run(*cmd, timeout=1800):
@@ -32,6 +35,7 @@ def note(name, ok, output='', secs=0., counts=None):
     results.append(counts or (int(ok), int(not ok), 0))
     print(f'{"ok  " if ok else "FAIL"} {name}' + (f' ({secs:.0f} s)' if secs >= 1 else ''), flush=True)
     if not ok:
+        failures.append(name)
         print(re.sub('^', '     ', output.strip()[-6000:], flags=re.M), flush=True)
 
 
@@ -72,13 +76,14 @@ def tests():
     "The pytest suite; every test counts."
     start = time.time()
     how = '-x' if '--exitfirst' in sys.argv else '--tb=short'
-    rc, output = run(sys.executable, '-m', 'pytest', '-q', '-rs', how, '--durations=8',
+    rc, output = run(sys.executable, '-m', 'pytest', '-q', '-rfEs', how, '--durations=8',
                      timeout=3600)
     summary = output.splitlines()[-1] if output.strip() else ''
     count = {k: int(v) for v, k in re.findall(r'(\d+) (passed|failed|error|skipped)', summary)}
     passed, skipped = count.get('passed', 0), count.get('skipped', 0)
     failed = count.get('failed', 0) + count.get('error', 0)
     note(f'pytest, {passed} tests', rc == 0, output, time.time() - start, (passed, max(failed, int(rc != 0)), skipped))
+    failures.extend(line[:300] for line in re.findall(r'^(?:FAILED|ERROR) .*', output, re.M))
     for line in re.findall(r'^SKIPPED .*', output, re.M):
         print(f'     {line}', flush=True)
 
@@ -94,6 +99,8 @@ notebooks()
 check('docs site', sys.executable, 'tools/docs.py')
 tests()
 passed, failed, skipped = (sum(o) for o in zip(*results))
+for line in failures:
+    print(f'failed: {line}', flush=True)
 print(f'{time.time() - start:.0f} s', flush=True)
 print(f'{passed} passed, {failed} failed, {skipped} skipped', flush=True)
 sys.exit(bool(failed))

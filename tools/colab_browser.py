@@ -1,6 +1,7 @@
 """The curator of a runtime with ipywidgets 7.7, driven by mouse and keys in classic Notebook 6.5 and Chromium.
 
-`colab_browser.py RUNTIME [SCREENSHOT.png]`; run by a Python that has pttface and Playwright.
+`colab_browser.py RUNTIME [SCREENSHOT.png [PYTHON]]`; run by a Python that has pttface and Playwright. With
+PYTHON, which has JupyterLab 3 or 4 and jupyterlab_widgets 1.1, the page is JupyterLab's.
 """
 import json
 import os
@@ -14,12 +15,17 @@ from pathlib import Path
 top = Path(__file__).resolve().parent.parent
 sys.path[:0] = [str(top), str(top / 'tests')]
 from browser import Browser, lacks  # noqa: E402
-from lab import stop, write_notebook  # noqa: E402
+from lab import jupyter_lab, stop, write_notebook  # noqa: E402
 from test_curator import make  # noqa: E402
 
 CODE = """from pttface.curation.curator import Curator
 Curator({!r}, outliers=False, progress=False)"""
 DROPPED = "document.querySelector('.pf-head').innerText.includes('{} dropped')"
+
+
+def has_asked(message):
+    "Is this what ipywidgets 7 says once it has asked a kernel without widgets for its widgets?"
+    return 'Failed to fetch ipywidgets' in message.text
 
 
 @contextmanager
@@ -45,39 +51,68 @@ def notebook_server(python, folder):
         stop(server)
 
 
-def drive(url, token, decisions, screenshot):
+def drive(b, decisions, screenshot):
     "Drop two faces, one by mouse and one by key, and turn the page."
-    with Browser(height=1000) as b:
-        b.goto(f'{url}notebooks/a.ipynb?token={token}')
-        b.wait('window.Jupyter && Jupyter.notebook && Jupyter.notebook.kernel')
-        b.wait('Jupyter.notebook.kernel.is_connected()')
-        b.eval('Jupyter.notebook.execute_all_cells()')
-        b.wait("document.querySelectorAll('.pf-face').length == 50", 90)
-        b.wait("getComputedStyle(document.querySelector('.pf-face')).backgroundImage.startsWith('url')")
-        b.click('.pf-at3')
-        b.wait(DROPPED.format(1))
-        b.key('ArrowRight')
-        b.key('x')
-        b.wait(DROPPED.format(2))
-        written = [json.loads(o) for o in decisions.read_text().splitlines()]
-        assert len(written) == 2 and all(o['drop'] for o in written), written
-        if screenshot:
-            b.screenshot(screenshot)
-        b.key('n')
-        b.wait("document.querySelector('.pf-head').innerText.includes('50 looked at')")
+    b.wait("document.querySelectorAll('.pf-face').length == 50", 90)
+    b.wait("getComputedStyle(document.querySelector('.pf-face')).backgroundImage.startsWith('url')")
+    b.wait("!!document.querySelector('[data-lm-suppress-shortcuts]')")
+    b.click('.pf-at3')
+    b.wait(DROPPED.format(1))
+    b.key('ArrowRight')
+    b.key('x')
+    b.wait(DROPPED.format(2))
+    written = [json.loads(o) for o in decisions.read_text().splitlines()]
+    assert len(written) == 2 and all(o['drop'] for o in written), written
+    if screenshot:
+        b.screenshot(screenshot)
+    b.key('n')
+    b.wait("document.querySelector('.pf-head').innerText.includes('50 looked at')")
+
+
+def in_classic_notebook(folder, python, decisions, screenshot):
+    "The curator in classic Notebook 6.5 of the runtime."
+    with notebook_server(python, folder) as (url, token), Browser(height=1000) as b:
+        with b.page.expect_console_message(has_asked):  # ipywidgets asks a kernel that it joins for its widgets
+            b.goto(f'{url}notebooks/a.ipynb?token={token}')
+            b.wait('window.Jupyter && Jupyter.notebook && Jupyter.notebook.kernel')
+            b.wait('Jupyter.notebook.kernel.is_connected()')
+        b.eval('Jupyter.notebook.execute_cells([0])')  # Its answer comes after the answer to that
+        b.wait("document.body.innerText.includes('ready to draw')")
+        b.eval('Jupyter.notebook.execute_cells([1])')
+        drive(b, decisions, screenshot)
         cells = b.eval('Jupyter.notebook.ncells()')
-        assert cells == 1, f'a key of the curator reached the notebook: {cells} cells'
+        assert cells == 2, f'a key of the curator reached the notebook: {cells} cells'
 
 
-def main(runtime, screenshot=None):
+def in_jupyterlab(folder, python, decisions, screenshot, lab):
+    "The curator in the JupyterLab of the Python `lab`, with the runtime as its kernel."
+    with jupyter_lab(folder, Path(folder) / 'home', python=lab, kernel=python) as page, Browser(height=1000) as b:
+        b.goto(page.address('a.ipynb'))
+        editor = b.page.locator('.jp-Notebook .cm-content, .jp-Notebook .CodeMirror')
+        for i, shown in enumerate(("document.body.innerText.includes('ready to draw')", 'true')):
+            editor.nth(i).click()
+            b.wait("document.querySelector('.jp-Notebook-ExecutionIndicator')?.dataset.status == 'idle'")
+            b.key('Shift+Enter')
+            b.wait(shown)
+        drive(b, decisions, screenshot)
+        cells = b.page.locator('.jp-Notebook .jp-Cell').count()
+        assert cells <= 3, f'a key of the curator reached the notebook: {cells} cells'
+
+
+def main(runtime, screenshot=None, lab=None):
     if lacks:
         print(f'skipped: {lacks}')
         sys.exit(124)
     with tempfile.TemporaryDirectory() as folder:
         root = make(Path(folder) / 'root', 120)
-        write_notebook(Path(folder) / 'a.ipynb', CODE.format(str(root)))
-        with notebook_server(Path(runtime).absolute() / 'bin/python', folder) as (url, token):
-            drive(url, token, root / 'dataset/decisions.jsonl', screenshot)
+        write_notebook(Path(folder) / 'a.ipynb', "print('ready', 'to', 'draw')", CODE.format(str(root)),
+                       kernel='runtime' if lab else 'python3')
+        python = Path(runtime).absolute() / 'bin/python'
+        decisions = root / 'dataset/decisions.jsonl'
+        if lab:
+            in_jupyterlab(folder, python, decisions, screenshot, lab)
+        else:
+            in_classic_notebook(folder, python, decisions, screenshot)
 
 
 if __name__ == '__main__':

@@ -55,7 +55,7 @@ class Check:
     "Commands run one after another, within a number of minutes in all, and how each went"
     def __init__(self, minutes):
         self.start, self.end = time.time(), time.time() + 60*minutes
-        self.results = []
+        self.results, self.failures = [], []
 
     def run(self, *cmd):
         "Run a command; its exit status and output. 124: time was up."
@@ -75,6 +75,8 @@ class Check:
         "Print how a check went (`ok`, `FAIL` or `skip`), and why."
         self.results.append(word)
         print(f'{word:4} {name}' + (f' ({seconds:.0f} s)' if seconds >= 1 else ''), flush=True)
+        if word == 'FAIL':
+            self.failures.append(f'{name}: {(output.strip().splitlines() or [""])[-1][:200]}')
         if word != 'ok' and output:
             print(re.sub('^', '     ', output.strip()[-6000:], flags=re.M), flush=True)
 
@@ -87,7 +89,9 @@ class Check:
         return output if rc == 0 else None
 
     def finish(self):
-        "Print the last line; the exit status."
+        "Print what failed and the last line; the exit status."
+        for line in self.failures:
+            print(f'failed: {line}', flush=True)
         print(f'{time.time() - self.start:.0f} s', flush=True)
         n = {word: self.results.count(word) for word in ('ok', 'FAIL', 'skip')}
         print(f'{n["ok"]} passed, {n["FAIL"]} failed, {n["skip"]} skipped', flush=True)

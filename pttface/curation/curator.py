@@ -9,6 +9,7 @@ __all__ = ['mark_rules', 'filter_dropdowns', 'face_grid', 'page_buttons', 'face_
 
 # %% ../../nbs/curation/curator.ipynb #47973c06
 import base64,html
+from uuid import uuid4
 
 import cv2
 import numpy as np
@@ -119,20 +120,20 @@ def face_grid(
 )->GridBox: # Its children are the buttons
     "A button for each face of a page."
     shape = Layout(width=f'{side}px', height=f'{side}px')
-    faces = [Button(tooltip='drop or restore', layout=shape) for _ in range(per_page)]
-    for k,button in enumerate(faces):
-        button.add_class('pf-face').add_class(f'pf-at{k}')
+    faces = [Button(tooltip='drop or restore', layout=shape, _dom_classes=['pf-face', f'pf-at{k}'])
+             for k in range(per_page)]
     columns = Layout(grid_template_columns=f'repeat({ncols},{side}px)', grid_gap='5px')
-    return GridBox(faces, layout=columns).add_class('pf-grid')
+    return GridBox(faces, layout=columns, _dom_classes=['pf-grid'])
 
 # %% ../../nbs/curation/curator.ipynb #35c236ca
 def page_buttons()->list: # Back, next, undo, drop
     "The buttons under the faces."
-    button = lambda text, icon, **kw: Button(description=text, icon=icon, layout=Layout(width='auto'), **kw)
-    return [button('Back', 'arrow-left').add_class('pf-back'),
-            button('Rest is good, next', 'check', button_style='primary').add_class('pf-next'),
-            button('Undo', 'undo').add_class('pf-undo'),
-            button('Drop all shown', 'trash').add_class('pf-drop')]
+    def button(text, icon, name, **kw):
+        return Button(description=text, icon=icon, layout=Layout(width='auto'), _dom_classes=[name], **kw)
+    return [button('Back', 'arrow-left', 'pf-back'),
+            button('Rest is good, next', 'check', 'pf-next', button_style='primary'),
+            button('Undo', 'undo', 'pf-undo'),
+            button('Drop all shown', 'trash', 'pf-drop')]
 
 # %% ../../nbs/curation/curator.ipynb #fd03cbe7
 def face_facts(
@@ -194,20 +195,19 @@ class Curator(VBox):
         outliers:bool=True,     # Look for faces unlike the others too? (slower, the first time)
         progress:bool=True,     # Show a bar while they are scored?
     ):
-        super().__init__()
+        self.name = f'pf-{uuid4().hex[:8]}'
+        super().__init__(_dom_classes=[self.name])
         if per_page < 1 or ncols < 1:
             raise BadInput(f'A page needs faces: per_page={per_page} and ncols={ncols} must be 1 or more')
         self.session = CurationSession(root, outliers, progress)
         self.per_page,self.ncols = per_page,ncols
         self.page,self.last = 0,None
-        self.name = f'pf-{self.model_id[:8]}'
         self.filters = filter_dropdowns(self.session)
         self.grid = face_grid(per_page, ncols, side)
         self.faces = self.grid.children
         self.back_button,self.next_button,self.undo_button,self.drop_button = page_buttons()
         self._lay_out(side)
         self._connect()
-        self.add_class(self.name)
         self.refresh()
 
 # %% ../../nbs/curation/curator.ipynb #369fccd9

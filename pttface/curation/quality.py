@@ -19,10 +19,12 @@ import cv2
 import numpy as np
 from fastcore.basics import patch
 
+from .labels import age_limit,article_titles,label_measures
 from ..display import Table
 from ..storage.files import content_hash,need,read_jsonl,read_npz,write_npz
 from ..vision.face_shards import load_crops
 from ..vision.geometry import compose,crop_matrix,rotation_about,transform_points
+from ..vision.identity import people_of
 
 # %% ../../nbs/curation/quality.ipynb #13074550
 KINDS = dict(
@@ -33,7 +35,9 @@ KINDS = dict(
     blurred='face blurred',
     odd_colour='odd colour',
     odd_saturation='odd saturation',
-    outlier='unlike the others')
+    outlier='unlike the others',
+    near_age_limit='barely looks old enough',
+    gender_contradiction='at odds with title or person')
 
 # %% ../../nbs/curation/quality.ipynb #9aee0f4d
 def deviations(
@@ -371,10 +375,11 @@ def score_faces(
     rows:list,         # Kept rows of the faces stage
     ims:np.ndarray,    # Their faces, (N,S,S,3) uint8
     feats=None,        # Their features, (N,D), for `outlier`; `None` leaves it out
+    labels:dict=None,  # Deviations by kind from `label_measures`; none by default
 )->QualityScores:
     "Score every face for every kind of fault."
     points = np.stack([crop_landmarks(r, ims.shape[1]) for r in rows])
-    measures = feature_measures(ims, points) | photo_measures(rows, ims)
+    measures = feature_measures(ims, points) | photo_measures(rows, ims) | (labels or {})
     light = face_colour(ims)[:,0]
     yaw = yaw_measure(np.array([r.get('yaw') for r in rows], float), points)
     measures['extreme_yaw'] = without_level(yaw, light)
@@ -401,7 +406,9 @@ def quality_scores(
 )->QualityScores:
     "Score the faces of `root` for every kind of fault, or read what was found before."
     rows,ims = load_faces(root)
-    path,source = Path(root)/'dataset/suggestions.npz',content_hash(4, rows, outliers)
+    labels = label_measures(rows, age_limit(root), article_titles(root), people_of(root, rows))
+    source = content_hash(5, rows, outliers, {k:v.tolist() for k,v in labels.items()})
+    path = Path(root)/'dataset/suggestions.npz'
     if path.exists() and str((kept := read_npz(path))['source']) == source:
         return QualityScores(kept['key'], kept['scores'], kept['kinds'].tolist())
     feats = None
@@ -409,7 +416,7 @@ def quality_scores(
         from pttface.evaluation.features import cached_features
         feats = cached_features(ims, folder=Path(root)/'eval', progress=progress)
     none = QualityScores(np.zeros(0, '<U1'), np.zeros((0,len(KINDS)), np.float32), KINDS)
-    scores = score_faces(rows, ims, feats) if rows else none
+    scores = score_faces(rows, ims, feats, labels) if rows else none
     write_npz(path, key=scores.key, scores=scores.scores, kinds=np.array(scores.kinds), source=np.array(source))
     return scores
 

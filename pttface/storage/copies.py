@@ -71,7 +71,8 @@ def _swap(tmp, dst):
         cut_and_unlink(old)
         os.rename(dst, old)
     os.rename(tmp, dst)
-    cut_and_unlink(old)
+    with suppress(OSError):  # The copy is there; what is left of the old one goes with the next
+        cut_and_unlink(old)
 
 # %% ../../nbs/storage/copies.ipynb #7853a7a8
 def copy_tail(

@@ -96,7 +96,7 @@ class Mirror:
         return {k:v for k,v in found.items() if not self._is_left_out(k)}
 
     def _is_left_out(self, k):
-        return k.startswith('conflicts/') or any(fnmatch(k, p) for p in self.left_out)
+        return k.startswith(('conflicts/','identity/')) or any(fnmatch(k, p) for p in self.left_out)
 
     def _retry(self, f, what):
         return with_retries(f, what, wait=self.wait)

@@ -7,8 +7,8 @@ Docs: https://pttface.github.io/pttface/storage/files.html.md"""
 # %% auto #0
 __all__ = ['MARKER', 'JOURNAL', 'LOCK', 'BadInput', 'open_root', 'sweep', 'sync_file', 'replace_file', 'atomic_path', 'dumps',
            'write_json', 'read_json', 'write_jsonl', 'read_jsonl', 'write_npz', 'read_npz', 'append_whole',
-           'cut_torn_line', 'Ledger', 'write_tar', 'read_tar', 'same_settings', 'find_preset', 'need',
-           'on_network_disk', 'cut_and_unlink', 'note_removed', 'remove', 'remove_tree', 'Lease', 'locked',
+           'cut_torn_line', 'Ledger', 'write_tar', 'read_tar', 'same_settings', 'find_preset', 'need', 'whole_folder',
+           'check_new', 'on_network_disk', 'cut_and_unlink', 'note_removed', 'remove', 'remove_tree', 'Lease', 'locked',
            'content_hash', 'sha256_file']
 
 # %% ../../nbs/storage/files.ipynb #2c5054e3
@@ -510,6 +510,37 @@ def need(
     if not p.exists():
         raise BadInput(f'{p} is missing: run `pttface {stage}` first')
     return p
+
+# %% ../../nbs/storage/files.ipynb #27c72580
+@contextmanager
+def whole_folder(
+    folder:str|os.PathLike,  # New, or empty
+):  # Yields a folder to fill
+    "Fill a folder that appears whole or not at all; raises `BadInput` where there is one with files in it."
+    folder = Path(folder)
+    check_new(folder)
+    folder.parent.mkdir(parents=True, exist_ok=True)
+    tmp = Path(tempfile.mkdtemp(dir=folder.parent, prefix=f'.{folder.name}-'))
+    try:
+        yield tmp
+        tmp.chmod(0o755)
+        if folder.exists():
+            folder.rmdir()
+        tmp.rename(folder)
+    except BaseException:
+        shutil.rmtree(tmp, ignore_errors=True)
+        raise
+
+def check_new(
+    folder:str|os.PathLike,  # Where to write
+):
+    "Raise `BadInput` unless the folder is new or empty."
+    folder = Path(folder)
+    if folder.exists() and not folder.is_dir():
+        raise BadInput(f'{folder} is a file: give a new folder')
+    there = sorted(o.name for o in folder.iterdir()) if folder.exists() else []
+    if there:
+        raise BadInput(f'{folder} holds {len(there)} files already ({there[0]}, …): give a new or an empty folder')
 
 # %% ../../nbs/storage/files.ipynb #fda87187
 JOURNAL = '.removed.jsonl'

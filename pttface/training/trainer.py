@@ -37,9 +37,11 @@ from ..parallel import ThreadTuner
 from ..storage.files import BadInput,atomic_path,content_hash,dumps,locked,open_root,read_json,read_jsonl
 from ..storage.files import write_json,write_jsonl,write_npz
 from .checkpoint import Checkpoints
-from .config import RECORDED_AS,Budget,Recipe,lr_at,read_recipe,recipe_record,rewarmed_lr,training_record
+from .config import LABELS_ONLY,RECORDED_AS,Budget,Recipe,lr_at,read_recipe,recipe_record,rewarmed_lr,training_record
 from .device import PRECISIONS,pick_device,pick_precision,processes,tune_convolutions
 from .ema import EMA,Snapshots,average_of,ema_beta,gamma_of,kept_for_guide
+from .labels import label_codes,label_columns
+from .overfitting import find_gap,gap_note
 from ..vision.pictures import in_colour
 
 # %% ../../nbs/training/trainer.ipynb #93ce6843
@@ -189,7 +191,10 @@ def curves(
     "Draw the course of a training."
     fig = Picture(figsize=(11 if sheet is None else 14, 4.2))
     axs = fig.subplot_mosaic('ABC\nDEF' if sheet is None else 'ABCSS\nDEFSS')
-    _lines(axs['A'], rows, ('loss','ema_loss','heldout_loss'), 'loss', yscale='log')
+    seen = f", each face seen {rows[-1]['epoch']:.0f} times" if rows and 'epoch' in rows[-1] else ''
+    _lines(axs['A'], rows, ('loss','ema_loss','heldout_loss'), f'loss{seen}', yscale='log')
+    if gap := find_gap(rows):
+        axs['A'].axvline(gap['images'], color='gray', lw=1, label='memorises')
     axs['A'].legend(fontsize=7)
     _lines(axs['B'], rows, ('grad_norm',), 'norm of the gradient', yscale='log')
     _by_sigma(axs['C'], rows)
@@ -271,6 +276,9 @@ def check_recipe(
     one_of(recipe.net, ('unet','stronger'), 'network')
     one_of(recipe.parameterization, ('edm','linear'), 'parameterization')
     one_of(recipe.precision, PRECISIONS, 'precision')
+    label_columns(recipe.labels)
+    if recipe.labels and recipe.net != 'unet':
+        raise BadInput(f'The network {recipe.net!r} cannot be told labels ({", ".join(recipe.labels)}): use \'unet\'')
     for o in (recipe.budget, recipe.report, recipe.grid, recipe.save):
         Budget.parse(o)
     try:
@@ -342,14 +350,18 @@ def _differences(recipe, settings):
     "Settings that differ from recorded ones, as text"
     ours = {v:k for k,v in RECORDED_AS.items()}
     now = json.loads(dumps(training_record(replace(recipe, budget=settings.get('budget'), save=settings.get('save')))))
-    return [f'{ours.get(k, k)}={settings.get(k)!r} (now {v!r})' for k,v in now.items() if settings.get(k) != v]
+    keys = dict.fromkeys([*now, *(k for k in LABELS_ONLY if k in settings)])
+    return [f'{ours.get(k, k)}={settings.get(k)!r} (now {now.get(k)!r})' for k in keys if settings.get(k) != now.get(k)]
 
 def _what_differs(recipe, now, old, init):
     "How a run that is there differs from what is asked for, as text; empty where it does not"
     if old['hash'] == now:
         begun = (old.get('init') or {}).get('run')
         return f'init={begun!r} (now {init!r})' if init not in (None, begun) else ''
-    what = ', '.join(_differences(recipe, old['settings']))
+    differ = _differences(recipe, old['settings'])
+    if not differ and old['hash'].get('labels') != now.get('labels'):
+        differ = ['other labels of the same faces']
+    what = ', '.join(differ)
     return (f"recipe {old['hash']['recipe']} and data {old['hash']['data']}, "
             f"not recipe {now['recipe']} and data {now['data']}{': ' if what else ''}{what}")
 
@@ -360,6 +372,13 @@ def _put_aside(root, path):
         new = path.with_name(f'{path.name}-before-{i}')
     os.rename(path, new)
     log.warning('%s was begun with other settings or data: it is kept as %s', path, new.name)
+
+def _hashes(recipe, data):
+    "What tells a training from others: hashes of recipe and data, and of the labels that it is told"
+    out = dict(recipe=_recipe_hash(recipe), data=data.hash)
+    if not recipe.labels:
+        return out
+    return out | dict(labels=content_hash(label_codes(data.arrays, data.split == 0, recipe.labels, recipe.flip)[0]))
 
 def _recipe_hash(recipe):
     "A hash of what decides the result; how long and how often it is saved does not"
@@ -385,7 +404,7 @@ def begin_run(
         raise BadInput(f'Found {len(data.train)} training images, but a batch needs at least {recipe.batch}')
     with processes(device).main_process_first():
         path = open_root(root, create=True)/'runs'/name
-        now = dict(recipe=_recipe_hash(recipe), data=data.hash)
+        now = _hashes(recipe, data)
         old = TrainingRun(path).find_record()
         if old:
             differ = _what_differs(recipe, now, old, init)
@@ -410,6 +429,10 @@ def _generator(device):
     if device.type == 'cuda':
         return torch.cuda.default_generators[torch.cuda.current_device() if device.index is None else device.index]
     return torch.default_generator if device.type == 'cpu' else None
+
+def _pictures_of(batch):
+    "The pictures of a batch, which may be a tuple of them and the codes of their labels"
+    return batch[0] if isinstance(batch, tuple) else batch
 
 def _out_of_memory(e):
     said = ("can't allocate memory",'not enough memory','out of memory')
@@ -510,14 +533,14 @@ def compiled_model(self:Trainer):
 # %% ../../nbs/training/trainer.ipynb #ba979865
 @patch
 def compute_gradients(self:Trainer,
-    x0:torch.Tensor,  # The whole batch, over all processes, NCHW in [-1,1]
+    x0,  # The whole batch, over all processes, NCHW in [-1,1]; or a tuple of that and what belongs to each picture
 )->float: # Loss of the whole batch
     "Add up the gradient of the loss, part by part."
     a,k = self.accel,self.accumulate
     rng = _generator(a.device)
     seed = self.recipe.seed*1_000_003 + self.step
     torch.manual_seed(seed%2**64)
-    drawn = self.draw(x0.to(a.device), rng)
+    drawn = self.draw(tuple(o.to(a.device) for o in x0) if isinstance(x0, tuple) else x0.to(a.device), rng)
     if a.process_index:  # Each process drops out other features
         torch.manual_seed((seed + 1_000_000_007*a.process_index)%2**64)
     share = [o if o is None else o[a.process_index::a.num_processes] for o in drawn]
@@ -551,7 +574,7 @@ def training_step(self:Trainer,
     self.check_finite(loss, norm, lr)
     self.opt.step()
     self.opt.zero_grad()
-    self.step,self.images = self.step+1,self.images+len(x0)
+    self.step,self.images = self.step+1,self.images+len(_pictures_of(x0))
     self.ema.update(self.net, self.step)
     self.losses.append(loss)
     return dict(loss=loss, grad_norm=norm, lr=lr)
@@ -803,7 +826,7 @@ def measured(self:Trainer,
     recent,           # The last batches, each NCHW in [-1,1]
 )->dict: # ema_loss, heldout_loss, and what else goes into the log
     "Measure on the batches just seen and on held-out pictures; which part may compute in 16 bits, the model knows."
-    seen = torch.cat(list(recent)).cpu()[:256]
+    seen = torch.cat([_pictures_of(o) for o in recent]).cpu()[:256]
     return (self.measure or self.mean_loss)(model, seen, self.heldout)
 
 def score_of(
@@ -928,7 +951,8 @@ class TrainingLoop:
         by_the_clock = t.budget.unit == 'seconds' or t.budget.ceiling > 0
         self.threads = ThreadTuner(by_the_clock and a.device.type == 'cpu' and a.num_processes == 1)
         r,seen = t.recipe,min(3, t.step)
-        self.batches = t.data.batches(r.batch, r.seed, flip=r.flip, start=t.step-seen, device=a.device)
+        told = dict(labels=r.labels) if r.labels else {}
+        self.batches = t.data.batches(r.batch, r.seed, flip=r.flip, start=t.step-seen, device=a.device, **told)
         self.recent = deque((next(self.batches) for _ in range(seen)), maxlen=3)
 
     def run(self):
@@ -999,6 +1023,24 @@ def completed(self:TrainingLoop,
     b,n = Budget.parse(amount),self.t.n_train
     return math.floor(b.spent(self.t.images, self.t.seconds, n) + 1e-9) > math.floor(b.spent(*before, n) + 1e-9)
 
+# %% ../../nbs/training/trainer.ipynb #7d984327
+@patch
+def look_for_gap(self:TrainingLoop):
+    "Keep the averages with the lowest held-out loss, and say once where the network begins to memorise."
+    t,row = self.t,self.rows[-1]
+    held = [r['heldout_loss'] for r in self.rows if r.get('heldout_loss') is not None]
+    if row['heldout_loss'] is None:
+        return
+    if row['heldout_loss'] == min(held):
+        kept = Snapshots(t.run.path/'best')
+        kept.save(t.ema, t.step)
+        kept.prune(t.step)
+        return
+    gap = find_gap(self.rows)
+    if gap and not any('memorises' in r for r in self.rows):
+        row['memorises'] = gap
+        log.warning('%s: %s', t.run.path, gap_note(gap))
+
 # %% ../../nbs/training/trainer.ipynb #c39f632b
 @patch
 def report(self:TrainingLoop,
@@ -1009,6 +1051,7 @@ def report(self:TrainingLoop,
     t,grid = self.t,grid and self.t.sheet is not None
     self.rows.append(t.make_report(row, self.recent, grid))
     if self.main:
+        self.look_for_gap()
         write_jsonl(t.run.path/'log.jsonl', self.rows)
     if grid and self.main:
         self.sheet = np.asarray(Image.open(t.run.path/'grids'/f'{t.images:09d}.png'))

@@ -33,6 +33,7 @@ class Face:
     roll:float|None=None   # Degrees; positive: turned clockwise as seen
     gender:int|None=None   # 1 male, 0 female
     age:float|None=None    # Years
+    attributes_by:str|None=None  # Who says gender and age: `insightface`, `free`, or a detector of your own
 
     @property
     def area(self)->float:

@@ -20,6 +20,7 @@ from ..parallel import run_tasks
 from ..policy import opted_out
 from ..storage.files import BadInput,need,read_npz,read_tar
 from ..storage.shards import crops_of_rows,month_of,write_part
+from .attributes import Attributes,WithAttributes
 from .detectors import load_detector
 
 # %% ../../nbs/vision/face_shards.ipynb #ae2041d3
@@ -32,15 +33,19 @@ def thread_detector(
     name:str,     # `mtcnn` or `insightface`
     settings,     # Rules: `models`, `det_size` and `min_share` count here
     batch:int=8,  # Photos that InsightFace describes together
+    attributes:str='auto',  # Who tells age and gender: `off`, `insightface`, `free`; `auto`: the detector, if it can
 ): # The detector of this thread
     "Load a detector once for each thread; raises `BadInput` for one that cannot be loaded."
     cv2.setNumThreads(1)
-    key = name,settings.models,settings.det_size,settings.min_share,batch
+    key = name,settings.models,settings.det_size,settings.min_share,batch,attributes
     if getattr(_own, 'key', None) != key:
         if name == 'insightface':
-            _own.detect = load_detector(name, models=settings.models, det_size=settings.det_size, batch=batch)
+            _own.detect = load_detector(name, models=settings.models, det_size=settings.det_size, batch=batch,
+                                        attributes=attributes in ('auto','insightface'))
         else:
             _own.detect = load_detector(name, share=settings.min_share)
+        if attributes == 'free':
+            _own.detect = WithAttributes(_own.detect, Attributes())
         _own.key = key
     return _own.detect
 
@@ -80,9 +85,10 @@ def slice_faces(
     settings,           # Rules
     out=frozenset(),    # What must not be used, from `read_optout`
     batch:int=8,        # Photos at a time, where the detector takes several
+    attributes:str='auto',  # As in `thread_detector`
 )->tuple: # Rows, and their crops at 60 and at 64
     "The faces of some photos of one shard; raises `BadInput` when the shard is damaged."
-    detect = thread_detector(detector, settings, batch)
+    detect = thread_detector(detector, settings, batch, attributes)
     result,waiting = _Slice(shard),[]
     def look():
         found = rows_of([photo for *_,photo in waiting], detect, settings)
@@ -126,6 +132,7 @@ def faces_of_shards(
     workers:int,         # Processes
     scheduler:str|None,  # Address of a dask.distributed scheduler, or `None`
     least:int=32,        # Photos of the smallest slice
+    attributes:str='auto',  # As in `thread_detector`
 )->dict: # Shards that failed, with the reason
     "Put the faces of shards on disk, part by part."
     failed,waiting = {},{}
@@ -136,7 +143,7 @@ def faces_of_shards(
                 continue
             bar.total += n
             slices = _slices(n, workers, len(todo), least)
-            waiting[p] = {(p, *ends, rows_of, detector, settings, out, batch):None for ends in slices}
+            waiting[p] = {(p, *ends, rows_of, detector, settings, out, batch, attributes):None for ends in slices}
             yield from list(waiting[p])
     with bar:
         for task,result in run_tasks(slice_faces, tasks(), workers, scheduler):

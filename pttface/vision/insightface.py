@@ -30,7 +30,8 @@ def _from_insight(o):
     gender = None if o.gender is None else int(o.gender)
     age = None if o.age is None else float(o.age)
     kps = None if o.kps is None else np.asarray(o.kps, np.float32)
-    face = Face(np.asarray(o.bbox, np.float32), kps, float(o.det_score), gender=gender, age=age)
+    by = None if age is None and gender is None else 'insightface'
+    face = Face(np.asarray(o.bbox, np.float32), kps, float(o.det_score), gender=gender, age=age, attributes_by=by)
     if o.pose is not None:
         face.pitch,face.yaw,face.roll = map(float, o.pose)
     elif face.has_landmarks:
@@ -49,6 +50,7 @@ class InsightFace:
         threshold:float=.5,       # Score a face needs
         batch:int=8,              # Faces that are described at a time, where the networks take several
         providers:list=None,      # Execution providers; `None`: CUDA where ONNX Runtime has it, else CPU
+        attributes:bool=True,     # Tell age and gender, where there is a network for them?
     ):
         try:
             import torch
@@ -63,7 +65,7 @@ class InsightFace:
         card = Path('/proc/driver/nvidia/version').exists()
         if card and hasattr(onnxruntime, 'preload_dlls'):
             onnxruntime.preload_dlls()  # CUDA's libraries, from where PyTorch has them
-        modules = ['detection','landmark_3d_68','genderage']
+        modules = ['detection','landmark_3d_68'] + ['genderage']*attributes
         self.app = FaceAnalysis(name=str(models), providers=providers, allowed_modules=modules)
         self.app.prepare(ctx_id=0, det_thresh=threshold, det_size=(det_size,det_size))
         self.provider = self.app.det_model.session.get_providers()[0]
@@ -71,6 +73,10 @@ class InsightFace:
                                   getattr(onnxruntime, '__version__', None))
         if self.advice:
             log.warning('InsightFace runs on %s although there is a GPU; to fix it: %s', self.provider, self.advice)
+
+    @property
+    def tells_age(self)->bool: # Is there a network for age and gender?
+        return 'genderage' in self.app.models
 
     def ranked(self,
         faces,          # From the networks
@@ -170,5 +176,5 @@ def describe(self:InsightFace,
             _get_all(net, theirs, self.batch)
     for (_,f),(_,o) in zip(pairs, theirs):
         described = _from_insight(o)
-        for name in ('yaw','pitch','roll','gender','age'):
+        for name in ('yaw','pitch','roll','gender','age','attributes_by'):
             setattr(f, name, getattr(described, name))
