@@ -588,7 +588,7 @@ def find_guide(
     return None if weights is None else whole.with_weights(weights, device)
 
 # %% ../nbs/05_diffusion.ipynb #05b322a4
-GUIDES = ('earlier','unlabelled','both')  # An earlier average; the network without the labels; an earlier average without
+GUIDES = ('earlier','unlabelled','both')  # An earlier average; the network without labels; the first without them
 
 def check_labels(
     run,            # A trained run, or a checkpoint of one
@@ -716,8 +716,8 @@ def confirm_cpu(
     takes = f'the budget would take {images*seconds/86400:.1f} days'
     if budget.unit == 'seconds':
         takes = f'the budget would see each of {n:,} faces {images/n:.1f} times'
-    raise BadInput(f'{recipe.name} has {n_params(make_net(recipe))/1e6:.0f} million parameters, and there is no GPU: one '
-                   f'picture takes {seconds:.1f} s here, so {takes}. Use a GPU or recipe="tiny", '
+    raise BadInput(f'{recipe.name} has {n_params(make_net(recipe))/1e6:.0f} million parameters, and there is no GPU: '
+                   f'one picture takes {seconds:.1f} s here, so {takes}. Use a GPU or recipe="tiny", '
                    'or confirm with device="cpu"')
 
 # %% ../nbs/05_diffusion.ipynb #47302f3f
@@ -818,7 +818,8 @@ def interpolate(
     check_number('b', b, LIMITS['start'])
     r,shape = run.recipe,run.shape
     ends = Noise(seed, (a, b), shape, pick_device(device))
-    return to_uint8(generate(sampled_denoiser(run, device, **asked), range(n), shape, sampler or r.sampler, steps or r.steps,
+    d = sampled_denoiser(run, device, **asked)
+    return to_uint8(generate(d, range(n), shape, sampler or r.sampler, steps or r.steps,
                              noise=lambda: slerp(*ends(), n)))
 
 # %% ../nbs/05_diffusion.ipynb #f5416f4d
@@ -838,6 +839,7 @@ def trajectory(
     r,path = run.recipe,[]
     def keep(x, x0, s):  # What the sampler holds, and D, at noise level s
         path.append((to_uint8(x/(1+s**2)**.5)[0], to_uint8(x0)[0], float(s)))
-    generate(sampled_denoiser(run, device, **asked), [k], run.shape, sampler or r.sampler, steps or r.steps, seed, callback=keep)
+    d = sampled_denoiser(run, device, **asked)
+    generate(d, [k], run.shape, sampler or r.sampler, steps or r.steps, seed, callback=keep)
     shown = [path[i] for i in np.linspace(0, len(path)-1, min(frames, len(path))).round().astype(int)]
     return tuple(np.array(o) for o in zip(*shown))

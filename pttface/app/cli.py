@@ -241,7 +241,7 @@ def train_run(
     trackers:str=None,     # `tensorboard`, `wandb`, or both with a comma
     speed:str='auto',      # `plain`, `channels_last`, `compile`, or what is fastest
     progress:bool=True,    # Show a bar?
-    labels:str=None,       # Tell the network `pose`, `gender`, or both with a comma, so that `sample` can be asked for them
+    labels:str=None,       # Tell the network `pose`, `gender`, or both with a comma: `sample` can be asked for them
     tune:bool=False,       # At the end, choose the weight of the guidance by trying some on held-out faces?
 ): # The run
     "Train on the packed set, or on pictures of your own, from where it stopped."
@@ -268,7 +268,7 @@ def sample_run(
     batch:int=None,        # Pictures at a time: 64, on a CPU at most 16 for each thread
     half:bool=None,        # Compute in 16 bits: quicker, and a level off? By default on a GPU
     device:str=None,       # `cpu`, `cuda`, …; the fastest there is by default
-    out:str=None,          # `.npz` or `.png` to write; `runs/RUN/samples.npz` by default, with labels `samples-left.npz`
+    out:str=None,          # `.npz` or `.png` to write; `runs/RUN/samples.npz` (`samples-left.npz`) by default
     png:str=None,          # Folder in which each picture gets a `.png` of its own too
     progress:bool=True,    # Show a bar?
     ema:float=None,        # Length of the average of the weights, as a share of the training: `0.07`

@@ -99,7 +99,7 @@ def warn_of_few(
 def drop_labels(
     codes:torch.Tensor,        # (N,D)
     labels:tuple,              # Which labels they are of
-    p:float,                   # Chance that all of a face's are dropped; of several, each is also dropped alone as often
+    p:float,                   # Chance that all of a face's are dropped; of several, each is dropped alone as often
     rng:torch.Generator=None,  # Torch's own by default
 )->torch.Tensor: # (N,D)
     "Codes with some labels set to zero by chance."
@@ -126,6 +126,7 @@ def asked_code(
             raise BadInput(f'{name} was trained {told} and cannot be asked for {k}={v!r}: '
                            f'train another with labels={(*labels, k)!r}')
         if counts[k][v] < LEAST:
-            raise BadInput(f'{name} was trained on {counts[k][v]} faces with {k}={v!r}, and at least {LEAST} are needed')
+            raise BadInput(f'{name} was trained on {counts[k][v]} faces with {k}={v!r}, '
+                           f'and at least {LEAST} are needed')
     if asked:
         return np.array([asked.get(k) == v for k,v in label_columns(labels)], np.float32)
