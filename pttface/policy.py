@@ -101,7 +101,7 @@ def _words(line):
         yield re.sub(r'[\s:]', '', text)
     for t in dict.fromkeys((text, unquote(text))):
         yield from (t, *re.split(r'[\s,;、]+', t), *re.split(r'[\s"\'<>()]+', t), *split_urls(t))
-        yield from re.split(r'[\s\[\]]+', t)  # [img]host/photo.jpg[/img]
+        yield from re.split(r'[\s\[\]]+|(?<=[^\0-\x7f]):|:(?!//|\d)', t)  # [img]host/a.jpg[/img], 照片:host/a.jpg
         yield from (re.split(r'[\s"\'<>()\[\]|]', t[m.start():])[0] for m in re.finditer('https?://', t, re.I))
         yield from (m[1] for m in ARTICLE.finditer(t))
         yield from (f'i.imgur.com/{m[1]}.jpg' for m in IMGUR_PAGE.finditer(t))

@@ -228,7 +228,7 @@ def soak(n, seconds):
     if changed:
         amiss.append(f'{len(changed)} tars were written again')
     start, peak, slope = growth(first['held'])
-    if n >= 5000 and (slope > 6000 or peak - start > 150):
+    if n >= 5000 and (slope > 10_000 or peak - start > 250):
         amiss.append(f'memory grew by {peak - start:.0f} MB, {slope:.0f} bytes a link')
     counts = first['counts']
     figures = dict(links=(n, 'links'), kept=(counts['kept'], 'links'), failed=(counts['failed'], 'links'),
