@@ -590,7 +590,7 @@ def find_guide(
     return None if weights is None else whole.with_weights(weights, device)
 
 # %% ../nbs/05_diffusion.ipynb #05b322a4
-GUIDES = ('earlier','unlabelled','both')  # An earlier average; the network without labels; both at once
+GUIDES = ('earlier','unlabelled','both')  # An earlier average; the network without labels; the first without them
 
 def check_labels(
     run,            # A trained run, or a checkpoint of one

@@ -351,7 +351,9 @@ class UNet(nn.Module):
         self.multiple,emb = 2**(len(mults)-1),2*ch
         self.embed = nn.Sequential(nn.Linear(ch, emb), nn.SiLU(), nn.Linear(emb, emb), nn.SiLU())
         self.aug = nn.Linear(aug_dim, ch, bias=False) if aug_dim else None
-        self.label = nn.Linear(label_dim, ch, bias=False) if label_dim else None
+        self.label = nn.Linear(label_dim, emb, bias=False) if label_dim else None
+        if label_dim:
+            nn.init.normal_(self.label.weight)
         self.stem = nn.Conv2d(in_ch, ch, 3, padding=1)
         def block(r):
             heads = max(1, r['c_out']//head_ch) if r['attend'] else 0
@@ -374,9 +376,9 @@ def noise_embedding(self:UNet,
     e = sinusoid(16*noise, self.ch, period=64.).to(dtype)
     if self.aug is not None and aug is not None:
         e = e + self.aug(aug)
-    if self.label is not None and label is not None:
-        e = e + self.label(label)
-    return self.embed(e)
+    if self.label is None or label is None:
+        return self.embed(e)
+    return self.embed[3](self.embed[:3](e) + self.label(label))
 
 # %% ../nbs/04_unet.ipynb #f38f89a0
 @patch

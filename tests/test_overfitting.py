@@ -58,6 +58,8 @@ def test_a_cut_training_says_it_once_too(root, run, caplog):
             raise KeyboardInterrupt
     with pytest.raises(KeyboardInterrupt):
         train(few(), SMALL, root=root, name='cut', budget='3840 images', callback=stop, **KW)
+    assert caplog.text.count('memorises') == 1
+    caplog.clear()
     with caplog.at_level(logging.WARNING):
         cut = train(few(), SMALL, root=root, name='cut', budget='3840 images', **KW)
     assert 'memorises' not in caplog.text

@@ -62,13 +62,15 @@ def missing(sdist, wheel):
 
 def install(package, venv, borrow=True, python=sys.executable):
     "An empty environment with `package` in it; its Python. `borrow`: what it requires comes from this environment."
-    run(python, '-m', 'venv', venv, cwd=top)
+    run(python, '-m', 'venv', *['--without-pip']*borrow, venv, cwd=top)
     inside = Path(venv)/'bin/python'
-    flags = ['--no-deps', '--no-build-isolation'] if borrow else []
+    pip = [inside, '-m', 'pip', 'install', '--quiet']
     if borrow:
         site = Path(run(inside, '-c', 'import sysconfig; print(sysconfig.get_paths()["purelib"])', cwd=venv).strip())
         (site/'borrowed.pth').write_text(sysconfig.get_paths()['purelib'] + '\n')
-    run(inside, '-m', 'pip', 'install', '--quiet', *flags, package, cwd=venv)
+        pip = [sys.executable, '-m', 'pip', '--python', inside, 'install', '--quiet', '--no-deps', '--ignore-installed',
+               '--no-build-isolation']
+    run(*pip, package, cwd=venv)
     where = run(inside, '-c', 'import pttface; print(pttface.__file__)', cwd=venv).strip()
     if not Path(where).is_relative_to(Path(venv).resolve()):
         raise SystemExit(f'{where} was imported, not what was installed in {venv}')

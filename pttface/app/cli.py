@@ -273,7 +273,7 @@ def sample_run(
     batch:int=None,        # Pictures at a time: 64, on a CPU at most 16 for each thread
     half:bool=None,        # Compute in 16 bits: quicker, and a level off? By default on a GPU
     device:str=None,       # `cpu`, `cuda`, …; the fastest there is by default
-    out:str=None,          # `.npz` or `.png` to write; by default `runs/RUN/samples.npz`, with labels `samples-left…`
+    out:str=None,          # `.npz` or `.png` to write; `runs/RUN/samples.npz` (`samples-left.npz`) by default
     png:str=None,          # Folder in which each picture gets a `.png` of its own too
     progress:bool=True,    # Show a bar?
     ema:float=None,        # Length of the average of the weights, as a share of the training: `0.07`

@@ -17,7 +17,7 @@ from fastcore.basics import patch
 from ipywidgets import Box,Button,Dropdown,GridBox,HBox,HTML,Layout,VBox
 
 from .decisions import SHOW,CurationSession
-from .quality import KINDS
+from .quality import ALL_KINDS
 from ..display import Picture,montage,show_images
 from ..storage.files import BadInput
 from ..vision.images import encode_jpeg
@@ -104,7 +104,7 @@ def filter_dropdowns(
 )->dict: # Drop-down list by name
     "A drop-down list for each argument of `select`."
     rows = session.rows
-    kinds = [(text,k) for k,text in KINDS.items() if k in session.scores.kinds]
+    kinds = [(text,k) for k,text in ALL_KINDS.items() if k in session.scores.kinds]
     return dict(
         show=Dropdown(options=[(text,k) for k,text in SHOW.items()], value='todo', description='show'),
         reason=Dropdown(options=[('worst of all',''), *kinds], value='', description='reason'),
@@ -170,7 +170,7 @@ def describe(self:CurationSession,
     large = _data_url(cv2.resize(self.ims[i], (208,208), interpolation=cv2.INTER_CUBIC))
     bar = ('<div class="pf-row"><span>{}</span>'
            '<span class="pf-bar"><i style="width:{:.0f}%;background:{}"></i></span></div>')
-    bars = ''.join(bar.format(KINDS[k], 100*v, '#dc2626' if v > .5 else '#a1a1aa')
+    bars = ''.join(bar.format(ALL_KINDS[k], 100*v, '#dc2626' if v > .5 else '#a1a1aa')
                    for k,v in zip(self.scores.kinds, self.scores.scores[i]))
     return (f'<div class="pf-facts"><img alt="" src="{large}">{face_facts(row)}<br>{state}{article_link(row)}'
             f'<div style="margin:8px 0">{bars}</div>{_KEY_HELP}</div>')

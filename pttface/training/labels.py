@@ -99,7 +99,7 @@ def warn_of_few(
 def drop_labels(
     codes:torch.Tensor,        # (N,D)
     labels:tuple,              # Which labels they are of
-    p:float,                   # Chance that all of a face's are dropped; each of several is dropped alone as often
+    p:float,                   # Chance that all of a face's are dropped; of several, each is dropped alone as often
     rng:torch.Generator=None,  # Torch's own by default
 )->torch.Tensor: # (N,D)
     "Codes with some labels set to zero by chance."

@@ -16,7 +16,7 @@ def _risen(rows, low, rise):
     return all(r['heldout_loss'] >= (1 + rise)*low for r in rows)
 
 def _levels_apart(best, now, rise):
-    "Lowest and highest noise level at which held-out loss rose and training loss fell; `None` if not measured"
+    "Lowest and highest noise level at which held-out loss rose and training loss fell; `None`: not measured"
     a,b = (r.get('by_sigma') or {} for r in (best, now))
     if a.get('heldout') is None or b.get('heldout') is None:
         return None
@@ -29,8 +29,8 @@ def find_gap(
     rows:list,        # Rows of a training's log
     patience:int=3,   # Reports for which the held-out loss must have been up
     rise:float=.01,   # … by this share of its lowest
-)->dict|None: # images, epoch, step of the last report before; heldout, train: losses then, now; sigma; `None`: no gap
-    "Where held-out loss turned up while training loss went on down."
+)->dict|None: # images, epoch, step of the last report before it; heldout, train: then and now; sigma
+    "Where held-out loss turned up while training loss went on down; `None` where it did not."
     rows = [r for r in rows if r.get('heldout_loss') is not None]
     if len(rows) <= patience:
         return None
@@ -52,8 +52,9 @@ def gap_note(
     (held,held_now),(seen,seen_now) = gap['heldout'],gap['train']
     where = ', at σ from {:.2g} to {:.2g}'.format(*gap['sigma']) if gap['sigma'] else ''
     return (f"Since {gap['images']:,} images (each face seen {gap['epoch']:.0f} times) the loss of held-out faces "
-            f"rises ({held:.3f} → {held_now:.3f}) and that of training faces falls ({seen:.3f} → {seen_now:.3f})"
-            f"{where}: the network memorises. The averages of that time are kept in best/")
+            f"rises ({held:.3f} → {held_now:.3f}) and that of training faces falls "
+            f"({seen:.3f} → {seen_now:.3f}){where}: "
+            f"the network memorises. The averages of that time are kept in best/")
 
 # %% ../../nbs/training/overfitting.ipynb #876b7cad
 def overfitting_notes(
