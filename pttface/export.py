@@ -7,7 +7,7 @@ Docs: https://pttface.github.io/pttface/export.html.md"""
 # %% auto #0
 __all__ = ['FORMAT', 'SHEET', 'write_weights', 'read_weights', 'ExportedWeights', 'read_config', 'Model', 'load_model',
            'check_ended', 'config_of', 'draw_first', 'write_model', 'add_graphs', 'add_diffusers', 'set_card',
-           'export_run']
+           'check_leaving', 'export_run']
 
 # %% ../nbs/export.ipynb #880b246c
 import os
@@ -157,6 +157,7 @@ def _first_average(spec):
     kind,*args = spec.split()
     return spec if kind == 'half' else f'{kind} {args[0]}'
 
+# %% ../nbs/export.ipynb #6308476d
 def config_of(
     run:Run,       # Trained
     state:dict,    # Of a checkpoint
@@ -208,6 +209,7 @@ def write_model(
     write_json(folder/'config.json', config)
     return load_model(folder)
 
+# %% ../nbs/export.ipynb #097d27c3
 def add_graphs(
     folder:Path,  # With a model
     model:Model,  # That model
@@ -248,6 +250,19 @@ def set_card(
     card = read_json(path) if path.exists() else {}
     return card if card.get('hash') == record.get('hash', {}).get('data') else {}
 
+# %% ../nbs/export.ipynb #8aef470a
+def check_leaving(
+    run:Run,         # Trained
+    state:dict,      # Of its newest checkpoint
+    report:dict,     # From `report_of`
+    unfinished:bool, # Also before the training has ended?
+    despite:bool,    # Also where samples are copies?
+):
+    "Raise `BadInput` where the model is not fit to leave."
+    if not unfinished:
+        check_ended(run, state)
+    check_copies(report, despite)
+
 # %% ../nbs/export.ipynb #284d2778
 def export_run(
     run:Run,                    # A trained run
@@ -261,17 +276,15 @@ def export_run(
     progress:bool=True,         # Show a bar?
 )->Model: # The model, opened
     "Write a model that draws without run and trainer; raises `BadInput` on what must not, or cannot, be passed on."
-    folder,root,name = Path(folder),run.path.parent.parent,run.path.name
+    folder = Path(folder)
     if ema is not None:
         check_number('ema', ema, Limits(0, .28, open=True))
     check_new(folder)
     if onnx:
         need_onnx()
     state,row = run.pinned()
-    if not unfinished:
-        check_ended(run, state)
-    report = report_of(root, name)
-    check_copies(report, despite_copies)
+    report = report_of(run.path.parent.parent, run.path.name)
+    check_leaving(run, state, report, unfinished, despite_copies)
     weights = state['ema'][0] if ema is None else run.average(ema, checkpoint=row['file'])
     guide = run.guide_weights(state['step']) if guidance_of(run)[0] != 1 else None
     config = config_of(run, state, row, ema, guide is not None, report)
@@ -280,6 +293,6 @@ def export_run(
         draw_first(model, device, progress).save(o/'samples.png')
         more = [add_graphs(o, model)] if onnx else []
         more += [add_diffusers(o, model)] if diffusers else []
-        card = model_card(config, set_card(root, config['record']), report, '\n\n'.join(more))
+        card = model_card(config, set_card(run.path.parent.parent, config['record']), report, '\n\n'.join(more))
         (o/'README.md').write_text(card, encoding='utf-8')
     return load_model(folder)

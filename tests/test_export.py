@@ -25,9 +25,10 @@ from pttface.evaluation.model_card import licence
 from pttface.evaluation.report import metric_row
 from pttface.export import Model, export_run, load_model
 from pttface.fid import evaluate
-from pttface.storage.files import BadInput, read_json, write_json
+from pttface.storage.files import BadInput, read_json, write_json, write_npz
 from pttface.storage.hub import push
 from pttface.training.standalone import standalone
+from pttface.vision.identity import FOLDER
 
 top = Path(__file__).resolve().parent.parent
 sys.path.insert(0, str(Path(__file__).parent))
@@ -405,12 +406,18 @@ def test_nothing_in_a_set_says_where_a_face_was(sets):
     assert names[0] == names[2] != names[1] and names != hidden(['a', 'b', 'a'])
 
 
-def test_identity_vectors_leave_only_when_asked_for():
-    data = faces()
-    with pytest.raises(BadInput, match='no identity vectors of its 40 faces'):
+def test_identity_vectors_leave_only_when_asked_for(tmp_path):
+    data = faces().save(tmp_path/'data')
+    with pytest.raises(BadInput, match='no identity vectors of these 40 faces'):
         label_rows(data, identity=True)
-    data.arrays['identity'] = np.eye(40, 8, dtype=np.float32)
-    assert 'identity' not in label_rows(data)[0] and label_rows(data, True)[1]['identity'] == np.eye(8)[1].tolist()
+    vectors = np.eye(39, 8, dtype=np.float32)
+    write_npz(tmp_path/'data'/FOLDER/'vectors.npz', key=data.key[1:], sha256=data.sha256[1:], vectors=vectors,
+              network=json.dumps(dict(chip='arcface')))
+    assert 'identity' not in label_rows(data)[0]
+    rows = label_rows(data, identity=True)
+    assert rows[0]['identity'] is None and rows[3]['identity'] == vectors[2].tolist()
+    export_set(data, tmp_path/'set', 'webdataset', identity=True)
+    assert b'"identity"' in (tmp_path/'set/train-00000.tar').read_bytes()
 
 
 def test_an_image_folder_comes_back_as_a_set(sets, tmp_path):

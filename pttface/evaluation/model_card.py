@@ -131,6 +131,7 @@ ims = sample(model, 16)       # (16,H,W,3) uint8; picture k of a seed is always 
 
 after `pip install "pttface @ git+https://github.com/pttface/pttface"`.'''
 
+# %% ../../nbs/evaluation/model_card.ipynb #a93e998c
 def hours(
     s:float,  # Seconds
 )->str: # Such as '3.2 h' or '12 min'
@@ -139,6 +140,7 @@ def hours(
         return f'{s/3600:.1f} h'
     return f'{s/60:.0f} min' if s >= 120 else f'{s:.0f} s'
 
+# %% ../../nbs/evaluation/model_card.ipynb #dab5ae64
 def training_facts(
     config:dict,  # Of an exported model
 )->list[dict]: # what, value

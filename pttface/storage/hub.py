@@ -31,6 +31,7 @@ def files_to_send(
                        'sent, so export into a new folder')
     return {k:o.stat().st_size for k,o in found.items()}
 
+# %% ../../nbs/storage/hub.ipynb #36096c1f
 def check_model(
     folder:Path,  # That `pttface export` made
 ):

@@ -25,6 +25,7 @@ PATCH = '''def patch(f):
     return f
 '''
 
+# %% ../../nbs/training/standalone.ipynb #5b79e22d
 @lru_cache
 def statements(
     module:str,  # Its name
@@ -42,6 +43,7 @@ def statements(
             imported |= {a.asname or a.name:ast.unparse(ast.ImportFrom(node.module, [a], 0)) for a in node.names}
     return assigned,imported
 
+# %% ../../nbs/training/standalone.ipynb #9daa8919
 def source_of(
     o,  # A function or a class
 )->str:
@@ -71,14 +73,14 @@ class Standalone:
             self.needed_by(text, o.__module__)
             self.parts.append(text)
 
-    def needed_by(self, text, module):
+    def needed_by(self, text, module):  # A source, and the name of its module
         "Collect what a source in a module refers to."
         for name in dict.fromkeys(n.id for n in ast.walk(ast.parse(text)) if isinstance(n, ast.Name)):
             scope = vars(sys.modules[module])
             if name in scope and name not in ('patch','__name__'):
                 self.add_name(name, scope[name], module)
 
-    def add_name(self, name, value, module):
+    def add_name(self, name, value, module):  # What is called `name` in `module`
         "Collect what a name stands for: ours, an import, or a constant."
         assigned,imported = statements(module)
         if self.is_ours(value):
@@ -121,6 +123,7 @@ class FaceDenoiser(ModelMixin, ConfigMixin):
         return self.denoiser(sample, sigma)
 '''
 
+# %% ../../nbs/training/standalone.ipynb #f0f58b3a
 PIPELINE = '''
 from diffusers import DiffusionPipeline, ImagePipelineOutput
 from PIL import Image
@@ -164,6 +167,7 @@ def write_component(
     write_json(folder/'config.json', dict(_class_name='FaceDenoiser') | config)
     (folder/'face_denoiser.py').write_text(code, encoding='utf-8')
 
+# %% ../../nbs/training/standalone.ipynb #628fb8e5
 def write_pipeline(
     folder:Path,    # To be made
     parts:dict,     # 'unet' and perhaps 'guide' → a denoiser
