@@ -236,7 +236,7 @@ def group_faces(
     settings:PackSettings,  # How alike duplicates are
     packed=None,            # Article → its side in the set that was packed before
     identity=None,          # From `load_identity`, to split by person too
-)->tuple: # Group of each face (N,), its side (N,): 0 to train on, 1 held out, 2 neither; what the card says of people
+)->tuple: # Group of each face (N,), its side (N,) as in `split_articles`, and what the card says of people
     "Groups of near duplicates, and the sides of the articles that they connect."
     pairs = np.zeros((0,2), int)
     if settings.distance >= 0 and len(rows) > 1:

@@ -359,8 +359,8 @@ def worst(self:QualityScores,
 @patch(as_prop=True)
 def table(self:QualityScores)->Table: # Faces above one half, by kind
     above = lambda kind=None: int((self.of(kind) > .5).sum())
-    rows = [dict(kind=k, means=ALL_KINDS[k], faces=above(k), highest=float(self.of(k).max(initial=0)))
-            for k in self.kinds]
+    highest = lambda kind: float(self.of(kind).max(initial=0))
+    rows = [dict(kind=k, means=ALL_KINDS[k], faces=above(k), highest=highest(k)) for k in self.kinds]
     return Table(rows, floatfmt='.2f', title=f'{above():,} of {len(self):,} faces score above one half')
 
 @patch
