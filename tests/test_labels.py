@@ -120,7 +120,8 @@ def test_without_labels_nothing_is_new():
         assert recipe.labels == () and not {'labels', 'label_dropout'} & recipe_record(recipe).keys()
     tiny = RECIPES['tiny']
     plain, told = make_net(tiny), make_net(replace(tiny, labels=('pose',)))
-    assert set(dict(told.named_parameters())) - set(dict(plain.named_parameters())) == {'label.weight', 'label_map.weight'}
+    new = set(dict(told.named_parameters())) - set(dict(plain.named_parameters()))
+    assert new == {'label.weight', 'label_map.weight'}
     x, code = torch.zeros(6, 3, 8, 8), torch.eye(5)[[0, 1, 2, 0, 1, 2]]
     a = draw_noise(x, torch.Generator().manual_seed(0), tiny)
     b = draw_noise((x, code), torch.Generator().manual_seed(0), replace(tiny, labels=BOTH))
