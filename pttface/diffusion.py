@@ -10,8 +10,8 @@ __all__ = ['SAMPLERS', 'GUIDES', 'to_float', 'to_uint8', 'add_noise', 'linear_si
            'ignore', 'ancestral', 'ddim', 'euler', 'heun', 'dpm2m', 'sigmas_for', 'generate', 'sample_batch',
            'check_guidance', 'Guided', 'evaluations', 'draw_noise', 'measure', 'make_denoiser', 'Run', 'guidance_of',
            'find_guide', 'check_labels', 'sampled_denoiser', 'measure_averages', 'draw_sheet', 'make_trainer',
-           'check_training', 'time_picture', 'confirm_cpu', 'describe_training', 'train', 'sample', 'interpolate',
-           'trajectory', 'RECIPES', 'Recipe', 'Budget', 'save_images', 'check_recipe', 'fit_to_data']
+           'check_training', 'time_picture', 'confirm_cpu', 'describe_training', 'first_weights', 'train', 'sample',
+           'interpolate', 'trajectory', 'RECIPES', 'Recipe', 'Budget', 'save_images', 'check_recipe', 'fit_to_data']
 
 # %% ../nbs/05_diffusion.ipynb #d45fa6b7
 import copy,logging,os,time
@@ -736,6 +736,19 @@ def describe_training(
         warn_of_few(begun['labels'])
     return dict(sigma_data=sigma_data, images=len(data.train), parameters=n_params(make_net(recipe))) | begun
 
+# %% ../nbs/05_diffusion.ipynb #a0943ec1
+def first_weights(
+    recipe:Recipe,  # Of the new run
+    init,           # The `Run` whose averaged weights it begins with
+)->list[torch.Tensor]: # In the order of the network's parameters
+    "The weights that a run begins with; new ones only for labels that `init` was not told."
+    weights = init.weights()
+    if not recipe.labels or init.recipe.labels:
+        return weights
+    old = iter(weights)
+    named = make_net(recipe).named_parameters()
+    return [p.detach() if k.startswith('label') else next(old, torch.zeros(0)) for k,p in named]
+
 # %% ../nbs/05_diffusion.ipynb #ba967c92
 def train(
     data,                      # Packed faces: `FaceData`
@@ -755,14 +768,15 @@ def train(
     "Train until the budget is spent, from where it stopped; raises `BadInput`, `FloatingPointError`, `MemoryError`."
     recipe = fit_to_data(check_training(recipe, budget, device, accumulate, speed, trackers), data)
     plan,trackers = Budget.parse(budget or recipe.budget),find_trackers(trackers)
+    first = first_weights(recipe, init) if init else None
     if init:
-        check_weights(make_net(recipe), init.weights(), str(init.path))
+        check_weights(make_net(recipe), first, str(init.path))
     describe = partial(describe_training, recipe, data, init)
     run = Run(begin_run(root, data, recipe, name, device, force, describe, init and init.path.name))
     run.note_budget(budget)
     trainer = make_trainer(run, data.at(recipe.size), plan, device, accumulate, trackers, speed)
     if init and not run.checkpoints.rows:
-        trainer.begin_with(init.weights(), str(init.path))
+        trainer.begin_with(first, str(init.path))
     run_training(trainer, progress, callback, partial(confirm_cpu, recipe, data, plan, device))
     return run
 

@@ -352,8 +352,10 @@ class UNet(nn.Module):
         self.embed = nn.Sequential(nn.Linear(ch, emb), nn.SiLU(), nn.Linear(emb, emb), nn.SiLU())
         self.aug = nn.Linear(aug_dim, ch, bias=False) if aug_dim else None
         self.label = nn.Linear(label_dim, emb, bias=False) if label_dim else None
+        self.label_map = nn.Linear(label_dim, 16*ch*mults[-1], bias=False) if label_dim else None
         if label_dim:
             nn.init.normal_(self.label.weight)
+            _zero(self.label_map)
         self.stem = nn.Conv2d(in_ch, ch, 3, padding=1)
         def block(r):
             heads = max(1, r['c_out']//head_ch) if r['attend'] else 0
@@ -394,6 +396,8 @@ def forward(self:UNet,
     skips = [x := self.stem(pad_to_multiple(x, self.multiple))]
     for block in self.down:
         skips.append(x := block(x, e))
+    if label is not None and self.label_map is not None:
+        x = x + F.interpolate(self.label_map(label).unflatten(1, (-1,4,4)), x.shape[-2:], mode='bilinear')
     for block in self.mid:
         x = block(x, e)
     for block in self.up:

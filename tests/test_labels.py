@@ -120,7 +120,8 @@ def test_without_labels_nothing_is_new():
         assert recipe.labels == () and not {'labels', 'label_dropout'} & recipe_record(recipe).keys()
     tiny = RECIPES['tiny']
     plain, told = make_net(tiny), make_net(replace(tiny, labels=('pose',)))
-    assert set(dict(told.named_parameters())) - set(dict(plain.named_parameters())) == {'label.weight'}
+    new = set(dict(told.named_parameters())) - set(dict(plain.named_parameters()))
+    assert new == {'label.weight', 'label_map.weight'}
     x, code = torch.zeros(6, 3, 8, 8), torch.eye(5)[[0, 1, 2, 0, 1, 2]]
     a = draw_noise(x, torch.Generator().manual_seed(0), tiny)
     b = draw_noise((x, code), torch.Generator().manual_seed(0), replace(tiny, labels=BOTH))
@@ -194,3 +195,13 @@ def test_the_command(tmp_path, capsys):
     assert (made['pose'], made['gender']) == ('left', 'female') and not {'pose', 'gender'} & of_all.keys()
     assert len(ims) == len(plain) == 2
     assert main([*asked, '--pose', 'up']) == 2 and "no pose 'up'" in capsys.readouterr().err
+
+def test_labels_are_added_to_a_run_without(root):
+    "What it had learned of pictures stays, and the labels are learned on top"
+    plain = train(toy(), replace(TOLD, labels=()), root=root, name='before', budget='320 images', **KW)
+    short = replace(TOLD, lr=1e-9)
+    told = train(toy(), short, root=root, name='after', budget='64 images', init=plain, **KW)
+    a, b = (dict(o.denoiser('cpu').net.named_parameters()) for o in (plain, told))
+    assert set(b) - set(a) == {'label.weight', 'label_map.weight'}
+    assert all(torch.allclose(a[k], b[k], atol=1e-6) for k in a)
+    assert told.record['init']['run'] == 'before'
