@@ -218,7 +218,7 @@ def _remove(self:Mirror, k, known):
     cut_and_unlink(self.remote/k)
 
 # %% ../../nbs/storage/drive.ipynb #8338c89d
-_order = {'.jsonl':1, '.part':2, '.json':3}
+_order = {'.jsonl':1, '.part':2, '.json':3}  # A record that names files comes after them
 
 @patch
 def push(self:Mirror)->int: # Files written or deleted
@@ -233,7 +233,7 @@ def push(self:Mirror)->int: # Files written or deleted
         changed = [k for k in here if self.seen.get(k, ())[:2] != here[k]]
         written = 0
         try:
-            for k in sorted(changed, key=lambda k: (_order.get(Path(k).suffix, 0), k)):
+            for k in sorted(changed, key=lambda k: (k != MARKER, _order.get(Path(k).suffix, 0), k)):
                 with suppress(FileNotFoundError):
                     written += self._send(k, here[k], k in noted)
             for k in removed:
