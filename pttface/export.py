@@ -27,6 +27,7 @@ from .diffusion import Denoiser,Guided,Run,generate,guidance_of,make_net,sample,
 from .evaluation.model_card import check_copies,flagged,measured,model_card,report_of,verdict
 from .storage.files import BadInput,check_new,content_hash,read_json,sha256_file,whole_folder,write_json
 from .training.config import recipe_record
+from .training.labels import label_columns
 from .training.onnx_graph import export_onnx,need_onnx
 from .training.standalone import write_pipeline
 
@@ -170,7 +171,7 @@ def config_of(
     r,record = run.recipe,run.record
     weight,low,high = guidance_of(run) if guided else (1., r.guidance_low, r.guidance_high)
     settings = recipe_record(replace(r, guidance=weight, guidance_low=low, guidance_high=high))
-    told = {k:record[k] for k in ('hash','sigma_data','images','parameters') if k in record}
+    told = {k:record[k] for k in ('hash','sigma_data','images','parameters','labels') if k in record}
     parameters = sum(p.numel() for p in make_net(r).parameters())
     average = _first_average(r.ema) if ema is None else f'power {ema:g}'
     weights = row['sha256'][:16] if ema is None else content_hash(row['sha256'], ema)
@@ -230,6 +231,7 @@ def add_diffusers(
     r,net = model.recipe,make_net(model.recipe)
     parts = dict(unet=model.denoiser('cpu')) | ({} if (guide := model.find_guide('cpu')) is None else dict(guide=guide))
     args = dict(r.net_args) | (dict(aug_dim=net.aug.in_features) if getattr(net, 'aug', None) is not None else {})
+    args |= dict(label_dim=len(label_columns(r.labels))) if r.labels else {}
     component = dict(net_args=args, parameterization=r.parameterization, sigma_data=model.record['sigma_data'])
     settings = dict(shape=list(model.shape), sampler=r.sampler, steps=r.steps, weight=r.guidance, low=r.guidance_low,
                     high=r.guidance_high)
