@@ -113,7 +113,7 @@ def test_people_of_a_folder(root, network):
     table = I.embed_faces(root, str(network/'arcface.onnx'), threshold=.6, progress=False)
     row = table.rows[0]
     assert (row['faces'], row['vectors'], row['people'], row['largest_group']) == (8, 8, 4, 2)
-    assert row['in_several_articles'] == 4
+    assert row['in_several_articles'] == 4 and row['links_refused'] == 0
     assert list((root/'identity').iterdir()) == [root/'identity/vectors.npz'], 'nothing of it lies elsewhere'
 
 

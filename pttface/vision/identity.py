@@ -231,18 +231,22 @@ def _update(root, rows, identity, progress):
               network=np.array(json.dumps(about)))
 
 # %% ../../nbs/vision/identity.ipynb #d463ceca
+def _people(root, rows):
+    "The person of each face, -1 where nothing is known, and links refused because a group was full"
+    z,known,refused = load_identity(root),np.full(len(rows), -1),0
+    at = {k:i for i,k in enumerate(z['key'].tolist())} if z else {}
+    have = [i for i,r in enumerate(rows) if r['key'] in at]
+    if have:
+        vectors = z['vectors'][[at[rows[i]['key']] for i in have]]
+        known[have],refused = group_people(vectors, z['network']['threshold'])
+    return known,refused
+
 def people_of(
     root,       # Artefact folder
     rows:list,  # Kept rows of the faces stage
 )->np.ndarray: # A number for each face, equal for one person, (N,); -1 where nothing is known
     "Whose faces these are, as far as the vectors in `root` tell."
-    z,known = load_identity(root),np.full(len(rows), -1)
-    at = {k:i for i,k in enumerate(z['key'].tolist())} if z else {}
-    have = [i for i,r in enumerate(rows) if r['key'] in at]
-    if have:
-        vectors = z['vectors'][[at[rows[i]['key']] for i in have]]
-        known[have] = group_people(vectors, z['network']['threshold'])[0]
-    return known
+    return _people(root, rows)[0]
 
 # %% ../../nbs/vision/identity.ipynb #4b9dc082
 def people_table(
@@ -250,13 +254,14 @@ def people_table(
     rows:list,  # Kept rows of the faces stage
 )->Table:
     "How many people the faces are of."
-    people,articles = people_of(root, rows),{}
+    (people,refused),articles = _people(root, rows),{}
     for r,p in zip(rows, people.tolist()):
         articles.setdefault(p, set()).add(r.get('article'))
     articles.pop(-1, None)
     sizes = np.bincount(people[people >= 0]) if articles else np.zeros(1, int)
     counts = dict(faces=len(rows), vectors=int((people >= 0).sum()), people=len(articles),
-                  largest_group=int(sizes.max()), in_several_articles=sum(len(o) > 1 for o in articles.values()))
+                  largest_group=int(sizes.max()), in_several_articles=sum(len(o) > 1 for o in articles.values()),
+                  links_refused=refused)
     return Table([counts], title=f'{counts["vectors"]:,} vectors in {Path(root)/FOLDER}, personal data: '
                                  'pttface forget --identity deletes them')
 
