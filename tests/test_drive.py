@@ -6,9 +6,11 @@ import logging
 import os
 import shutil
 import socket
+import sqlite3
 import subprocess
 import sys
 import time
+from contextlib import closing
 from pathlib import Path
 
 import pytest
@@ -427,6 +429,25 @@ def test_a_full_drive_leaves_what_it_has(copied, tmp_path, remote, monkeypatch):
     assert contents(remote) == before
     fake.capacity = 1e9
     assert mirror.pull() == 0 and mirror.push() == 1
+
+
+def test_a_first_copy_that_was_cut_off_goes_on_as_ours(tmp_path, monkeypatch):
+    root = open_root(tmp_path / 'a', create=True)
+    (root / 'links').mkdir()
+    with closing(sqlite3.connect(root / 'links/pages.sqlite')) as db, db:
+        db.execute('CREATE TABLE pages (url TEXT)')
+        db.execute('PRAGMA journal_mode=WAL')
+    (root / 'photos').mkdir()
+    (root / 'photos/images_01_part_1.tar').write_bytes(bytes(90_000))
+    fake = FakeDrive(tmp_path / 'MyDrive', 50_000, monkeypatch.setattr)
+    mirror = Mirror(root, tmp_path / 'MyDrive/pttface', wait=0)
+    fake.folder.mkdir()
+    with pytest.raises(BadInput, match='Drive is full'):
+        mirror.push()
+    fake.capacity = 1e9
+    mirror.push()
+    assert not (mirror.remote / 'conflicts').exists() and mirror.push() == 0
+    assert (mirror.remote / 'photos/images_01_part_1.tar').stat().st_size == 90_000
 
 
 def test_what_does_not_fit_here_is_not_fetched(copied, tmp_path, remote, monkeypatch):
