@@ -261,7 +261,7 @@ def test_a_disk_that_fills_in_the_middle_of_a_checkpoint(tmp_path, monkeypatch, 
 @pytest.mark.skipif(not Path('/dev/full').exists(), reason='no /dev/full')
 def test_the_reason_of_a_full_disk_is_found():
     with pytest.raises(OSError) as e:
-        checkpoint._write(dict(w=torch.ones(10)), '/dev/full')
+        checkpoint.write_state(dict(w=torch.ones(10)), '/dev/full')
     assert e.value.errno == errno.ENOSPC
 
 

@@ -17,6 +17,7 @@ import torch
 from torch import nn
 
 from ..storage.files import BadInput,atomic_path,remove
+from .checkpoint import write_state
 
 # %% ../../nbs/training/ema.ipynb #9da55914
 def gamma_of(
@@ -125,7 +126,7 @@ class Snapshots:
         "Write the tracks of `ema` as they are now."
         with atomic_path(self.path/f'ema-{step:08d}.pt') as p:
             tracks = [[o.half() for o in t] for t in ema.tracks]
-            torch.save(dict(step=step, widths=ema.widths, tracks=tracks), p)
+            write_state(dict(step=step, widths=ema.widths, tracks=tracks), p)
 
     @property
     def files(self):

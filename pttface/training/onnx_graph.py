@@ -15,7 +15,7 @@ import numpy as np
 import torch
 from torch import nn
 
-from ..storage.files import BadInput,atomic_path
+from ..storage.files import BadInput,atomic_path,remove
 
 # %% ../../nbs/training/onnx_graph.ipynb #1add87e7
 OPSET = 17  # Of the graph: ONNX 1.12, 2022, which every current runtime reads
@@ -85,7 +85,7 @@ def export_onnx(
     "Write the graph and check it in ONNX Runtime; raises `BadInput`, and leaves none, where it is off by over 1e-4."
     error = onnx_error(write_onnx(denoise, shape, path), denoise, shape)
     if not error <= TOLERANCE:
-        Path(path).unlink()
+        remove(path)
         raise BadInput(f'The ONNX graph differs from PyTorch by {error:.2g}, more than {TOLERANCE:g}: '
                        'export without --onnx')
     return error
