@@ -450,6 +450,22 @@ def test_a_first_copy_that_was_cut_off_goes_on_as_ours(tmp_path, monkeypatch):
     assert (mirror.remote / 'photos/images_01_part_1.tar').stat().st_size == 90_000
 
 
+def test_folders_that_fail_one_after_another_are_listed(tmp_path, monkeypatch):
+    for i in range(40):
+        (tmp_path / f'a/{i}').mkdir(parents=True)
+        (tmp_path / f'a/{i}/file').write_bytes(b'1')
+    real, failed = os.scandir, set()
+
+    def scandir(path='.'):
+        if path not in failed:
+            failed.add(path)
+            raise OSError(errno.EIO, 'Input/output error', str(path))
+        return real(path)
+    monkeypatch.setattr(os, 'scandir', scandir)
+    mirror = Mirror(tmp_path / 'b', tmp_path / 'a', wait=0)
+    assert len(mirror.files(tmp_path / 'a')) == 40 and len(failed) == 41
+
+
 def test_what_does_not_fit_here_is_not_fetched(copied, tmp_path, remote, monkeypatch):
     monkeypatch.setattr(shutil, 'disk_usage', lambda p: type('Usage', (), dict(free=100)))
     with pytest.raises(BadInput, match='0.0 GB are to be fetched'):

@@ -12,6 +12,7 @@ __all__ = ['SQLITE_BESIDE', 'KEYS', 'WHOLE', 'with_retries', 'copy_whole', 'copy
 import errno,json,logging,os,shutil,sqlite3,stat,tempfile,time
 from contextlib import closing,suppress
 from fnmatch import fnmatch
+from functools import partial
 from pathlib import Path
 
 from ..policy import decode_text
@@ -125,26 +126,35 @@ def file_state(
 
 # %% ../../nbs/storage/copies.ipynb #1331b42c
 def walk_files(
-    root:Path,  # A folder; may be missing
+    root:Path,         # A folder; may be missing
+    retry=None,        # Calls a function again after an I/O error, such as `with_retries`; once by default
 ): # Yields the path of every file that is not in a hidden folder
     "The files below a folder; raises `OSError` where a part of it cannot be listed."
+    folders = [Path(root)]
+    while folders:
+        d = folders.pop()
+        ds,fs = (retry or (lambda f: f()))(partial(_in_folder, d))
+        folders += [d/o for o in reversed(ds) if not o.startswith('.')]
+        yield from (d/o for o in fs)
+
+def _in_folder(d):
+    "Names of the folders and of the files in a folder"
     def failed(e):
         if not isinstance(e, FileNotFoundError):
             raise e
-    for d,ds,fs in os.walk(root, onerror=failed):
-        ds[:] = [o for o in ds if not o.startswith('.')]
-        for o in fs:
-            if Path(d, o).is_dir():
-                raise OSError(errno.EIO, 'the folder could not be listed', str(Path(d, o)))
-            yield Path(d, o)
+    _,ds,fs = next(iter(os.walk(d, onerror=failed)), (d, [], []))
+    if not_listed := [o for o in fs if (d/o).is_dir()]:
+        raise OSError(errno.EIO, 'the folder could not be listed', str(d/not_listed[0]))
+    return ds,fs
 
 # %% ../../nbs/storage/copies.ipynb #9d815857
 def list_files(
-    root:Path,  # A folder; may be missing
+    root:Path,   # A folder; may be missing
+    retry=None,  # For each folder below it, as for `walk_files`
 )->dict: # Path relative to it → size and time of change
     "What is in a folder, without what is still being written; raises `OSError` when a part of it cannot be listed."
     found = {}
-    for p in walk_files(root):
+    for p in walk_files(root, retry):
         if not p.name.startswith('.') and not p.name.endswith(SQLITE_BESIDE) and (state := file_state(p)):
             found[p.relative_to(root).as_posix()] = state
     return found

@@ -92,7 +92,8 @@ class Mirror:
     )->dict: # Path relative to it → size and time of change
         "What is mirrored of a folder; raises `BadInput` when it cannot be listed."
         disk = 'the local disk' if Path(root) == self.local else 'Drive'
-        found = with_retries(partial(list_files, root), str(root), wait=self.wait, disk=disk)
+        retry = partial(with_retries, what=str(root), wait=self.wait, disk=disk)
+        found = retry(partial(list_files, root, retry))  # A slow disk with many folders fails in one of them at a time
         return {k:v for k,v in found.items() if not self._is_left_out(k)}
 
     def _is_left_out(self, k):
@@ -414,7 +415,7 @@ def _fetch(self:Mirror, k):
 @patch
 def _tidy(self:Mirror):
     "Finish or take back what a session left half done on Drive"
-    for p in self._retry(lambda: list(walk_files(self.remote)), str(self.remote)):
+    for p in list(walk_files(self.remote, partial(self._retry, what=str(self.remote)))):
         if not (p.name.startswith('.') and p.name.endswith('.tmp')):
             continue
         whole = p.with_name(p.name[1:-len('.old.tmp')])
