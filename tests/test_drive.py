@@ -18,8 +18,8 @@ from fake_drive import FakeDrive
 
 from pttface.storage import drive
 from pttface.storage.drive import Mirror, merge_ledgers, needed_by
-from pttface.storage.files import (JOURNAL, LOCK, BadInput, Ledger, dumps, open_root, read_jsonl, remove, remove_tree,
-                                   write_json, write_jsonl, write_tar)
+from pttface.storage.files import (JOURNAL, LOCK, BadInput, Ledger, dumps, note_removed, open_root, read_jsonl,
+                                   remove, remove_tree, write_json, write_jsonl, write_tar)
 from pttface.storage.shards import MonthShard, open_months, write_shards
 
 LEDGER = 'photos/ledger_01.jsonl'
@@ -448,6 +448,18 @@ def test_a_first_copy_that_was_cut_off_goes_on_as_ours(tmp_path, monkeypatch):
     mirror.push()
     assert not (mirror.remote / 'conflicts').exists() and mirror.push() == 0
     assert (mirror.remote / 'photos/images_01_part_1.tar').stat().st_size == 90_000
+
+
+def test_a_file_that_is_noted_after_a_copy_saw_it_gone_leaves_drive(copied, remote):
+    root, mirror, _ = copied
+    (root / 'runs/edm/checkpoint-00000100.pt').write_bytes(bytes(900))
+    mirror.push()
+    (root / 'runs/edm/checkpoint-00000100.pt').unlink()
+    mirror.push()
+    assert (remote / 'runs/edm/checkpoint-00000100.pt').exists()
+    note_removed(root / 'runs/edm/checkpoint-00000100.pt')
+    mirror.push()
+    assert not (remote / 'runs/edm/checkpoint-00000100.pt').exists()
 
 
 def test_folders_that_fail_one_after_another_are_listed(tmp_path, monkeypatch):

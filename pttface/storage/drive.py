@@ -240,7 +240,7 @@ def push(self:Mirror)->int: # Files written or deleted
             for k in removed:
                 self._retry(partial(self._remove, k, self.seen.get(k)), k)
             self._read = self._journal_end
-            self.seen = {k:v for k,v in self.seen.items() if k in here}
+            self.seen = {k:v for k,v in self.seen.items() if k not in removed}  # What is gone may be noted later
         finally:
             self._write_notes()
     return written + len(removed)
