@@ -30,6 +30,7 @@ from .training.config import recipe_record
 from .training.labels import label_columns
 from .training.onnx_graph import export_onnx,need_onnx
 from .training.standalone import write_pipeline
+from .unet import n_params
 
 # %% ../nbs/export.ipynb #601f930d
 def write_weights(
@@ -172,14 +173,15 @@ def config_of(
     weight,low,high = guidance_of(run) if guided else (1., r.guidance_low, r.guidance_high)
     settings = recipe_record(replace(r, guidance=weight, guidance_low=low, guidance_high=high))
     told = {k:record[k] for k in ('hash','sigma_data','images','parameters','labels') if k in record}
-    parameters = sum(p.numel() for p in make_net(r).parameters())
+
     average = _first_average(r.ema) if ema is None else f'power {ema:g}'
     weights = row['sha256'][:16] if ema is None else content_hash(row['sha256'], ema)
     found = flagged(report)
     known = found and (found[0] or measured(report, weights))
     return dict(format=FORMAT, version=_version(), run=run.path.name, settings=settings, record=told,
-                parameters=parameters, average=average, weights=weights, step=state['step'], images=state['images'],
-                seconds=state.get('seconds', 0), flagged=[*found] if known else None, copies=verdict(report))
+                parameters=n_params(make_net(r)), average=average, weights=weights, step=state['step'],
+                images=state['images'], seconds=state.get('seconds', 0), flagged=[*found] if known else None,
+                copies=verdict(report))
 
 # %% ../nbs/export.ipynb #2aeb44b6
 SHEET = 16  # Samples on the sheet

@@ -340,7 +340,7 @@ class UNet(nn.Module):
         attn:tuple=(16,8),        # Sizes in pixels at which to attend
         dropout:float=.15,        # Share of features dropped in training
         aug_dim:int=0,            # Width of the augmentation label; 0 for none
-    label_dim:int=0,          # Width of the code of a face's labels; 0 for none
+        label_dim:int=0,          # Width of the code of a face's labels; 0 for none
         in_ch:int=3,              # Channels of a picture
         size:int=64,              # Size in pixels that `attn` speaks of
         head_ch:int=64,           # Channels an attention head
@@ -372,7 +372,7 @@ def noise_embedding(self:UNet,
     noise:torch.Tensor,  # Noise condition, (N,)
     aug:torch.Tensor,    # What augmentation did to each picture, (N, aug_dim), or `None`
     dtype:torch.dtype,   # Of the features
-    label:torch.Tensor=None, # Code of each face's labels, (N, label_dim)
+    label:torch.Tensor=None,# Code of each face's labels, (N, label_dim)
 )->torch.Tensor: # (N, 2·ch)
     "What every block is modulated by."
     e = sinusoid(16*noise, self.ch, period=64.).to(dtype)
@@ -388,7 +388,7 @@ def forward(self:UNet,
     x:torch.Tensor,         # Scaled noisy pictures, NCHW
     noise:torch.Tensor,     # Noise condition c_noise = ln(σ)/4, (N,)
     aug:torch.Tensor=None,  # What augmentation did to each picture, (N, aug_dim); `None` for nothing
-    label:torch.Tensor=None, # Code of each face's labels, (N, label_dim); `None` for none
+    label:torch.Tensor=None,# Code of each face's labels, (N, label_dim); `None` for none
 )->torch.Tensor: # NCHW
     "The raw F of eq. 7 for the pictures `x`."
     h,w = x.shape[-2:]

@@ -310,3 +310,12 @@ def test_photos_that_do_not_fit_are_refused_before_they_are_asked_for(photos, he
     with pytest.raises(BadInput, match=re.escape(message)):
         colab.room_for(12e9, photos, here, drive)
     assert len(colab.room_for(1e9, photos, here, drive)) == 2
+
+
+def test_no_archive_takes_what_tells_people_apart(tmp_path):
+    for name in ('links/image_links.jsonl', 'identity/vectors.npz', 'runs/edm/recipe.json', 'photos/images_01_1.tar'):
+        (tmp_path / name).parent.mkdir(parents=True, exist_ok=True)
+        (tmp_path / name).write_bytes(b'1')
+    taken = [p.relative_to(tmp_path).as_posix() for p in colab.archived(tmp_path, tmp_path / 'runs/edm', True)]
+    assert taken == ['links/image_links.jsonl', 'runs/edm/recipe.json']
+    assert colab.archived(tmp_path, tmp_path / 'runs/edm', False) == [tmp_path / 'runs/edm/recipe.json']

@@ -25,10 +25,9 @@ from pttface.evaluation.model_card import licence
 from pttface.evaluation.report import metric_row
 from pttface.export import Model, export_run, load_model
 from pttface.fid import evaluate
-from pttface.storage.files import BadInput, read_json, write_json, write_npz
+from pttface.storage.files import PERSONAL, BadInput, read_json, write_json, write_npz
 from pttface.storage.hub import push
 from pttface.training.standalone import standalone
-from pttface.vision.identity import FOLDER
 
 top = Path(__file__).resolve().parent.parent
 sys.path.insert(0, str(Path(__file__).parent))
@@ -411,7 +410,7 @@ def test_identity_vectors_leave_only_when_asked_for(tmp_path):
     with pytest.raises(BadInput, match='no identity vectors of these 40 faces'):
         label_rows(data, identity=True)
     vectors = np.eye(39, 8, dtype=np.float32)
-    write_npz(tmp_path/'data'/FOLDER/'vectors.npz', key=data.key[1:], sha256=data.sha256[1:], vectors=vectors,
+    write_npz(tmp_path/'data'/PERSONAL/'vectors.npz', key=data.key[1:], sha256=data.sha256[1:], vectors=vectors,
               network=json.dumps(dict(chip='arcface')))
     assert 'identity' not in label_rows(data)[0]
     rows = label_rows(data, identity=True)
