@@ -28,8 +28,8 @@ from .checks import LIMITS,check_number,check_numbers,one_of
 from .storage.files import BadInput,read_json
 from .training.augment import CHANGES,augment
 from .training.config import RECIPES,Budget,Recipe
-from .training.device import HALF,half_type,has_float64,known_or_made,map_batches,pick_device,pick_precision
-from .training.device import recipe_for,wants_half
+from .training.device import HALF,CompiledLater,half_type,has_float64,known_or_made,map_batches,pick_device
+from .training.device import pick_precision,recipe_for,wants_half
 from .training.ema import guide_weights,warn_without_guide
 from .training.labels import asked_code,drop_labels,label_codes,label_columns,warn_of_few
 from .training.samplers import Noise,add_churn,slerp,unipc
@@ -800,6 +800,7 @@ def sample(
     pose:str=None,      # 'frontal', 'left' or 'right', as the image shows it; any by default …
     gender:str=None,    # … 'male' or 'female': of a run that was trained with such labels
     guide:str=None,     # Who guides pictures with labels, of `GUIDES`; 'both' by default
+    compile:bool=None,  # Compile the network once that pays for the pictures left? By default on a GPU
     **kw,               # For `generate` and the sampler: clip, churn, eta, …
 )->np.ndarray: # (n,H,W,3) uint8, or (n,H,W,1) of a run on grey pictures
     "Generate `n` pictures; raises `BadInput` on a sampler, a number or a label that cannot be."
@@ -814,6 +815,8 @@ def sample(
         draw = partial(sample_batch, d, shape=shape, sampler=sampler, steps=steps, seed=seed,
                        callback=lambda *args: step((j-i)/steps), **kw)
         return known_or_made(known, range(start+i, start+j), draw, step)
+    if pick_device(device).type == 'cuda' if compile is None else compile:
+        some = CompiledLater(some, [o.net for o in d.modules() if isinstance(o, Denoiser)], n)
     return map_batches(some, n, batch, device, progress)
 
 # %% ../nbs/05_diffusion.ipynb #8350af96

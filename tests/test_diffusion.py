@@ -24,7 +24,7 @@ from pttface.training import trainer
 from pttface.training.checkpoint import Checkpoints
 from pttface.training.config import RECIPES,Budget,read_recipe,recipe_record,training_record
 from pttface.training.ema import posthoc
-from pttface.training.trainer import TrainingMonitor,begin_run
+from pttface.training.trainer import Trainer,TrainingMonitor,begin_run
 from pttface.dataset import FaceData
 from pttface.storage.files import BadInput,dumps,read_json,write_json
 
@@ -225,11 +225,11 @@ def test_speeds(tmp_path):
     run = train(data(), SMALL, root=tmp_path/'root', budget='16 images', device='cpu', progress=False, speed='plain')
     t = make_trainer(run, data(), Budget.parse('64 images'), 'cpu')
     x0 = next(data().batches(8, 0))
-    want = t.compute_gradients(x0)
+    want = float(t.compute_gradients(x0))
     t.opt.zero_grad()
     took = t.find_fastest(x0, speeds=('plain','channels_last','magic'), repeats=1)
     assert set(took) == {'plain','channels_last'} and t.speed == next(iter(took))
-    assert t.compute_gradients(x0) == pytest.approx(want, rel=1e-5)
+    assert float(t.compute_gradients(x0)) == pytest.approx(want, rel=1e-5)
     with pytest.raises(BadInput, match='choose one of auto, plain'):
         train(data(), SMALL, root=tmp_path/'root', device='cpu', speed='warp', budget='32 images')
 
@@ -345,6 +345,28 @@ def test_the_best_checkpoint_is_the_one_that_was_measured(tmp_path):
         recent = [next(data().batches(8, 0))]
         assert row['score'] == pytest.approx(t.score(recent), rel=1e-4)
         assert row['step'] not in scores or row['score'] == scores[row['step']]
+
+def test_figures_that_are_read_now_and_then(tmp_path, monkeypatch):
+    "Reading the losses every few steps, as on a GPU, changes nothing; what diverged in between is never kept"
+    recipe = replace(SMALL, report='24 images', save='40 images', ema='power 0.10')
+    logs,real = {},Trainer.training_step
+    def step(self, x0, every, spoilt):
+        self.read_every = every
+        row = real(self, x0)
+        if self.step == spoilt:
+            next(self.model.parameters()).register_hook(lambda g: g*np.nan)
+        return row
+    for every in (1, 7):
+        monkeypatch.setattr(Trainer, 'training_step', lambda self, x0, every=every: step(self, x0, every, None))
+        run = train(data(), recipe, root=tmp_path/f'{every}', budget='136 images', device='cpu', progress=False)
+        logs[every] = [{k:r[k] for k in ('step','loss','grad_norm','lr','ema_loss')} for r in run.log]
+        logs[every] += [row['score'] for row in run.checkpoints.rows]
+    assert logs[1] == logs[7]
+    monkeypatch.setattr(Trainer, 'training_step', lambda self, x0: step(self, x0, 100, 6))
+    with pytest.raises(FloatingPointError, match='nan at step 6 .* the last good checkpoint is .*05.pt'):
+        train(data(), recipe, root=tmp_path/'nan', budget='136 images', device='cpu', progress=False)
+    [kept] = Run(tmp_path/'nan/runs'/recipe.name).checkpoints.rows
+    assert kept['step'] == 5
 
 def test_each_process_drops_out_other_features(tmp_path, monkeypatch):
     from accelerate import Accelerator

@@ -58,6 +58,7 @@ def ours(folder, precision):
         for _ in range(n):
             t.training_step(next(batches))
             t.update_clock()
+        t.read_losses()
     return steps
 
 

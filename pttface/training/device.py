@@ -7,10 +7,11 @@ Docs: https://pttface.github.io/pttface/training/device.html.md"""
 # %% auto #0
 __all__ = ['PRECISIONS', 'HALF', 'TFLOPS', 'check_device', 'has_float64', 'mps_works', 'pick_device', 'tune_convolutions',
            'pick_recipe', 'recipe_for', 'processes', 'map_batches', 'known_or_made', 'half_type', 'pick_precision',
-           'wants_half', 'gpu_hours']
+           'wants_half', 'CompiledLater', 'gpu_hours']
 
 # %% ../../nbs/training/device.ipynb #659263a2
 import logging
+import time
 from functools import lru_cache
 
 import numpy as np
@@ -201,6 +202,43 @@ def wants_half(
     where = pick_device(device)
     tune_convolutions(where)
     return where.type == 'cuda' if half is None else half
+
+# %% ../../nbs/training/device.ipynb #8c06950f
+class CompiledLater:
+    "Draws batches for `map_batches`, and compiles the networks once what is left would take longer than `after`"
+    def __init__(self,
+        draw,              # draw(i, j, step) → pictures i … j−1
+        networks,          # What is compiled, in place
+        n:int,             # Pictures in all
+        after:float=180.,  # Seconds; 0 to compile after the first batches in any case
+    ):
+        self.draw,self.networks,self.n,self.after = draw,list(networks),n,after
+        self.processes = torch.distributed.get_world_size() if torch.distributed.is_initialized() else 1
+        self.batches,self.state = 0,'plain'
+
+    def __call__(self, i, j, step):
+        start = time.monotonic()
+        out = self.drawn(i, j, step)
+        self.batches += 1
+        left = (self.n - j)/self.processes*(time.monotonic() - start)/(j - i)
+        if self.state == 'plain' and self.batches > 1 and left > self.after:  # The first batch warms up
+            for net in self.networks:
+                net.compile()
+            self.state = 'compiled'
+        return out
+
+    def drawn(self, i, j, step):
+        "Pictures i … j−1; a network that cannot be compiled is used as it was, with a line in the log."
+        if self.state != 'compiled':
+            return self.draw(i, j, step)
+        try:
+            return self.draw(i, j, step)
+        except Exception as e:
+            log.warning('The network cannot be compiled here: %s', (str(e) or type(e).__name__).splitlines()[0])
+        self.state = 'failed'
+        for net in self.networks:
+            net._compiled_call_impl = None
+        return self.draw(i, j, step)
 
 # %% ../../nbs/training/device.ipynb #f517f6f5
 TFLOPS = {'T4':(65.,8.1), 'L4':(121.,30.3), 'A100':(312.,19.5)}  # Dense, at 16 and 32 bits: NVIDIA's data sheets

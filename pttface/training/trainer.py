@@ -480,6 +480,8 @@ class Trainer:
         self.step = self.images = self.infinite = 0
         self.seconds,self.clock = 0.,time.monotonic()
         self.losses,self.best,self.scored = [],None,None
+        self.unread,self.row = [],None  # Steps whose figures are still on the device; those of the last that was read
+        self.read_every = 1 if self.accel.device.type == 'cpu' else 50  # Steps
         self.spent = []  # dict(images, seconds) at the end of each budget that was spent
 
     def accelerator(self, device):
@@ -534,7 +536,7 @@ def compiled_model(self:Trainer):
 @patch
 def compute_gradients(self:Trainer,
     x0,  # The whole batch, over all processes, NCHW in [-1,1]; or a tuple of that and what belongs to each picture
-)->float: # Loss of the whole batch
+)->torch.Tensor: # Loss of the whole batch, where the network is
     "Add up the gradient of the loss, part by part."
     a,k = self.accel,self.accumulate
     rng = _generator(a.device)
@@ -551,7 +553,7 @@ def compute_gradients(self:Trainer,
             loss = self.loss(self.compiled_model, part, rng).sum()/len(share[0])
             a.backward(loss)
         total += loss.detach()
-    return a.reduce(total, 'mean').item()
+    return a.reduce(total, 'mean')
 
 @patch
 def laid_out(self:Trainer, o:torch.Tensor):
@@ -562,7 +564,7 @@ def laid_out(self:Trainer, o:torch.Tensor):
 @patch
 def training_step(self:Trainer,
     x0:torch.Tensor,  # The whole batch, over all processes, NCHW in [-1,1]
-)->dict: # loss, grad_norm, lr
+)->dict: # loss, grad_norm, lr of the last step that was read
     "One step; raises `FloatingPointError` on divergence and `MemoryError` when the batch does not fit."
     r,a = self.recipe,self.accel
     epoch = 1/self.budget.amount if self.budget.unit == 'epochs' else 0.
@@ -570,28 +572,30 @@ def training_step(self:Trainer,
     for g in self.opt.param_groups:
         g['lr'] = lr
     loss = self.fitting_gradients(x0)
-    norm = float(a.clip_grad_norm_(self.model.parameters(), r.clip))
-    self.check_finite(loss, norm, lr)
+    norm = a.clip_grad_norm_(self.model.parameters(), r.clip)
+    self.unread.append((self.step, lr, loss, norm))
+    if self.row is None or len(self.unread) >= self.read_every:
+        self.read_losses()
     self.opt.step()
     self.opt.zero_grad()
     self.step,self.images = self.step+1,self.images+len(_pictures_of(x0))
     self.ema.update(self.net, self.step)
-    self.losses.append(loss)
-    return dict(loss=loss, grad_norm=norm, lr=lr)
+    return self.row
 
 # %% ../../nbs/training/trainer.ipynb #fb420b4c
 @patch
 def check_finite(self:Trainer,
-    loss:float,  # Of this step
-    norm:float,  # … its gradient
-    lr:float,    # … its learning rate
+    step:int,    # Steps taken before this one
+    lr:float,    # Its learning rate
+    loss:float,  # … its loss
+    norm:float,  # … the length of its gradient
 ):
     "Raises `FloatingPointError` with step, loss, learning rate and last good checkpoint when the training diverges."
     self.infinite = 0 if math.isfinite(norm) else self.infinite+1
     if math.isfinite(loss) and self.infinite <= (50 if self.accel.scaler else 0):
         return
     what,value = ('gradient',norm) if math.isfinite(loss) else ('loss',loss)
-    raise FloatingPointError(f'The {what} became {value} at step {self.step} (loss {loss:.4g}, learning rate {lr:.2g})'
+    raise FloatingPointError(f'The {what} became {value} at step {step} (loss {loss:.4g}, learning rate {lr:.2g})'
                              f'; the last good checkpoint is {self.last_checkpoint()}: '
                              f'try a smaller lr, or precision "no"')
 
@@ -599,6 +603,19 @@ def check_finite(self:Trainer,
 def last_checkpoint(self:Trainer)->str:
     "Name of the newest checkpoint"
     return (self.run.checkpoints.rows or [dict(file='none')])[-1]['file']
+
+# %% ../../nbs/training/trainer.ipynb #ce13eab3
+@patch
+def read_losses(self:Trainer)->dict|None: # loss, grad_norm, lr of the newest step; `None` before the first
+    "Read the figures of the steps since the last time; raises `FloatingPointError` on the first that diverged."
+    unread,self.unread = self.unread,[]
+    if unread:
+        figures = torch.stack([o.float() for step in unread for o in step[2:]]).view(-1, 2).tolist()
+        for (step,lr,*_),(loss,norm) in zip(unread, figures):
+            self.check_finite(step, lr, loss, norm)
+            self.losses.append(loss)
+            self.row = dict(loss=loss, grad_norm=norm, lr=lr)
+    return self.row
 
 # %% ../../nbs/training/trainer.ipynb #fb996037
 @patch
@@ -663,6 +680,7 @@ def find_accumulation(self:Trainer,
 @patch
 def state(self:Trainer)->dict:
     "All that the next step depends on"
+    self.read_losses()
     net = {k:v.contiguous() for k,v in self.net.state_dict().items()}
     scaler = self.accel.scaler.state_dict() if self.accel.scaler else {}
     return dict(step=self.step, images=self.images, seconds=self.seconds, losses=self.losses, best=self.best,
@@ -758,7 +776,7 @@ def time_speed(self:Trainer,
     for i in range(repeats+2):
         if i == 2:
             start = time.monotonic()
-        self.fitting_gradients(x0)
+        float(self.fitting_gradients(x0))  # Waits for the device
         self.opt.zero_grad()
     return (time.monotonic() - start)/repeats
 
@@ -854,6 +872,7 @@ def make_report(self:Trainer,
     grid:bool=False, # Make a sheet of pictures too?
 )->dict: # One row of the log
     "Measure the averaged weights, write a sheet of samples if asked, and begin counting anew."
+    row = self.read_losses() or row
     averaged,grid = self.averaged(),grid and self.sheet is not None
     measured = self.measured(averaged, recent)
     ims = self.sheet(averaged) if grid else None
@@ -1006,8 +1025,10 @@ def after_step(self:TrainingLoop,
     if not self.main:
         return
     if r.snapshots and int(t.progress*r.snapshots) > int(share*r.snapshots):
+        t.read_losses()
         Snapshots(t.run.path/'ema').save(t.ema, t.step)
     if r.guidance != 1 and kept_for_guide(t.step):
+        t.read_losses()
         kept = Snapshots(t.run.path/'guide')
         kept.save(t.ema, t.step)
         kept.prune(t.step*r.guide_at/4)
