@@ -6,8 +6,8 @@ Docs: https://pttface.github.io/pttface/evaluation/refine.html.md"""
 
 # %% auto #0
 __all__ = ['WEIGHTS', 'step_away', 'Refinement', 'way_in_words', 'refinement_picture', 'plan_copy', 'own_weights', 'RefinedRef',
-           'stepped', 'StepTrial', 'check_step', 'try_steps', 'check_weights_tried', 'check_refinable', 'refine',
-           'refined']
+           'stepped', 'StepTrial', 'check_step', 'try_steps', 'check_weights_tried', 'read_weights_tried',
+           'check_refinable', 'refine', 'refined']
 
 # %% ../../nbs/evaluation/refine.ipynb #06cf7b03
 import logging,math
@@ -268,6 +268,15 @@ def check_weights_tried(
         raise BadInput(f'{", ".join(map(str, weights)) or "nothing"}: give at least one weight above 0 to try')
     return sorted({0., *map(float, weights)})
 
+def read_weights_tried(
+    text:str,  # Such as '0.5,1,2'
+)->list: # Numbers
+    "Read weights with commas between; raises `BadInput`."
+    try:
+        return [float(o) for o in text.split(',') if o.strip()]
+    except ValueError:
+        raise BadInput(f"{text!r} are no weights: write such as '0.5,1,1.5,2'") from None
+
 def check_refinable(
     run,                     # Any run
     state:dict,              # Of its newest checkpoint
@@ -321,7 +330,7 @@ def refine(
     **kw,                     # For `sample`: device, steps, half, progress, …
 )->Refinement:
     "Step a run away from its own samples where that helps, and keep it in `refined/`; raises `BadInput` early."
-    weights = check_weights_tried(weights)
+    weights,kw = check_weights_tried(weights),{k:v for k,v in kw.items() if v is not None}
     check_numbers(n=n)
     if n < 6:
         raise BadInput(f'{n} samples of each figure: a step is judged by 6 at least')
