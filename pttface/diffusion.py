@@ -10,12 +10,14 @@ __all__ = ['SAMPLERS', 'GUIDES', 'to_float', 'to_uint8', 'add_noise', 'linear_si
            'ignore', 'ancestral', 'ddim', 'euler', 'heun', 'dpm2m', 'sigmas_for', 'generate', 'sample_batch',
            'check_guidance', 'Guided', 'evaluations', 'draw_noise', 'measure', 'make_denoiser', 'Run', 'guidance_of',
            'find_guide', 'check_labels', 'sampled_denoiser', 'measure_averages', 'draw_sheet', 'make_trainer',
-           'check_training', 'time_picture', 'confirm_cpu', 'describe_training', 'first_weights', 'train', 'sample',
-           'interpolate', 'trajectory', 'RECIPES', 'Recipe', 'Budget', 'save_images', 'check_recipe', 'fit_to_data']
+           'check_training', 'time_picture', 'confirm_cpu', 'describe_training', 'first_weights', 'train', 'fine_tune',
+           'sample', 'interpolate', 'trajectory', 'RECIPES', 'Recipe', 'Budget', 'save_images', 'check_recipe',
+           'fit_to_data']
 
 # %% ../nbs/05_diffusion.ipynb #d45fa6b7
 import copy,logging,os,time
 from contextlib import nullcontext
+from dataclasses import replace
 from functools import partial
 
 import numpy as np
@@ -543,6 +545,8 @@ class Run(TrainingRun):
         return sample(self, n, **kw)
     def find_guide(self, device=None): # `find_guide(run)`, likewise
         return find_guide(self, device)
+    def fine_tune(self, data, root, **kw): # `fine_tune(run, data, root, …)`, likewise
+        return fine_tune(self, data, root, **kw)
     def guide_weights(self, step=None): # Of the average after `guide_at` of `step`; `None` where none is kept
         r,step = self.recipe,step or max((o['step'] for o in self.checkpoints.rows), default=0)
         return guide_weights([self.path/'guide', self.path/'ema'], step*r.guide_at, r.guide_ema)
@@ -620,6 +624,8 @@ def sampled_denoiser(
     weight,low,high = guidance_of(run, guidance, interval)
     check_guidance(weight, low, high)
     code,guide = check_labels(run, guide, **asked),guide or 'both'
+    if ema is not None and getattr(run, 'weight', 0):
+        raise BadInput(f'{run.name} is of the first average: draw it without ema={ema:g}')
     d = run.denoiser(device) if ema is None else getattr(run, 'run', run).denoiser(device, width=ema)
     worse = None if weight == 1 else d if guide == 'unlabelled' else find_guide(run, device)
     if worse is not None and code is not None and guide == 'earlier':
@@ -779,6 +785,31 @@ def train(
         trainer.begin_with(first, str(init.path))
     run_training(trainer, progress, callback, partial(confirm_cpu, recipe, data, plan, device))
     return run
+
+# %% ../nbs/05_diffusion.ipynb #d3ee867b
+def fine_tune(
+    run:Run,               # A trained run
+    data,                  # Other pictures of its size, `FaceData`
+    root:str|os.PathLike,  # The copy is `root/runs/copy`
+    lr:float,              # Learning rate, the same all the while
+    budget:str,            # How much, such as '400 images'
+    seed:int=0,            # Order of the pictures, and noises
+    device:str=None,       # 'cpu', or the best there is
+    progress:bool=True,    # Show a bar?
+)->Run: # The copy, trained
+    "Train a copy of a run's averaged weights on other pictures, from where that stopped."
+    r = replace(run.recipe, lr=lr, lr_end=lr, warmup=0., per_epoch=False, seed=seed, ema='power 0.10', snapshots=0,
+                guidance=1., report='1000M images')
+    weights,kept = run.weights(),{k:v for k,v in run.record.items() if k in ('sigma_data','parameters')}
+    init = dict(run=run.path.name, weights=run.weights_id())
+    described = dict(kept, images=len(data.train), init=init)
+    other = Run(begin_run(root, data, r, 'copy', device, describe=lambda: described, init=run.path.name))
+    trainer = make_trainer(other, data, Budget.parse(budget), device)
+    trainer.sheet = None
+    if not other.checkpoints.rows:
+        trainer.begin_with(weights, str(run.path))
+    run_training(trainer, progress)
+    return other
 
 # %% ../nbs/05_diffusion.ipynb #bc3de80d
 def sample(

@@ -25,6 +25,7 @@ from .checks import Limits,check_number
 from .display import montage
 from .diffusion import Denoiser,Guided,Run,generate,guidance_of,make_net,sample,to_uint8
 from .evaluation.model_card import check_copies,flagged,measured,model_card,report_of,verdict
+from .evaluation.refine import RefinedRef,refined as refined_ref
 from .storage.files import BadInput,check_new,content_hash,read_json,sha256_file,whole_folder,write_json
 from .training.config import recipe_record
 from .training.labels import label_columns
@@ -167,6 +168,7 @@ def config_of(
     ema:float,     # Width σ_rel of the average; `None` for the first one kept
     guided:bool,   # Has it a guide?
     report:dict,   # From `report_of`
+    ref:RefinedRef=None, # The refined weights, where it is these
 )->dict:
     "What `config.json` says, but for the hashes of the files."
     r,record = run.recipe,run.record
@@ -176,6 +178,8 @@ def config_of(
 
     average = _first_average(r.ema) if ema is None else f'power {ema:g}'
     weights = row['sha256'][:16] if ema is None else content_hash(row['sha256'], ema)
+    if ref:
+        average,weights = f'{average}, refined with w = {ref.weight:g}',ref.id[:16]
     found = flagged(report)
     known = found and (found[0] or measured(report, weights))
     return dict(format=FORMAT, version=_version(), run=run.path.name, settings=settings, record=told,
@@ -278,20 +282,25 @@ def export_run(
     diffusers:bool=False,       # Add a folder that 🤗 diffusers opens?
     device:str=None,            # Where the sheet is drawn; the fastest there is by default
     progress:bool=True,         # Show a bar?
+    refined:bool=False,         # The weights that `refine` kept?
 )->Model: # The model, opened
     "Write a model that draws without run and trainer; raises `BadInput` on what must not, or cannot, be passed on."
     folder = Path(folder)
     if ema is not None:
         check_number('ema', ema, Limits(0, .28, open=True))
+        if refined:
+            raise BadInput(f'The refined weights are of the first average: give refined or ema={ema:g}, not both')
     check_new(folder)
     if onnx:
         need_onnx()
     state,row = run.pinned()
-    report = report_of(run.path.parent.parent, run.path.name)
+    ref = refined_ref(run) if refined else None
+    report = report_of(run.path.parent.parent, ref.name if ref else run.path.name)
     check_leaving(run, state, report, unfinished, despite_copies)
     weights = state['ema'][0] if ema is None else run.average(ema, checkpoint=row['file'])
+    weights = ref.weights() if ref else weights
     guide = run.guide_weights(state['step']) if guidance_of(run)[0] != 1 else None
-    config = config_of(run, state, row, ema, guide is not None, report)
+    config = config_of(run, state, row, ema, guide is not None, report, ref)
     with whole_folder(folder) as o:
         model = write_model(o, run, config, weights, guide)
         draw_first(model, device, progress).save(o/'samples.png')

@@ -7,10 +7,10 @@ Docs: https://pttface.github.io/pttface/app/cli.html.md"""
 # %% auto #0
 __all__ = ['COMMANDS', 'flag_type', 'default_text', 'flag_options', 'add_flags', 'has_colour', 'bold', 'Page', 'Parser',
            'settings_of', 'stage_parser', 'call_stage', 'changed_recipe', 'find_init', 'packed_set', 'train_run',
-           'sample_run', 'fid_run', 'export_command', 'export_data_command', 'push_command', 'Command', 'command',
-           'flag_names', 'bash_completion', 'fish_completion', 'completion', 'plain', 'as_record', 'usage',
-           'check_flags', 'run_command', 'out_of_memory', 'fault_in_words', 'stoppable', 'run_safely', 'substitute',
-           'show_anything', 'json_line', 'colour', 'print_result', 'leave_quietly', 'main']
+           'weights_asked', 'refine_run', 'sample_run', 'fid_run', 'export_command', 'export_data_command',
+           'push_command', 'Command', 'command', 'flag_names', 'bash_completion', 'fish_completion', 'completion',
+           'plain', 'as_record', 'usage', 'check_flags', 'run_command', 'out_of_memory', 'fault_in_words', 'stoppable',
+           'run_safely', 'substitute', 'show_anything', 'json_line', 'colour', 'print_result', 'leave_quietly', 'main']
 
 # %% ../../nbs/app/cli.ipynb #f31d7001
 import argparse,codecs,difflib,errno,json,logging,os,re,shutil,signal,sqlite3,sys,textwrap,threading,time
@@ -262,6 +262,50 @@ def train_run(
         tune_guidance(run, data, device=device, progress=progress)
     return run
 
+# %% ../../nbs/app/cli.ipynb #dd4df9f1
+def weights_asked(
+    run,                  # A `Run`
+    refined:bool=False,   # After the step that `pttface refine` kept?
+    guidance:float=None,  # Weight of the guidance that was asked for, if any
+    ema:float=None,       # Length of the average that was asked for, if any
+): # A `CheckpointRef`
+    "The newest weights of a run, or its refined ones for this way to draw; raises `BadInput` where there are none."
+    from pttface.evaluation import refine
+    from pttface.evaluation.samples import newest
+    if not refined:
+        return newest(run)
+    if ema is not None:
+        raise BadInput(f'The refined weights are of the first average: give --refined or --ema {ema:g}, not both')
+    return refine.refined(run, False if guidance == 1 else None)
+
+# %% ../../nbs/app/cli.ipynb #3cf2e836
+def refine_run(
+    root:str|os.PathLike='data',  # Artefact folder, after `pttface train`
+    name:str='edm',        # Folder under `runs/`
+    samples:int=1000,      # Of the run's own to train a copy on
+    weights:str=None,      # How far to step, with commas: `0.5,1,1.5,2,3` by default
+    budget:str=None,       # Of the copy's training; 1.5 % of the pictures that the run has seen by default
+    lr:float=None,         # … its learning rate; a fiftieth of the run's peak by default
+    n:int=200,             # Samples of each figure
+    protocol:str='efficientnet',  # As for `pttface fid`
+    seed:int=20_000,       # Noises of the samples
+    half:bool=None,        # Draw in 16 bits: quicker, and a level off? By default on a GPU
+    unfinished:bool=False, # Refine although the training has not ended?
+    device:str=None,       # `cpu`, `cuda`, …; the fastest there is by default
+    progress:bool=True,    # Show bars?
+): # What was tried, and what is kept
+    "Step a run's weights away from what training on its own samples makes of them, where held-out faces say it helps."
+    from pttface.dataset import FaceData
+    from pttface.diffusion import Run
+    from pttface.evaluation.features import PROTOCOLS
+    from pttface.evaluation.refine import WEIGHTS,read_weights_tried,refine
+    from pttface.training.device import pick_device
+    one_of(protocol, PROTOCOLS, 'protocol')
+    pick_device(device)
+    tried = WEIGHTS if weights is None else read_weights_tried(weights)
+    return refine(Run.open(root, name), FaceData.load(root), samples, tried, budget, lr, n, protocol, seed, unfinished,
+                  half=half, device=device, progress=progress)
+
 # %% ../../nbs/app/cli.ipynb #df3c7e23
 def sample_run(
     root:str|os.PathLike='data',  # Artefact folder, after `pttface train`
@@ -282,10 +326,11 @@ def sample_run(
     gender:str=None,       # `male` or `female`; any by default
     guide:str=None,        # Who guides pictures with labels: `earlier`, `unlabelled`, or `both` (the default)
     clip:bool=False,       # Keep each guess in the range of pictures, as DDPM's own code does?
+    refined:bool=False,    # From the weights that `pttface refine` kept?
 )->Path: # What was written
     "Draw pictures from the averaged weights of a run, into one file."
     from pttface.diffusion import SAMPLERS,Run,check_labels,sample
-    from pttface.evaluation.samples import newest,sample_to
+    from pttface.evaluation.samples import sample_to
     from pttface.training.device import pick_device
     check_numbers(n=n, steps=steps, seed=seed, batch=batch)
     pick_device(device)
@@ -296,9 +341,10 @@ def sample_run(
     check_labels(r, guide, **asked)
     drawn = dict(ema=ema, guidance=guidance, guide=guide, clip=clip or None)
     drawn = asked | {k:v for k,v in drawn.items() if v is not None}
-    out = out or r.path/f'{"-".join(["samples", *asked.values()])}.npz'
-    written = sample_to(sample, newest(r), n, out, seed, png, steps=steps, sampler=sampler,
-                        batch=batch, half=half, device=device, progress=progress, **drawn)
+    out = out or r.path/f'{"-".join(["samples", *asked.values(), *(["refined"] if refined else [])])}.npz'
+    ref = weights_asked(r, refined, guidance, ema)
+    written = sample_to(sample, ref, n, out, seed, png, steps=steps, sampler=sampler, batch=batch, half=half,
+                        device=device, progress=progress, **drawn)
     return Path(png) if png else written
 
 # %% ../../nbs/app/cli.ipynb #c5a0e6c5
@@ -310,6 +356,7 @@ def fid_run(
     seeds:int=3,                  # Sampling seeds to repeat with
     device:str=None,              # `cpu`, `cuda`, …; the fastest there is by default
     progress:bool=True,           # Show bars?
+    refined:bool=False,           # Of the weights that `pttface refine` kept?
 ): # The report
     "Say how good a run's samples are, how sure that is, and whether they are copies."
     from pttface.dataset import FaceData
@@ -321,8 +368,9 @@ def fid_run(
     one_of(protocol, PROTOCOLS, 'protocol')
     pick_device(device)
     run,data = Run.open(root, run),FaceData.load(root)
-    return evaluate(run, data, protocol=protocol, n=min(10_000, len(data.train)) if n is None else n, seeds=seeds,
-                    root=root, device=device, progress=progress)
+    n = min(10_000, len(data.train)) if n is None else n
+    return evaluate(weights_asked(run, refined), data, protocol=protocol, n=n, seeds=seeds, root=root, device=device,
+                    progress=progress)
 
 # %% ../../nbs/app/cli.ipynb #fe2c3bc5
 def export_command(
@@ -336,12 +384,13 @@ def export_command(
     unfinished:bool=False,        # Export although the training has not ended?
     device:str=None,              # Where the sheet is drawn; the fastest there is by default
     progress:bool=True,           # Show a bar?
+    refined:bool=False,           # Export the weights that `pttface refine` kept?
 )->Path: # The folder
     "Write the weights of a run, its settings, a card and a sheet, for people without the run."
     from pttface.diffusion import Run
     from pttface.export import export_run
     return export_run(Run.open(root, run), folder, ema, despite_copies, unfinished, onnx, diffusers, device,
-                      progress).path
+                      progress, refined).path
 
 # %% ../../nbs/app/cli.ipynb #1e432808
 def export_data_command(
@@ -487,6 +536,15 @@ COMMANDS['completion'] = Command(
      ('zsh', 'eval "$(pttface completion zsh)"'),
      ('fish', 'pttface completion fish > ~/.config/fish/completions/pttface.fish')), 'shell')
 
+# %% ../../nbs/app/cli.ipynb #9e0a77c1
+COMMANDS['refine'] = Command(
+    'pttface.app.cli:refine_run', "step a run away from its own samples' faults, where that helps",
+    'Reads ROOT/runs/NAME and ROOT/dataset, writes ROOT/runs/NAME/refined: what was tried, and weights for `--refined` '
+    'of sample, fid and export. Nothing is kept where no step helps.',
+    (('after the training', 'pttface refine --root data --name edm'),
+     ('and then', 'pttface sample --root data --run edm --refined --n 1000'),
+     ('other steps, from more samples', 'pttface refine --root data --name edm --samples 5000 --weights 0.25,0.5,1')))
+
 # %% ../../nbs/app/cli.ipynb #85675d4a
 COMMANDS['models'] = Command(
     'pttface.vision.attributes:models', 'fetch and check the networks that tell age and gender',
@@ -614,7 +672,7 @@ def usage()->str: # The page that `pttface --help` prints
 {lines("status", "doctor")}
 
 {bold("more:")}
-{lines("demo", "models", "identity", "forget", "completion")}
+{lines("demo", "refine", "models", "identity", "forget", "completion")}
 
 {bold("begin with:")}
   pttface demo                          the whole pipeline, offline, in about nine minutes

@@ -78,10 +78,11 @@ TRIED = ((1.5,.1,2.), (2.,.1,2.), (2.5,.1,2.), (3.,.1,2.), (1.5,.05,5.), (2.,.05
 def halves(
     heldout:np.ndarray,  # (N,H,W,3) uint8
     seed:int=0,          # Of the split
+    what:str='the guidance', # What is chosen by them, for the error
 )->tuple[np.ndarray,np.ndarray]:
     "Split the held-out faces at random; raises `BadInput` when there are too few to choose by."
     if len(heldout) < 24:
-        raise BadInput(f'{len(heldout)} faces are held out: choosing the guidance needs at least 24')
+        raise BadInput(f'{len(heldout)} faces are held out: choosing {what} needs at least 24')
     order = np.random.default_rng(seed).permutation(len(heldout))
     return heldout[order[::2]],heldout[order[1::2]]
 
@@ -105,10 +106,11 @@ class Trial:
 
 # %% ../../nbs/evaluation/guidance.ipynb #f160dbc8
 def choose(
-    tried:list,  # weight, low, high, kid, error
+    tried:list,      # weight, kid, error, and what else tells them apart
+    none:float=1.,   # The weight that changes nothing
 )->dict: # One of them
-    "The one with the smallest distance, or no guidance where that does not beat it by more than its error."
-    plain = next(o for o in tried if o['weight'] == 1)
+    "The one with the smallest distance, or that which changes nothing, where it is not beaten by more than the error."
+    plain = next(o for o in tried if o['weight'] == none)
     best = min(tried, key=lambda o: o['kid'])
     return best if plain['kid'] - best['kid'] > best['error'] else plain
 
