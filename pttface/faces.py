@@ -719,8 +719,8 @@ def table(self:Faces)->Table:
     rows = [dict(photo='kept' if k in kept else 'dropped', what=k, photos=n, share=n/len(self.rows))
             for k,n in self.counts.items()]
     for size,n in size_counts(self.rows, self.sizes).items():
-        rows += [dict(photo='kept', what=f'at {size} px too', photos=n['faces'], share=n['faces']/len(self.rows)),
-                 dict(photo='kept', what=f'under {size} px', photos=n['too_small'], share=n['too_small']/len(self.rows))]
+        rows += [dict(photo='kept', what=f'{words} {size} px', photos=n[k], share=n[k]/len(self.rows))
+                 for k,words in dict(faces='large enough for', too_small='too small for').items()]
     rows += [dict(photo='shard not read', what=f'{k}: {v}') for k,v in self.failed.items()]
     title = f'{len(self.kept):,} faces from {len(self.rows):,} photos, {self.age_screen}'
     return Table(rows, floatfmt='.1%', title=title)
@@ -754,7 +754,7 @@ def extract_faces(
     scheduler:str|None=None,  # Address of a dask.distributed scheduler; its workers must see `root` under this path
     batch:int=8,              # Photos that InsightFace describes together
     attributes:str='auto',    # Who tells age and gender: `insightface`, `free`, `off`, or the first of them that can
-    sizes:str|tuple|int|None=None, # Sides of the crops, px: `60,64,128`; 60 and 64 always, and those already there
+    sizes:str|tuple|None=None, # Sides of the crops, px, as `60,64,128`; 60 and 64 always, and those already there
 )->Faces: # What became of every photo
     "Make a face of every photo that has one; raises `BadInput` without photos, on other rules, or if all shards fail."
     root = need(root, 'photos/download.json', 'download').parent.parent
@@ -772,9 +772,7 @@ def extract_faces(
         _other_sizes(root, rows, sizes, settings, workers, scheduler)
         if png:
             write_pngs(root, rows)
-    if len(failed) == len(shards):
-        reasons = '; '.join(f'{shard}: {reason}' for shard,reason in list(failed.items())[:5])
-        raise BadInput(f'None of {len(shards)} shards gave faces. {reasons}')
+    _some_read(shards, failed)
     return Faces(root, rows, failed)
 
 # %% ../nbs/02_faces.ipynb #209de485
@@ -785,6 +783,13 @@ def _look_at(root, shards, sizes, look):
     failed = look(todo, root/'faces', out=out)
     rows = merge_parts(shards, before, failed, partial(_counts, root), bool(todo), partial(_notes, root, sizes))
     return rows,failed
+
+# %% ../nbs/02_faces.ipynb #ae6cd659
+def _some_read(shards, failed):
+    "Raise `BadInput` where no shard could be read, with the first reasons"
+    if len(failed) == len(shards):
+        reasons = '; '.join(f'{shard}: {reason}' for shard,reason in list(failed.items())[:5])
+        raise BadInput(f'None of {len(shards)} shards gave faces. {reasons}')
 
 # %% ../nbs/02_faces.ipynb #6dca4832
 def _other_sizes(root, rows, sizes, settings, workers, scheduler):
@@ -847,7 +852,7 @@ def _counts(root, rows):
 # %% ../nbs/02_faces.ipynb #bd2ed7c5
 def _notes(root, sizes, rows):
     "What the record says beside the settings, whose least age counts only where an age is told"
-    other = {} if sizes == ALWAYS else dict(sizes=list(sizes), crops=size_counts(rows, sizes))
+    other = {} if sizes == ALWAYS else dict(sizes=list(sizes))
     return dict(age_screen=Faces(root, rows).age_screen) | other
 
 # %% ../nbs/02_faces.ipynb #e8987ac1

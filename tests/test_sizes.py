@@ -11,7 +11,8 @@ import pytest
 from pttface import evaluate, sample, train
 from pttface import faces as F
 from pttface.app.cli import main
-from pttface.dataset import PackSettings, pack
+from pttface.app.status import faces_step
+from pttface.dataset import FaceData, PackSettings, pack
 from pttface.storage.files import BadInput, dumps, open_root, read_json, read_jsonl, read_npz, write_json, write_tar
 from pttface.storage.shards import month_of
 from pttface.synthetic.heads import draw_heads
@@ -93,7 +94,7 @@ def test_a_face_is_never_enlarged_and_keeps_its_smaller_crops(root, caplog):
     assert 'are under 128 px in their photos' in caplog.text and 'max_side' not in caplog.text
     counts = dict(faces=len(large), too_small=len(found.kept) - len(large))
     assert read_json(root/'faces/faces.json')['crops'] == {'128': counts}
-    assert 'under 128 px' in str(found)
+    assert 'too small for 128 px' in str(found) and f', {len(large)} at 128 px' in faces_step(root).what
     with pytest.raises(BadInput, match=rf'has no crop of 128 px \({counts["too_small"]} of {len(found.kept)} faces'):
         found.images(128, found.kept)
     with pytest.raises(BadInput, match='of 60, 64 and 128 px, not of 96: run `pttface faces .*--sizes 60,64,96,128`'):
@@ -225,7 +226,9 @@ def test_nothing_is_trained_on_enlarged_faces(root):
 
 def test_train_sample_and_evaluate_at_128(root):
     F.extract_faces(root, sizes=128, **KW)
-    data = pack(root, settings=PackSettings(size=128, distance=-1, heldout=.4))
+    few = pack(root, settings=PackSettings(size=128, distance=-1))
+    arrays = {k: np.repeat(v, 4, 0) for k, v in few.arrays.items()} | dict(split=np.tile([0, 0, 1, 1], len(few)))
+    data = FaceData(arrays, few.card, root)
     net = dict(ch=4, mults=(1, 1, 2), blocks=1, attn=(), dropout=0., size=128)
     recipe = Recipe('small-128', size=128, net_args=net, mean=RECIPES['edm-128'].mean, batch=2, ema='power 0.10',
                     budget='8 images', report='4 images', grid='8 images', save='1h', steps=2, precision='no')
@@ -239,7 +242,7 @@ def test_train_sample_and_evaluate_at_128(root):
         return ims.reshape(len(ims), 16, -1).mean(2)/100
 
     kw = dict(protocol=features, detector=None, device='cpu', progress=False)
-    report = evaluate(run, data, n=4, seeds=1, root=root, **kw)
+    report = evaluate(run, data, n=6, seeds=1, root=root, **kw)
     assert str(report) and set(seen) == {(128, 128, 3)}
 
 

@@ -230,7 +230,7 @@ def packed_set(
 # %% ../../nbs/app/cli.ipynb #5bceafaf
 def train_run(
     root:str|os.PathLike='data',  # Artefact folder, after `pttface dataset`
-    recipe:str='edm',      # Recipe by name: `original`, `edm`, `edm-t4`, `edm-128`, `tiny`, or `auto`: what fits the machine
+    recipe:str='edm',      # Recipe: `original`, `edm`, `edm-t4`, `edm-128`, `tiny`, or `auto`: what fits the machine
     budget:str=None,       # How long: `12h`, `90s`, `160 epochs`, `20k images`; the recipe's own by default
     name:str=None,         # Folder under `runs/`; the recipe's name by default
     images:str=None,       # Train on a folder, zip or tar of your own pictures, or an `.npz`: it is packed into `root`

@@ -333,9 +333,10 @@ def _check_enlarging(recipe, side):
     "Raise `BadInput` where pictures of `side` px would be enlarged by more than a tenth"
     size = recipe.size
     if size > 1.1*side:
-        raise BadInput(f'{recipe.name} draws {size} px, and the set holds pictures of {side} px, which would be enlarged: '
-                       f'make a set of that size (`pttface faces --sizes 60,64,{size}`, then `pttface dataset '
-                       f'--size {size} --force`; pictures of your own: another root), or train with --size {side}')
+        first = f'`pttface faces --sizes 60,64,{size}`, then `pttface dataset --size {size} --force`'
+        raise BadInput(f'{recipe.name} draws {size} px, and the set holds pictures of {side} px, which would be '
+                       f'enlarged: make a set of that size ({first}; pictures of your own: another root), '
+                       f'or train with --size {side}')
 
 # %% ../../nbs/training/trainer.ipynb #522927b7
 def fit_to_data(
