@@ -42,6 +42,7 @@ from .storage.files import BadInput,content_hash,find_preset,locked,need,open_ro
 from .storage.files import read_npz
 from .storage.files import same_settings,write_json,write_npz
 from .training.labels import label_codes,mirror_codes
+from .vision.crop_sizes import ALWAYS,check_size,has_size
 from .vision.identity import group_people,load_identity
 from .vision.pictures import as_bytes,as_square,load_array,squares_in
 
@@ -186,7 +187,7 @@ def split_articles(
 @dataclass(frozen=True)
 class PackSettings:
     "What goes into the set, and how it is split"
-    size:int=64          # Side of the faces, 60 or 64 px
+    size:int=64          # Side of the faces, px; 60, 64, or another at which `pttface faces` was told to cut
     heldout:float=.1     # Share of the articles held out
     distance:int=10      # Most bits in which the hashes of duplicates differ; -1: keep duplicates
     alike:float=.97      # Correlation of their pixels that makes them duplicates
@@ -255,8 +256,6 @@ def check_settings(
     settings:PackSettings,  # What is asked for
 ):
     "Raise `BadInput` on settings that make no set."
-    if settings.size not in (60,64):
-        raise BadInput(f'Faces are cut at 60 and 64 px, not at {settings.size}')
     if not 0 < settings.heldout < 1:
         raise BadInput(f'The share held out must lie between 0 and 1, not be {settings.heldout}')
     check_numbers(settings)
@@ -463,20 +462,33 @@ def _on_one_side(rows, side, left):
                 gone.sum(), len(articles))
     return left | {'on one side':last & ~gone},dict(left_heldout=dict(faces=int(gone.sum()), articles=articles))
 
+# %% ../nbs/03_dataset.ipynb #3070f450
+def _large_enough(rows, size, left):
+    "The last step of `left` without the faces that have no crop of `size`"
+    large = np.array([has_size(r, size) for r in rows], bool)
+    return left if large.all() else left | {f'at least {size} px':list(left.values())[-1] & large}
+
+# %% ../nbs/03_dataset.ipynb #eac0f1e5
+def _crops_at(root, rows, size, at64):
+    "The crops of `rows`, whose crops at the size that every face has are `at64`"
+    return at64 if size in ALWAYS else Faces(root, rows).images(size, rows)
+
 # %% ../nbs/03_dataset.ipynb #b5367c79
 def _pack_faces(root, rows, kept, settings, filters, optout, decided):
     "Arrays and card of the set that these faces make"
     if not kept:
         raise BadInput('No face is left: 0 faces')
-    ims = Faces(root, rows).images(settings.size, kept)
+    ims = Faces(root, rows).images(settings.size if settings.size in ALWAYS else 64, kept)
     group,side,people = group_faces(kept, ims, settings, _packed_sides(root, settings.heldout), load_identity(root))
-    left,left_heldout = _on_one_side(kept, side, filter_steps(kept, group, optout, decided, filters))
+    left = _large_enough(kept, settings.size, filter_steps(kept, group, optout, decided, filters))
+    left,left_heldout = _on_one_side(kept, side, left)
     counts = {k:int(v.sum()) for k,v in left.items()}
     groups = best_first(kept, group, list(left.values())[-1])
     if not groups:
         raise BadInput('No face is left: ' + ', '.join(f'{n} {k}' for k,n in counts.items()))
     best = np.sort([g[0] for g in groups])
-    arrays = set_arrays([kept[i] for i in best], ims[best], side[best])
+    chosen = [kept[i] for i in best]
+    arrays = set_arrays(chosen, _crops_at(root, chosen, settings.size, ims[best]), side[best])
     doubles = [[kept[i]['key'] for i in g] for g in sorted(groups) if len(g) > 1]
     card = dict(counts=counts | dict(different=len(best)), by_hand=hand_counts(kept, decided), duplicates=doubles)
     return arrays,card | people | left_heldout | describe_set(root, arrays)
@@ -512,6 +524,7 @@ def pack(
     settings,root = find_preset(settings, PACK_PRESETS, 'the data set'),Path(root)
     filters = {k:v for k,v in dict(pose=pose, gender=gender, month=month, score=score).items() if v is not None}
     check_settings(settings)
+    check_size(root, settings.size)
     check_filters(filters, {r['month'] for r in kept})
     wanted = dict(asdict(settings), filters=filters)
     there = _card_there(root) if same_settings(root/'dataset/card.json', wanted, force) else {}
@@ -531,10 +544,12 @@ def pack(
 def at(self:FaceData,
     size:int,  # Side wanted, px
 )->FaceData:
-    "The same set with faces of another size, by area where they shrink."
+    "The same set with faces of another size, by area where they shrink; a warning says where they are enlarged."
     if size == self.size:
         return self
     if size not in self._at:
+        if size > 1.1*self.size:
+            log.warning('%d faces of %d px are enlarged to %d px: nothing is added to them', len(self), self.size, size)
         how = cv2.INTER_AREA if size < self.size else cv2.INTER_CUBIC
         ims = np.stack([cv2.resize(o, (size,size), interpolation=how) for o in self.images])
         ims = ims.reshape(len(ims), size, size, self.images.shape[3])  # OpenCV drops an axis of one channel

@@ -8,7 +8,7 @@ Docs: https://pttface.github.io/pttface/faces.html.md"""
 __all__ = ['POSES', 'FACE_PRESETS', 'FaceSettings', 'Found', 'across_tiles', 'first_look', 'level_eyes', 'warp_crop',
            'look_canvas', 'redetect', 'undo_rotation', 'turned_look', 'look_turned', 'place_square', 'cut_pixels',
            'feather_mask', 'feather', 'crops_of', 'pose_of', 'find_faces', 'find_face', 'why_dropped', 'explain',
-           'face_rows', 'face_row', 'Faces', 'extract_faces', 'write_pngs']
+           'face_rows', 'face_row', 'crop_of_row', 'Faces', 'extract_faces', 'write_pngs']
 
 # %% ../nbs/02_faces.ipynb #87c8fd72
 import logging,os
@@ -32,6 +32,8 @@ from .storage.files import (BadInput,atomic_path,find_preset,locked,need,read_js
                                    write_json)
 from .storage.shards import PreviousRun,merge_parts,photo_shards
 from .vision.attributes import ATTRIBUTES,choose_attributes
+from .vision.crop_sizes import (ALWAYS,cut_sizes,find_sizes,has_size,note_sizes,size_counts,sizes_there,
+                                       too_small_for)
 from .vision.detect import Face,check_photo,draw_faces,face_centre,iou,kps_shape
 from .vision.detectors import load_detector
 from .vision.face_shards import faces_of_shards,load_crops,thread_detector
@@ -663,6 +665,18 @@ def face_row(
     "What the rules say of one photo, as plain values."
     return face_rows([photo], detect, settings)[0]
 
+# %% ../nbs/02_faces.ipynb #0ee91221
+def crop_of_row(
+    im:np.ndarray,            # Photo, (H,W,3) uint8 RGB
+    row:dict,                 # What `face_row` says of it
+    size:int,                 # Side of the crop, px
+    settings=FaceSettings(),  # Rules
+)->np.ndarray: # (size,size,3) uint8
+    "The crop of a kept face at any size, from its photo."
+    M = rotation_about(row['centre'], row['angle'])
+    crop = warp_crop(im, M, row['centre'], row['side'], size)
+    return feather(crop, settings.radius, settings.soft, settings.blur)
+
 # %% ../nbs/02_faces.ipynb #f0ae9be6
 class Faces:
     "Every photo's row, and the crops of those that are faces"
@@ -677,6 +691,10 @@ class Faces:
     @property
     def kept(self)->list: # Rows of the faces
         return [r for r in self.rows if r['status'] == 'kept']
+
+    @property
+    def sizes(self)->tuple: # Sides of the crops, px
+        return sizes_there(self.root)
 
     @property
     def counts(self)->dict: # Photos by pose, or by the reason they were dropped
@@ -700,6 +718,9 @@ def table(self:Faces)->Table:
     kept = (*POSES,'pose unknown')
     rows = [dict(photo='kept' if k in kept else 'dropped', what=k, photos=n, share=n/len(self.rows))
             for k,n in self.counts.items()]
+    for size,n in size_counts(self.rows, self.sizes).items():
+        rows += [dict(photo='kept', what=f'{words} {size} px', photos=n[k], share=n[k]/len(self.rows))
+                 for k,words in dict(faces='large enough for', too_small='too small for').items()]
     rows += [dict(photo='shard not read', what=f'{k}: {v}') for k,v in self.failed.items()]
     title = f'{len(self.kept):,} faces from {len(self.rows):,} photos, {self.age_screen}'
     return Table(rows, floatfmt='.1%', title=title)
@@ -715,11 +736,11 @@ def __repr__(self:Faces):
 # %% ../nbs/02_faces.ipynb #88028035
 @patch
 def images(self:Faces,
-    size:int=64,       # Side of the crops, 60 or 64 px
-    rows:list=None,    # Which rows; all kept ones by default
+    size:int=64,       # Side of the crops, px; one of `sizes`
+    rows:list=None,    # Which rows; by default all kept ones that have a crop of this size
 )->np.ndarray: # (N,size,size,3) uint8
     "The crops of `rows`, in their order, found by key; raises `BadInput` when one is not there."
-    rows = self.kept if rows is None else rows
+    rows = [r for r in self.kept if has_size(r, size)] if rows is None else rows
     return load_crops(self.root, rows, size)
 
 # %% ../nbs/02_faces.ipynb #d1de5db0
@@ -733,27 +754,51 @@ def extract_faces(
     scheduler:str|None=None,  # Address of a dask.distributed scheduler; its workers must see `root` under this path
     batch:int=8,              # Photos that InsightFace describes together
     attributes:str='auto',    # Who tells age and gender: `insightface`, `free`, `off`, or the first of them that can
+    sizes:str|tuple|None=None, # Sides of the crops, px, as `60,64,128`; 60 and 64 always, and those already there
 )->Faces: # What became of every photo
     "Make a face of every photo that has one; raises `BadInput` without photos, on other rules, or if all shards fail."
     root = need(root, 'photos/download.json', 'download').parent.parent
-    settings,folder = find_preset(settings, FACE_PRESETS, 'faces'),root/'faces'
+    settings,sizes = find_preset(settings, FACE_PRESETS, 'faces'),find_sizes(sizes, sizes_there(root))
     check_numbers(settings, workers=workers, batch=batch)
     one_of(attributes, ATTRIBUTES, 'source of age and gender')
     shards = photo_shards(root)
     workers = workers or (1 if detector == 'insightface' else os.cpu_count() or 1)
     with locked(root, 'faces'):
-        settings,attributes = _begin(folder, detector, settings, force, batch, attributes)
-        before,out = PreviousRun(folder),read_optout(root)
-        todo = [p for p in shards if not before.done(p, out)]
-        failed = faces_of_shards(todo, folder, face_rows, detector, settings, out, batch, workers, scheduler,
-                                 attributes=attributes)
-        rows = merge_parts(shards, before, failed, partial(_counts, root), bool(todo), partial(_notes, root))
+        settings,attributes = _begin(root/'faces', detector, settings, force, batch, attributes)
+        note_sizes(root, sizes)
+        look = partial(faces_of_shards, rows_of=face_rows, detector=detector, settings=settings, batch=batch,
+                       workers=workers, scheduler=scheduler, attributes=attributes)
+        rows,failed = _look_at(root, shards, sizes, look)
+        _other_sizes(root, rows, sizes, settings, workers, scheduler)
         if png:
             write_pngs(root, rows)
+    _some_read(shards, failed)
+    return Faces(root, rows, failed)
+
+# %% ../nbs/02_faces.ipynb #209de485
+def _look_at(root, shards, sizes, look):
+    "Rows of all photos, with those of changed shards made anew by `look`, and the shards that failed"
+    before,out = PreviousRun(root/'faces'),read_optout(root)
+    todo = [p for p in shards if not before.done(p, out)]
+    failed = look(todo, root/'faces', out=out)
+    rows = merge_parts(shards, before, failed, partial(_counts, root), bool(todo), partial(_notes, root, sizes))
+    return rows,failed
+
+# %% ../nbs/02_faces.ipynb #ae6cd659
+def _some_read(shards, failed):
+    "Raise `BadInput` where no shard could be read, with the first reasons"
     if len(failed) == len(shards):
         reasons = '; '.join(f'{shard}: {reason}' for shard,reason in list(failed.items())[:5])
         raise BadInput(f'None of {len(shards)} shards gave faces. {reasons}')
-    return Faces(root, rows, failed)
+
+# %% ../nbs/02_faces.ipynb #6dca4832
+def _other_sizes(root, rows, sizes, settings, workers, scheduler):
+    "Crops of other sizes than 60 and 64; a warning says how many faces are too small for them"
+    cut = cut_sizes(root, rows, sizes, crop_of_row, settings, workers, scheduler)
+    note_sizes(root, sizes, rows)
+    for size in sizes if cut else ():
+        if small := too_small_for(root, rows, size):
+            log.warning(small)
 
 # %% ../nbs/02_faces.ipynb #84326d35
 NOT_YET = dict(min_px=0., sure=0., age_margin=0.)  # Settings that older releases had not, as they behaved
@@ -805,9 +850,10 @@ def _counts(root, rows):
     return Faces(root, rows).counts | dict(photos=len(rows), kept=sum(r['status'] == 'kept' for r in rows))
 
 # %% ../nbs/02_faces.ipynb #bd2ed7c5
-def _notes(root, rows):
+def _notes(root, sizes, rows):
     "What the record says beside the settings, whose least age counts only where an age is told"
-    return dict(age_screen=Faces(root, rows).age_screen)
+    other = {} if sizes == ALWAYS else dict(sizes=list(sizes))
+    return dict(age_screen=Faces(root, rows).age_screen) | other
 
 # %% ../nbs/02_faces.ipynb #e8987ac1
 def write_pngs(

@@ -399,7 +399,7 @@ def test_a_crop_of_another_photo_or_none_is_an_error(root, tmp_path):
         assert F.extract_faces(root, workers=1).rows == rows
     with pytest.raises(BadInput, match='is no face and has no crop'):
         F.Faces(root, rows).images(64, [rows[0] | dict(status='dropped')])
-    with pytest.raises(BadInput, match='crops of 60 and 64 px, not of 50'):
+    with pytest.raises(BadInput, match='crops of 60 and 64 px, not of 50: run `pttface faces .* --sizes 50,60,64`'):
         F.Faces(root, rows).images(50)
 
 @pytest.mark.parametrize('moment', ['write_jsonl','write_json'])

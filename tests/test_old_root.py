@@ -159,7 +159,7 @@ def test_a_recipe_written_in_python_is_the_one_on_disk(root):
     assert run.log[:len(log)] == log and run.log[-1]['images'] == 28
 
 
-@pytest.mark.parametrize('name', RECIPES)
+@pytest.mark.parametrize('name', [o for o in RECIPES if o != 'edm-128'])  # which 0.1.0 had not
 def test_a_named_recipe_is_the_one_that_it_was(unpacked, name):
     class Begun(Exception):
         pass

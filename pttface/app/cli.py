@@ -48,7 +48,7 @@ def flag_type(
 # %% ../../nbs/app/cli.ipynb #ed2f9269
 _placeholders = dict(root='FOLDER', out='FILE', since='DATE', until='DATE', months='MM,MM', budget='BUDGET',
                      recipe='RECIPE', run='RUN', base_url='URL', gateway='URL',
-                     proxy='URL', contact='ADDRESS', limits='HOST=RATE/N')
+                     proxy='URL', contact='ADDRESS', limits='HOST=RATE/N', sizes='PX,PX')
 
 def default_text(
     kind:type,  # From `flag_type`
@@ -230,7 +230,7 @@ def packed_set(
 # %% ../../nbs/app/cli.ipynb #5bceafaf
 def train_run(
     root:str|os.PathLike='data',  # Artefact folder, after `pttface dataset`
-    recipe:str='edm',      # Recipe by name: `original`, `edm`, `edm-t4`, `tiny`, or `auto`: what fits the machine
+    recipe:str='edm',      # Recipe: `original`, `edm`, `edm-t4`, `edm-128`, `tiny`, or `auto`: what fits the machine
     budget:str=None,       # How long: `12h`, `90s`, `160 epochs`, `20k images`; the recipe's own by default
     name:str=None,         # Folder under `runs/`; the recipe's name by default
     images:str=None,       # Train on a folder, zip or tar of your own pictures, or an `.npz`: it is packed into `root`
@@ -456,6 +456,7 @@ COMMANDS['faces'] = Command(
     'it was dropped.',
     (('with InsightFace, on Colab', 'pttface faces --root data --detector insightface'),
      ('without age and gender', 'pttface faces --root data --attributes off'),
+     ('also at 128 px, where the photo holds that much', 'pttface faces --root data --sizes 60,64,128'),
      ("the original's rules and folders", 'pttface faces --root data --preset original --png')),
     presets='FACE_PRESETS')
 
@@ -464,13 +465,15 @@ COMMANDS['dataset'] = Command(
     'Reads ROOT/faces, writes ROOT/dataset: one file of faces with their split, and a card that says where they '
     'come from.',
     (('all faces', 'pttface dataset --root data'),
-     ('one pose only', 'pttface dataset --root data --pose frontal')), presets='PACK_PRESETS')
+     ('one pose only', 'pttface dataset --root data --pose frontal'),
+     ('faces of 128 px', 'pttface dataset --root data --size 128')), presets='PACK_PRESETS')
 
 # %% ../../nbs/app/cli.ipynb #aaf98ec9
 COMMANDS['train'] = Command(
     'pttface.app.cli:train_run', 'train a network, from where it stopped',
     'Reads ROOT/dataset, writes ROOT/runs/NAME: checkpoints, a log, sheets of samples. The same command goes on.',
     (('a night on a GPU', 'pttface train --root data --recipe edm --budget 12h'),
+     ('faces of 128 px', 'pttface train --root data --recipe edm-128 --budget 24h'),
      ("the original's training", "pttface train --root data --recipe original --budget '160 epochs'"),
      ('on pictures of your own', 'pttface train --root mine --images ~/Pictures/cats --batch 64 --budget 12h'),
      ('so that poses can be asked for', 'pttface train --root data --name told --labels pose,gender'),

@@ -7,8 +7,8 @@ Docs: https://pttface.github.io/pttface/app/forecast.html.md"""
 # %% auto #0
 __all__ = ['REQUESTS_OF_A_YEAR', 'BYTES_A_PAGE', 'BYTES_A_PHOTO', 'SHARE_KEPT', 'BYTES_A_FACE', 'Forecast', 'expect_crawl',
            'pace', 'links_left', 'bytes_a_link', 'host_seconds', 'expect_download', 'gate_pace', 'expect_faces',
-           'faces_pace', 'some_photos', 'training_pace', 'training_step', 'expect_training', 'run_bytes',
-           'sampling_pace', 'expect_samples', 'expect_report']
+           'cuts_left', 'cutting_pace', 'faces_pace', 'some_photos', 'training_pace', 'training_step',
+           'expect_training', 'run_bytes', 'sampling_pace', 'expect_samples', 'expect_report']
 
 # %% ../../nbs/app/forecast.ipynb #966ef245
 import os,time
@@ -24,6 +24,7 @@ import numpy as np
 from .status import duration,last_log_row,pages_read,size
 from ..net.scheduler import limit_of
 from ..storage.files import read_jsonl,read_tar
+from ..vision.crop_sizes import ALWAYS,find_sizes,has_size,sizes_there
 from ..vision.detectors import load_detector
 from ..vision.images import decode
 
@@ -140,17 +141,47 @@ def expect_faces(
     root:Path,                # Artefact folder, after a download
     detector:str='mtcnn',     # Or `insightface`
     seen:float=None,          # Photos a second; measured on three of them by default
+    sizes=None,               # Sides of the crops, as for `extract_faces`
 )->Forecast:
-    "How long it takes to find the faces."
+    "How long it takes to find the faces, and to cut those that are there at sizes that are not."
     _,ledger = links_left(root)
     kept = [r['key'] for r in ledger if r.get('status') == 'kept']
-    faces = Path(root)/'faces/faces.jsonl'
-    done = {r['key'] for r in read_jsonl(faces, skip_damaged=True)} if faces.exists() else set()
+    faces,sizes = Path(root)/'faces/faces.jsonl',find_sizes(sizes, sizes_there(root))
+    rows = read_jsonl(faces, skip_damaged=True) if faces.exists() else []
+    done = {r['key'] for r in rows}
     left = [k for k in kept if k not in done]
     if seen is None:
         seen = faces_pace(root, left, detector) if some_photos(root, left, 1) else 1.
-    return Forecast('Faces', len(left)/seen, len(left)*BYTES_A_FACE,
-                    f'{len(left):,} photos left, {seen:.1f} a second here')
+    cuts = cuts_left(root, rows, sizes)
+    nbytes = len(left)*(BYTES_A_FACE + sum(3*s*s for s in sizes if s not in ALWAYS)) + sum(3*s*s for _,s in cuts)
+    why = f'{len(left):,} photos left, {seen:.1f} a second here' + f'; {len(cuts):,} crops to cut'*bool(cuts)
+    seconds = len(left)/seen + (len(cuts)/cutting_pace(root, cuts) if cuts else 0.)
+    return Forecast('Faces', seconds, nbytes, why)
+
+# %% ../../nbs/app/forecast.ipynb #7cdad36c
+def cuts_left(
+    root:Path,  # Artefact folder
+    rows:list,  # Rows of the faces stage
+    sizes,      # Sides wanted, px
+)->list: # Pairs of a row and a side
+    "The crops of faces that are there, at sizes that are not."
+    new = [s for s in sizes if s not in sizes_there(root)]
+    kept = [r for r in rows if r.get('status') == 'kept'] if new else []
+    return [(r, s) for r in kept for s in new if has_size(r, s)]
+
+def cutting_pace(
+    root:Path,   # Artefact folder
+    cuts:list,   # Pairs of a row and a side
+    n:int=4,     # How many are tried
+)->float: # Crops a second, by all cores
+    "How many crops a second are cut of their photos."
+    from pttface.faces import crop_of_row
+    wanted = {row['key']:(row,side) for row,side in cuts}
+    tars = sorted((Path(root)/'photos').glob('images_*.tar'))
+    found = list(islice(((files['jpg'], *wanted[k]) for p in tars for k,files in read_tar(p) if k in wanted), n))
+    def cut(o):
+        crop_of_row(decode(o[0])[0], o[1], o[2])
+    return pace(cut, found)*(os.cpu_count() or 1) if found else 1.
 
 # %% ../../nbs/app/forecast.ipynb #c8db7713
 def faces_pace(

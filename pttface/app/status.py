@@ -175,6 +175,9 @@ def faces_step(
     stamps = {k: str(looked_at.get(k, {}).get('stamp', '')) for k in shards}
     todo = [k for k,nbytes in shards.items() if not stamps[k].startswith(f'{nbytes}-')]
     what = f'{counts.get("kept", 0):,} faces from {counts.get("photos", 0):,} photos'
+    for size in sorted({*rec.get('sizes', [])} - {60,64}):
+        n = rec.get('crops', {}).get(str(size))
+        what += f', {n["faces"]:,} at {size} px' if n else f', {size} px to be cut'
     if todo:
         what += f', {len(todo)} of {len(shards)} shards to do'
     return Step('faces', 'behind' if todo or set(looked_at) - set(shards) else 'done', what, line, folder)

@@ -328,16 +328,27 @@ def check_arguments(
         Budget.parse(budget)
     pick_device(device)
 
+# %% ../../nbs/training/trainer.ipynb #0b8c19f2
+def _check_enlarging(recipe, side):
+    "Raise `BadInput` where pictures of `side` px would be enlarged by more than a tenth"
+    size = recipe.size
+    if size > 1.1*side:
+        first = f'`pttface faces --sizes 60,64,{size}`, then `pttface dataset --size {size} --force`'
+        raise BadInput(f'{recipe.name} draws {size} px, and the set holds pictures of {side} px, which would be '
+                       f'enlarged: make a set of that size ({first}; pictures of your own: another root), '
+                       f'or train with --size {side}')
+
 # %% ../../nbs/training/trainer.ipynb #522927b7
 def fit_to_data(
     recipe:Recipe,  # Any
     data,           # `FaceData`
 )->Recipe: # The recipe, for one channel where the pictures are grey
-    "Raise `BadInput` on pictures that are not square bytes, or of other channels than the network's."
+    "Raise `BadInput` on pictures that are not square bytes, too small, or of other channels than the network's."
     ims = data.train
     if ims.ndim != 4 or ims.dtype != np.uint8 or ims.shape[1] != ims.shape[2] or ims.shape[3] not in (1,3):
         raise BadInput(f'A network learns from square pictures (N,S,S,3) or (N,S,S,1) of uint8, not from {ims.shape} '
                        f'of {ims.dtype}: `FaceData.from_npz` and `from_folder` make such a set')
+    _check_enlarging(recipe, ims.shape[1])
     channels,asked = ims.shape[3],recipe.net_args.get('in_ch')
     if asked is None and channels != 3:
         return replace(recipe, net_args=recipe.net_args | dict(in_ch=channels))

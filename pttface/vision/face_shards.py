@@ -21,6 +21,7 @@ from ..policy import opted_out
 from ..storage.files import BadInput,need,read_npz,read_tar
 from ..storage.shards import crops_of_rows,month_of,write_part
 from .attributes import Attributes,WithAttributes
+from .crop_sizes import ALWAYS,check_size,no_size,size_file
 from .detectors import load_detector
 
 # %% ../../nbs/vision/face_shards.ipynb #ae2041d3
@@ -171,20 +172,20 @@ def _collect(task, result, waiting, failed, folder):
 def load_crops(
     root,         # Artefact folder
     rows:list,    # Kept rows of the faces stage, in any order
-    size:int=64,  # Side of the crops, 60 or 64 px
+    size:int=64,  # Side of the crops, px; see `vision.crop_sizes`
 )->np.ndarray: # (N,size,size,3) uint8
     "The crops of `rows`, found by their keys; raises `BadInput` when one is not there."
     dropped = [r['key'] for r in rows if r['status'] != 'kept']
     if dropped:
         raise BadInput(f'{dropped[0]} is no face and has no crop ({len(dropped)} of {len(rows)} rows were dropped)')
+    check_size(root, size, rows)
     crops = np.zeros((len(rows),size,size,3), np.uint8)
     for month in sorted({r['month'] for r in rows}):
         at = [i for i,r in enumerate(rows) if r['month'] == month]
-        file = need(root, f'faces/faces_{month}.npz', 'faces')
+        file = need(root, size_file('', month, size), 'faces')
         arrays = read_npz(file)
         if f'im{size}' not in arrays:
-            sizes = ' and '.join(k[2:] for k in sorted(arrays) if k.startswith('im'))
-            raise BadInput(f'{file} has crops of {sizes} px, not of {size}')
+            raise no_size(root, size, sorted(int(k[2:]) for k in arrays if k.startswith('im')) or ALWAYS)
         arrays = {k:v for k,v in arrays.items() if k in ('key','phash',f'im{size}')}
         crops[at] = crops_of_rows(arrays, [rows[i] for i in at], file)[size]
     return crops
