@@ -76,6 +76,17 @@ def test_ten_power_cuts(root, whole):
     same(whole, cut)
     assert not list(cut.path.glob('checkpoint-*.pt.*')), 'a torn file was left'
 
+def test_muon_with_a_power_cut(root):
+    "The averages of its gradients are kept too; another optimizer is another training"
+    muon = replace(SMALL, name='muon', optimizer='muon')
+    assert run_in_child(str(root), 'muon-whole', recipe=muon) == 0
+    assert run_in_child(str(root), 'muon-cut', at=10, recipe=muon) == -9
+    assert run_in_child(str(root), 'muon-cut', recipe=muon) == 0
+    same(*(Run.open(root, name) for name in ('muon-whole', 'muon-cut')))
+    assert Run.open(root, 'muon-cut').recipe == muon
+    with pytest.raises(BadInput, match="optimizer='muon' .now 'adamw'"):
+        train(data(), replace(muon, optimizer='adamw'), root=root, name='muon-cut', device='cpu', progress=False)
+
 @pytest.mark.parametrize('damage', ['torn','flipped','gone','empty'])
 def test_damaged_checkpoint(root, whole, damage, caplog):
     name = f'damaged-{damage}'
