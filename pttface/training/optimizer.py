@@ -7,13 +7,14 @@ Docs: https://pttface.github.io/pttface/training/optimizer.html.md"""
 # %% auto #0
 __all__ = ['OPTIMIZERS', 'left_factor', 'orthogonalize', 'Muon', 'matrices_of', 'make_optimizer']
 
-# %% ../../nbs/training/optimizer.ipynb #c8d3a2f3
+# %% ../../nbs/training/optimizer.ipynb #2d650407
 import torch
+from fastcore.basics import patch
 from torch import nn
 
 from ..checks import one_of
 
-# %% ../../nbs/training/optimizer.ipynb #59612028
+# %% ../../nbs/training/optimizer.ipynb #2c338e5c
 def left_factor(
     s:torch.Tensor,  # X Xᵀ of matrices X of norm 1, (K,n,n)
     rounds:int=5,    # How often the polynomial is applied
@@ -28,6 +29,7 @@ def left_factor(
         s = p@s@p if i < rounds-1 else s
     return q
 
+# %% ../../nbs/training/optimizer.ipynb #a939504c
 def orthogonalize(
     *matrices:torch.Tensor,  # Each (…,n,m)
     rounds:int=5,            # Of `left_factor`
@@ -42,7 +44,7 @@ def orthogonalize(
         done |= {i:(k@xs[i]).view(wide[i].shape) for i,k in zip(some, q)}
     return [done[i] if wide[i] is o else done[i].mT for i,o in enumerate(matrices)]
 
-# %% ../../nbs/training/optimizer.ipynb #73d53e5e
+# %% ../../nbs/training/optimizer.ipynb #5fee2343
 class Muon(torch.optim.AdamW):
     "Muon for the matrices of a network, AdamW for its other weights: Jordan et al. 2024, Liu et al. 2025"
     def __init__(self,
@@ -63,28 +65,36 @@ class Muon(torch.optim.AdamW):
                 self.step_matrices(g)
         return super().step(closure)  # Weights without a gradient are left alone
 
-    def step_matrices(self, group):  # One of `param_groups`
-        params = [p for p in group['params'] if p.grad is not None]
-        grads = [p.grad for p in params]
-        averages = [self.average_of(p) for p in params]
-        torch._foreach_lerp_(averages, grads, 1 - group['momentum'])
-        torch._foreach_mul_(params, 1 - group['lr']*group['weight_decay'])
-        directions,by_shape = torch._foreach_lerp(grads, averages, group['momentum']),{}  # Nesterov's
-        for p,d in zip(params, directions):
-            by_shape.setdefault(d.flatten(1).shape, []).append((p, d.flatten(1)))
-            p.grad = None
-        stacked = orthogonalize(*(torch.stack([d for _,d in pairs]) for pairs in by_shape.values()))
-        for (shape,pairs),done in zip(by_shape.items(), stacked):
-            torch._foreach_add_([p for p,_ in pairs], [o.view(p.shape) for (p,_),o in zip(pairs, done)],
-                                alpha=-.2*max(shape)**.5*group['lr'])
+# %% ../../nbs/training/optimizer.ipynb #e5374515
+@patch
+def average_of(self:Muon,
+    p:nn.Parameter,  # A matrix
+)->torch.Tensor: # Like `p`
+    "The average of its gradients; zero at first."
+    state = self.state[p]
+    if not state:
+        state.update(step=torch.tensor(0.), exp_avg=torch.zeros_like(p))
+    state['step'] += 1
+    return state['exp_avg']
 
-    def average_of(self, p):  # A weight
-        "The average of its gradients, zero at first"
-        state = self.state[p]
-        if not state:
-            state.update(step=torch.tensor(0.), exp_avg=torch.zeros_like(p))
-        state['step'] += 1
-        return state['exp_avg']
+@patch
+def step_matrices(self:Muon,
+    group:dict,  # One of `param_groups`
+):
+    "Step along the orthogonalised averages of the gradients."
+    params = [p for p in group['params'] if p.grad is not None]
+    grads = [p.grad for p in params]
+    averages = [self.average_of(p) for p in params]
+    torch._foreach_lerp_(averages, grads, 1 - group['momentum'])
+    torch._foreach_mul_(params, 1 - group['lr']*group['weight_decay'])
+    directions,by_shape = torch._foreach_lerp(grads, averages, group['momentum']),{}  # Nesterov's
+    for p,d in zip(params, directions):
+        by_shape.setdefault(d.flatten(1).shape, []).append((p, d.flatten(1)))
+        p.grad = None
+    stacked = orthogonalize(*(torch.stack([d for _,d in pairs]) for pairs in by_shape.values()))
+    for (shape,pairs),done in zip(by_shape.items(), stacked):
+        torch._foreach_add_([p for p,_ in pairs], [o.view(p.shape) for (p,_),o in zip(pairs, done)],
+                            alpha=-.2*max(shape)**.5*group['lr'])
 
 # %% ../../nbs/training/optimizer.ipynb #ba4d7f9b
 OPTIMIZERS = ('adamw','muon')

@@ -37,8 +37,8 @@ from ..parallel import ThreadTuner
 from ..storage.files import BadInput,atomic_path,content_hash,dumps,locked,open_root,read_json,read_jsonl
 from ..storage.files import write_json,write_jsonl,write_npz
 from .checkpoint import Checkpoints
-from .config import LABELS_ONLY,RECORDED_AS,SINCE_0_1,Budget,Recipe,lr_at,read_recipe,recipe_record
-from .config import rewarmed_lr,training_record
+from .config import LABELS_ONLY,RECORDED_AS,SINCE_0_1,Budget,Recipe,as_earlier,lr_at,read_recipe
+from .config import recipe_record,rewarmed_lr,training_record
 from .device import PRECISIONS,pick_device,pick_precision,processes,tune_convolutions
 from .ema import EMA,Snapshots,average_of,ema_beta,gamma_of,kept_for_guide
 from .labels import label_codes,label_columns
@@ -413,6 +413,9 @@ def begin_run(
         if old:
             differ = _what_differs(recipe, now, old, init)
             if not differ:
+                return path
+            if (earlier := as_earlier(recipe)) and not _what_differs(earlier, _hashes(earlier, data), old, init):
+                log.warning('%s was begun with %s of release 0.1, and goes on with it', path, recipe.name)
                 return path
             if not force:
                 raise BadInput(f'{path} was begun with {differ}: use those, another name, or --force to begin again '
