@@ -117,6 +117,8 @@ class StrongerBlock(nn.Module):
 # %% ../nbs/04_unet.ipynb #19560b8b
 class StrongerUNet(nn.Module):
     "The original's network: given a noisy picture and its diffusion step, what was the noise?"
+    outer = 'stem','head'  # Layers that something enters or leaves by
+
     def __init__(self,
         widths:tuple=(128,256,384,512),  # Channels at full, half, quarter and eighth size
         mid:int=768,                     # Channels of the bottleneck
@@ -333,6 +335,8 @@ def unet_plan(
 # %% ../nbs/04_unet.ipynb #a7949c45
 class UNet(nn.Module):
     "Our network: given a scaled noisy picture and its noise condition, the raw F of Karras et al. 2022, eq. 7"
+    outer = 'embed','aug','label','label_map','stem','head'  # Layers that something enters or leaves by
+
     def __init__(self,
         ch:int=128,               # Channels at full size
         mults:tuple=(1,2,2,2),    # Channels at each size, as multiples of `ch`

@@ -150,7 +150,7 @@ def test_the_demo_fails_when_something_leaks(tmp_path, board, monkeypatch, capsy
         return board, data, Run(), np.zeros((4, 8, 8, 3), np.uint8), Report()
     monkeypatch.setattr(module, 'run_stages', stages)
     monkeypatch.setattr(module, 'check_faces', lambda *a: [])
-    monkeypatch.setattr(module, 'nearest_rows', lambda samples, train: np.zeros(len(samples), int))
+    monkeypatch.setattr(module, 'nearest_rows', lambda samples, train, folder: np.zeros(len(samples), int))
     monkeypatch.setattr(module, 'pipeline_picture', lambda *a, **kw: Picture(figsize=(1, 1)))
     for leaky, status in ((False, 0), (True, 2)):
         assert main(['demo', '--root', str(root), '--no-progress']) == status

@@ -49,7 +49,7 @@ def ours(folder, precision):
     from pttface.storage.files import write_json
     from pttface.training.config import RECIPES, Budget, recipe_record
     data = face_data(pictures())
-    r = replace(RECIPES['tiny'], batch=BATCH, precision=precision)
+    r = replace(RECIPES['tiny'], batch=BATCH, precision=precision, optimizer='adamw')  # The peers' too
     write_json(Path(folder)/'recipe.json', dict(settings=recipe_record(r), sigma_data=.5))
     t = make_trainer(Run(folder), data, Budget.parse('1M images'))
     batches = data.batches(BATCH, 0, flip=True, device=t.accel.device)

@@ -35,7 +35,7 @@ class DemoSettings:
     "How much of everything"
     photos:int=800       # Photo links on the board
     samples:int=400      # Pictures to draw and to measure
-    budget:str='26k images or 6m'  # Training
+    budget:str='18k images or 8m'  # Training
     recipe:str='tiny'    # A recipe of `05_diffusion`
     seed:int=0           # Another seed, another board
     optouts:int=8        # Articles, and as many photos, whose owners ask to be left out
@@ -113,11 +113,14 @@ def run_stages(
     "All stages, one after another; each does what is missing."
     from pttface import evaluate,train
     from pttface.app.cli import sample_run
+    from pttface.training.device import half_type,pick_device
     board,data = run_data_stages(root, s, progress)
     with timed(root, 'train'):
         run = train(data, s.recipe, root=root, budget=s.budget, progress=progress)
     with timed(root, 'sample'):
-        ims = read_npz(sample_run(root, run=run.path.name, n=s.samples, progress=progress))['images']
+        half = half_type(pick_device()) is not None  # In 16 bits where those are quick, as it was trained
+        drawn = sample_run(root, run=run.path.name, n=s.samples, half=half, progress=progress)
+        ims = read_npz(drawn)['images']
     with timed(root, 'fid'):
         report = evaluate(ims, data, protocol='efficientnet', n=s.samples, root=root, progress=progress)
     return board,data,run,ims,report
@@ -235,10 +238,11 @@ def square(
 def nearest_rows(
     samples:np.ndarray,  # (N,H,W,3) uint8
     train:np.ndarray,    # Training faces of the same size, (M,H,W,3) uint8
+    folder:Path=None,    # Where `evaluate` keeps features, so that those of `train` need not be computed again
 )->np.ndarray: # (N,) of int, places in `train`
     "Where the training face is whose features are nearest to those of each sample."
-    from pttface.evaluation.features import features
-    f,t = (features(o, progress=False) for o in (samples, train))
+    from pttface.evaluation.features import cached_features,features
+    f,t = features(samples),cached_features(train, folder=folder)
     return ((f[:,None] - t[None])**2).sum(-1).argmin(1)
 
 def nearest_faces(
@@ -387,7 +391,7 @@ def demo(
     board,data,run,ims,report = run_stages(root, settings, progress)
     with timed(root, 'picture'), atomic_path(root/'report.png') as p:
         train = data.at(ims.shape[1]).train
-        near = nearest_rows(ims[:12], train)
+        near = nearest_rows(ims[:12], train, root/'eval/cache')
         pipeline_picture(root, ims, train, nearest=near).savefig(p, format='png', facecolor='white')
     left_out = truth_of(board)['left_out']
     shown = {r['key'] for r in shown_faces(root)} | {*data.key[data.split == 0][near].tolist()}

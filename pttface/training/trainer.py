@@ -37,10 +37,12 @@ from ..parallel import ThreadTuner
 from ..storage.files import BadInput,atomic_path,content_hash,dumps,locked,open_root,read_json,read_jsonl
 from ..storage.files import write_json,write_jsonl,write_npz
 from .checkpoint import Checkpoints
-from .config import LABELS_ONLY,RECORDED_AS,Budget,Recipe,lr_at,read_recipe,recipe_record,rewarmed_lr,training_record
+from .config import LABELS_ONLY,RECORDED_AS,SINCE_0_1,Budget,Recipe,as_earlier,lr_at,read_recipe
+from .config import recipe_record,rewarmed_lr,training_record
 from .device import PRECISIONS,pick_device,pick_precision,processes,tune_convolutions
 from .ema import EMA,Snapshots,average_of,ema_beta,gamma_of,kept_for_guide
 from .labels import label_codes,label_columns
+from .optimizer import OPTIMIZERS,make_optimizer
 from .overfitting import find_gap,gap_note
 from ..vision.pictures import in_colour
 
@@ -276,6 +278,7 @@ def check_recipe(
     one_of(recipe.net, ('unet','stronger'), 'network')
     one_of(recipe.parameterization, ('edm','linear'), 'parameterization')
     one_of(recipe.precision, PRECISIONS, 'precision')
+    one_of(recipe.optimizer, OPTIMIZERS, 'optimizer')
     label_columns(recipe.labels)
     if recipe.labels and recipe.net != 'unet':
         raise BadInput(f'The network {recipe.net!r} cannot be told labels ({", ".join(recipe.labels)}): use \'unet\'')
@@ -360,7 +363,8 @@ def fit_to_data(
 def _differences(recipe, settings):
     "Settings that differ from recorded ones, as text"
     ours = {v:k for k,v in RECORDED_AS.items()}
-    now = json.loads(dumps(training_record(replace(recipe, budget=settings.get('budget'), save=settings.get('save')))))
+    asked = training_record(replace(recipe, budget=settings.get('budget'), save=settings.get('save')))
+    settings,now = SINCE_0_1 | settings,SINCE_0_1 | json.loads(dumps(asked))
     keys = dict.fromkeys([*now, *(k for k in LABELS_ONLY if k in settings)])
     return [f'{ours.get(k, k)}={settings.get(k)!r} (now {now.get(k)!r})' for k in keys if settings.get(k) != now.get(k)]
 
@@ -420,6 +424,9 @@ def begin_run(
         if old:
             differ = _what_differs(recipe, now, old, init)
             if not differ:
+                return path
+            if (earlier := as_earlier(recipe)) and not _what_differs(earlier, _hashes(earlier, data), old, init):
+                log.warning('%s was begun with %s of release 0.1, and goes on with it', path, recipe.name)
                 return path
             if not force:
                 raise BadInput(f'{path} was begun with {differ}: use those, another name, or --force to begin again '
@@ -506,8 +513,7 @@ class Trainer:
 
     def optimizer(self):
         r,fused = self.recipe,self.accel.device.type in ('cpu','cuda')
-        betas = (.9, r.beta2)
-        return torch.optim.AdamW(self.module.parameters(), lr=r.lr, betas=betas, weight_decay=r.decay, fused=fused)
+        return make_optimizer(r.optimizer, self.module, self.net, r.lr, r.beta2, r.decay, fused)
 
     def usual_speed(self):
         on_bf16_cpu = (self.accel.device.type, self.accel.mixed_precision) == ('cpu','bf16')
