@@ -27,7 +27,7 @@ from PIL import Image
 # %% ../nbs/02_faces.ipynb #f33a1366
 from .checks import check_numbers,one_of
 from .display import Picture,Table
-from .policy import NO_AGE_SCREEN,age_screen,read_optout
+from .policy import NO_AGE_SCREEN,age_screen,left_out_by_face,read_optout
 from .storage.files import (BadInput,atomic_path,find_preset,locked,need,read_json,remove_tree,same_settings,
                                    write_json)
 from .storage.shards import PreviousRun,merge_parts,photo_shards
@@ -37,6 +37,7 @@ from .vision.detectors import load_detector
 from .vision.face_shards import faces_of_shards,load_crops,thread_detector
 from .vision.geometry import compose,crop_matrix,rotation_about,transform_points
 from .vision.images import Unusable,decode,halved,halvings,sharpness,shrunk
+from .vision.identity import leave_out_by_face
 
 # %% ../nbs/02_faces.ipynb #c391710e
 log = logging.getLogger(__name__)
@@ -743,6 +744,7 @@ def extract_faces(
     workers = workers or (1 if detector == 'insightface' else os.cpu_count() or 1)
     with locked(root, 'faces'):
         settings,attributes = _begin(folder, detector, settings, force, batch, attributes)
+        leave_out_by_face(root)
         before,out = PreviousRun(folder),read_optout(root)
         todo = [p for p in shards if not before.done(p, out)]
         failed = faces_of_shards(todo, folder, face_rows, detector, settings, out, batch, workers, scheduler,
@@ -807,7 +809,8 @@ def _counts(root, rows):
 # %% ../nbs/02_faces.ipynb #bd2ed7c5
 def _notes(root, rows):
     "What the record says beside the settings, whose least age counts only where an age is told"
-    return dict(age_screen=Faces(root, rows).age_screen)
+    by_face = left_out_by_face(root)
+    return dict(age_screen=Faces(root, rows).age_screen, **(dict(opted_out_by_face=by_face) if by_face else {}))
 
 # %% ../nbs/02_faces.ipynb #e8987ac1
 def write_pngs(

@@ -310,6 +310,7 @@ def fid_run(
     seeds:int=3,                  # Sampling seeds to repeat with
     device:str=None,              # `cpu`, `cuda`, …; the fastest there is by default
     progress:bool=True,           # Show bars?
+    identity:str='auto',          # ONNX file of the network of `pttface identity`; `auto`: where it was; `off`
 ): # The report
     "Say how good a run's samples are, how sure that is, and whether they are copies."
     from pttface.dataset import FaceData
@@ -322,7 +323,7 @@ def fid_run(
     pick_device(device)
     run,data = Run.open(root, run),FaceData.load(root)
     return evaluate(run, data, protocol=protocol, n=min(10_000, len(data.train)) if n is None else n, seeds=seeds,
-                    root=root, device=device, progress=progress)
+                    root=root, device=device, progress=progress, identity=identity)
 
 # %% ../../nbs/app/cli.ipynb #fe2c3bc5
 def export_command(
@@ -498,7 +499,7 @@ COMMANDS['models'] = Command(
 COMMANDS['identity'] = Command(
     'pttface.vision.identity:embed_faces', 'tell people apart, with a recognition network of yours',
     'Reads ROOT/faces and ROOT/photos, writes ROOT/identity, which no export and no copy on Drive takes: with these '
-    'vectors a person can be found again.',
+    'vectors a person can be found again. Whoever is on a photo in ROOT/optout is left out from then on.',
     (('with ArcFace, where InsightFace has fetched it', 'pttface identity --root data'),
      ("with dlib's network", 'pttface identity --root data --network dlib.onnx --chip dlib')))
 
