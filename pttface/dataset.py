@@ -43,7 +43,7 @@ from .storage.files import read_npz
 from .storage.files import same_settings,write_json,write_npz
 from .training.labels import label_codes,mirror_codes
 from .vision.crop_sizes import ALWAYS,check_size,has_size
-from .vision.identity import group_people,load_identity
+from .vision.identity import group_people,leave_out_by_face,load_identity
 from .vision.pictures import as_bytes,as_square,load_array,squares_in
 
 # %% ../nbs/03_dataset.ipynb #5d0e11aa
@@ -391,6 +391,7 @@ def owners(
 @patch
 def without_opted_out(self:FaceData)->FaceData:
     "The set without the faces that the opt-out list of its folder names now, which a warning counts."
+    leave_out_by_face(self.root)
     out = read_optout(self.root)
     if not out:
         return self
@@ -414,6 +415,8 @@ def table(self:FaceData)->Table: # Step → number left
         title += f', {self.card["age_screen"]}'
     if 'split_by' in self.card:
         title += f', split by {self.card["split_by"]}'
+    if n := self.card.get('opted_out_by_face'):
+        title += f', {n} photos left out by face'
     return Table([dict(step=k, n=n) for k,n in steps.items()], title=title)
 
 @patch
@@ -528,6 +531,7 @@ def pack(
     check_filters(filters, {r['month'] for r in kept})
     wanted = dict(asdict(settings), filters=filters)
     there = _card_there(root) if same_settings(root/'dataset/card.json', wanted, force) else {}
+    leave_out_by_face(root)
     optout,decided = read_optout(root),decisions(root)
     made_of = _made_of(rows, kept, optout, decided, load_identity(root))
     source = content_hash(3, *made_of)

@@ -27,7 +27,7 @@ from PIL import Image
 # %% ../nbs/02_faces.ipynb #f33a1366
 from .checks import check_numbers,one_of
 from .display import Picture,Table
-from .policy import NO_AGE_SCREEN,age_screen,read_optout
+from .policy import NO_AGE_SCREEN,age_screen,left_out_by_face,read_optout
 from .storage.files import (BadInput,atomic_path,find_preset,locked,need,read_json,remove_tree,same_settings,
                                    write_json)
 from .storage.shards import PreviousRun,merge_parts,photo_shards
@@ -39,6 +39,7 @@ from .vision.detectors import load_detector
 from .vision.face_shards import faces_of_shards,load_crops,thread_detector
 from .vision.geometry import compose,crop_matrix,rotation_about,transform_points
 from .vision.images import Unusable,decode,halved,halvings,sharpness,shrunk
+from .vision.identity import leave_out_by_face
 
 # %% ../nbs/02_faces.ipynb #c391710e
 log = logging.getLogger(__name__)
@@ -765,6 +766,7 @@ def extract_faces(
     workers = workers or (1 if detector == 'insightface' else os.cpu_count() or 1)
     with locked(root, 'faces'):
         settings,attributes = _begin(root/'faces', detector, settings, force, batch, attributes)
+        leave_out_by_face(root)
         note_sizes(root, sizes)
         look = partial(faces_of_shards, rows_of=face_rows, detector=detector, settings=settings, batch=batch,
                        workers=workers, scheduler=scheduler, attributes=attributes)
@@ -853,6 +855,8 @@ def _counts(root, rows):
 def _notes(root, sizes, rows):
     "What the record says beside the settings, whose least age counts only where an age is told"
     other = {} if sizes == ALWAYS else dict(sizes=list(sizes))
+    if by_face := left_out_by_face(root):
+        other['opted_out_by_face'] = by_face
     return dict(age_screen=Faces(root, rows).age_screen) | other
 
 # %% ../nbs/02_faces.ipynb #e8987ac1

@@ -6,8 +6,8 @@ Docs: https://pttface.github.io/pttface/fid.html.md"""
 
 # %% auto #0
 __all__ = ['MEASURES', 'frechet_distance', 'trace_of_root', 'extrapolated', 'equal_n', 'blurred_noise', 'standard_rows',
-           'equal_n_rows', 'all_samples_rows', 'embed_all', 'make_report', 'measure_sets', 'evaluate', 'equally_good',
-           'sweep', 'Watch']
+           'equal_n_rows', 'all_samples_rows', 'embed_all', 'make_report', 'measure_sets', 'add_people', 'evaluate',
+           'equally_good', 'sweep', 'Watch']
 
 # %% ../nbs/06_fid.ipynb #f0e8420b
 import os
@@ -26,6 +26,7 @@ from .evaluation.memorization import (article_numbers,closest_pairs,find_origina
                                              power_picture,ratio_picture)
 from .evaluation.metrics import (ShareCounts,Stats,bootstrap_error,draw_rows,effective_rank,kid,mind,prdc,
                                         vendi_score)
+from .evaluation.people import PEOPLE_CAPTIONS,people_report
 from .evaluation.report import (CAPTIONS,FLOOR,NOISE,Report,failure_rows,figures,memorization_rows,metric_row,
                                        name_of,name_with_n,notes_on,samples_to_look_at,save_report)
 from .evaluation.samples import CheckpointRef,faces_at,matching_faces,newest,sample_sets
@@ -315,6 +316,18 @@ def measure_sets(
     report.settings['data'] = getattr(data, 'hash', None)
     return report
 
+# %% ../nbs/06_fid.ipynb #90ec1ca8
+def add_people(
+    report:Report,  # Of `measure_sets`
+    said:tuple,     # Rows, sentences and pictures of `people_report`
+):
+    "Put what is said about people beside what is said about copies."
+    rows,notes,pictures = said
+    report.rows += rows
+    report.notes[-1:-1] = notes
+    report.pictures = report.pictures | pictures
+    report.captions = report.captions | PEOPLE_CAPTIONS
+
 # %% ../nbs/06_fid.ipynb #ccda1581
 def evaluate(
     samples,                  # A `Run`, pictures as `as_images` takes them, or a list of such sets, one a sampling seed
@@ -329,6 +342,7 @@ def evaluate(
     detector='mtcnn',         # Face detector that judges samples, by name or a function; `None` for none
     look:int=1000,            # How many pictures of each kind it sees
     progress:bool=True,       # Show bars?
+    identity='auto',          # Network that told the set's people apart, an ONNX file; `auto`: where it was; `off`
     **kw,                     # For `sample`: steps, sampler, …
 )->Report:
     "Measure samples against `data`: how good, how sure, where they fail, how original; raises `BadInput` early."
@@ -343,6 +357,7 @@ def evaluate(
     samples = newest(samples) if hasattr(samples, 'checkpoints') else samples
     sets = sample_sets(_sample, samples, n, seeds, cache, device=device, progress=progress, **kw)
     report = measure_sets(p, sets, data, detector, look, device, batch, folder=cache, shared=True, progress=progress)
+    add_people(report, people_report(sets, data, identity, detector, look, progress))
     report.notes += overfitting_notes(samples)
     if isinstance(samples, CheckpointRef):
         report.settings |= dict(run=samples.name, weights=samples.id[:16])

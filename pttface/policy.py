@@ -9,18 +9,20 @@ __all__ = ['ARTICLE', 'SHA256', 'SUFFIX', 'QUOTES', 'TWIN_BITS', 'AID', 'DIGITS6
            'SCHOOLS', 'MINORS', 'DIGITS', 'ARABIC', 'CHINESE', 'UNITS', 'UNIT_OF_ELSE', 'AGES', 'AGE_GROUP', 'BIRTH',
            'LIKENED', 'NOTICE', 'STAFF', 'announcement', 'NO_AGE_SCREEN', 'ROBOT', 'ALWAYS', 'NEVER', 'KEEP_OUT',
            'VALUED', 'named_by', 'decode_text', 'article_codes', 'OptOut', 'read_optout', 'opted_out',
-           'remember_optout', 'remember_addresses', 'number', 'why_young', 'young', 'left_out', 'age_screen', 'Robots',
-           'tagged']
+           'remember_optout', 'remember_addresses', 'optout_photos', 'remember_photos', 'remember_faces',
+           'left_out_by_face', 'number', 'why_young', 'young', 'left_out', 'age_screen', 'Robots', 'tagged']
 
 # %% ../nbs/policy.ipynb #9d3916c5
 import codecs,hashlib,logging,math,os,re,unicodedata
+from functools import lru_cache
 from pathlib import Path
 from urllib.parse import unquote,urljoin,urlsplit
 
 from protego import Protego
 
 from .ptt.urls import canonical,split_urls
-from .storage.files import Ledger,read_jsonl
+from .storage.files import OPTOUT_PHOTOS,Ledger,read_jsonl
+from .vision.images import Unusable,decode,perceptual_hash
 
 # %% ../nbs/policy.ipynb #28fc2da8
 log = logging.getLogger(__name__)
@@ -128,6 +130,7 @@ class OptOut:
     ):
         self.named,self.unknown = set(),[]
         self.looks,self.words = [],[]
+        self.photos = []  # Those in `optout/`
         for number,line in enumerate(text.splitlines(), 1):
             aids = article_codes(line)
             line = re.sub(r'(?:^|\s)[#＃].*$', '', line).strip()
@@ -181,11 +184,13 @@ class OptOut:
         return _telling(look) and any(_bits_apart(look, o) <= TWIN_BITS for o in self.looks)
 
     def warning(self)->str: # One sentence, or ''
-        "Say which lines name nothing known."
-        if not self.unknown:
-            return ''
-        lines = ', '.join(f'line {n} ({text[:40]!r})' for n,text in self.unknown[:5])
-        return f'optout.txt: {len(self.unknown)} of its lines name no photo, article or hash: {lines}'
+        "Say which lines name nothing known, and which files are no photos."
+        unread = [r for r in self.photos if 'why' in r]
+        said = [f'{OPTOUT_PHOTOS}/{r["name"]} cannot be read as a photo ({r["why"]})' for r in unread]
+        if self.unknown:
+            lines = ', '.join(f'line {n} ({text[:40]!r})' for n,text in self.unknown[:5])
+            said.append(f'optout.txt: {len(self.unknown)} of its lines name no photo, article or hash: {lines}')
+        return '; '.join(said)
 
 NO_OPTOUT = OptOut()
 
@@ -201,15 +206,17 @@ def read_optout(
     root:str|os.PathLike,  # An artefact folder
     report:bool=True,      # Log the lines that name nothing known?
 )->OptOut: # Empty when there is no list
-    "What `optout.txt` and `optout_hashes.jsonl` in `root` say must not be used."
+    "What `optout.txt`, `optout_hashes.jsonl` and the photos in `optout/` of `root` say must not be used."
     path,hashes = Path(root)/'optout.txt',Path(root)/'optout_hashes.jsonl'
     rows = read_jsonl(hashes, skip_damaged=True) if hashes.exists() else ()
     good = [r for r in rows if _is_hash_row(r)]
     if len(good) < len(rows):
         log.warning('%s: %d of %d rows hold no hash and are left out', hashes, len(rows) - len(good), len(rows))
     out = OptOut(decode_text(path.read_bytes()) if path.exists() else '', good)
-    if out.unknown and report:
-        log.warning(out.warning())
+    out.photos = optout_photos(root)
+    out.add_hashes(r for r in out.photos if 'phash' in r)
+    if report and (said := out.warning()):
+        log.warning(said)
     return out
 
 # %% ../nbs/policy.ipynb #27f594aa
@@ -251,6 +258,57 @@ def _remember(root, out, rows):
             ledger.append(r)
     out.add_hashes(new.values())
     return len(new)
+
+# %% ../nbs/policy.ipynb #00e94c2d
+@lru_cache(4096)
+def _photo_row(path, size, time):
+    "Hashes of a photo, or why it is none; `size` and `time` tell one version of the file from another"
+    body = Path(path).read_bytes()
+    try:
+        return dict(sha256=hashlib.sha256(body).hexdigest(), phash=perceptual_hash(decode(body)[0]))
+    except Unusable as e:
+        return dict(why=str(e))
+
+def optout_photos(
+    root:str|os.PathLike,  # An artefact folder
+)->list: # `name`, `sha256` and `phash` of each file; `name` and `why` of one that cannot be read
+    "The photos in `optout/`, in folders below it too."
+    folder = Path(root)/OPTOUT_PHOTOS
+    names = [(p, p.relative_to(folder)) for p in sorted(folder.rglob('*')) if p.is_file()]
+    seen = [(p,name) for p,name in names if not any(o.startswith('.') for o in name.parts)]
+    return [dict(name=name.as_posix(), **_photo_row(str(p), p.stat().st_size, p.stat().st_mtime_ns)) for p,name in seen]
+
+# %% ../nbs/policy.ipynb #cdc11386
+def remember_photos(
+    root:str|os.PathLike,  # An artefact folder
+    out:OptOut,            # From `read_optout`; learns the hashes
+)->int: # How many were new
+    "Keep the hashes of the photos in `optout/`, and of photos in the ledgers that look like them."
+    own = [dict(sha256=r['sha256'], phash=r['phash'], of='photo') for r in out.photos if 'phash' in r]
+    known = {r.get('sha256') for r in _hash_rows(root)}
+    if all(r['sha256'] in known for r in own):
+        return 0
+    rows = [r for p in sorted((Path(root)/'photos').glob('ledger_*.jsonl')) for r in read_jsonl(p, skip_damaged=True)]
+    twins = [r for r in rows if r.get('sha256') and out.is_twin(r['sha256'], r.get('phash'))]
+    return _remember(root, out, own + [dict(sha256=r['sha256'], phash=r.get('phash')) for r in twins])
+
+def remember_faces(
+    root:str|os.PathLike,  # An artefact folder
+    out:OptOut,            # From `read_optout`; learns the hashes
+    hashes,                # SHA-256 of photos that show the face of somebody who asked to be left out
+)->int: # How many were new
+    "Keep the hashes of photos that were left out by a face."
+    return _remember(root, out, [dict(sha256=h, of='face') for h in hashes])
+
+def left_out_by_face(
+    root:str|os.PathLike,  # An artefact folder
+)->int: # Photos
+    "How many photos were left out because of a face so far."
+    return sum(r.get('of') == 'face' for r in _hash_rows(root))
+
+def _hash_rows(root):
+    path = Path(root)/'optout_hashes.jsonl'
+    return [r for r in read_jsonl(path, skip_damaged=True) if _is_hash_row(r)] if path.exists() else []
 
 # %% ../nbs/policy.ipynb #a45ec562
 ABROAD = '[法韓美中泰英德外各全祖俄帝異越敵他鄰戰多該這那某貴]'

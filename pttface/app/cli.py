@@ -357,6 +357,7 @@ def fid_run(
     device:str=None,              # `cpu`, `cuda`, …; the fastest there is by default
     progress:bool=True,           # Show bars?
     refined:bool=False,           # Of the weights that `pttface refine` kept?
+    identity:str='auto',          # ONNX file of the network of `pttface identity`; `auto`: where it was; `off`
 ): # The report
     "Say how good a run's samples are, how sure that is, and whether they are copies."
     from pttface.dataset import FaceData
@@ -370,7 +371,7 @@ def fid_run(
     run,data = Run.open(root, run),FaceData.load(root)
     n = min(10_000, len(data.train)) if n is None else n
     return evaluate(weights_asked(run, refined), data, protocol=protocol, n=n, seeds=seeds, root=root, device=device,
-                    progress=progress)
+                    progress=progress, identity=identity)
 
 # %% ../../nbs/app/cli.ipynb #fe2c3bc5
 def export_command(
@@ -559,7 +560,7 @@ COMMANDS['models'] = Command(
 COMMANDS['identity'] = Command(
     'pttface.vision.identity:embed_faces', 'tell people apart, with a recognition network of yours',
     'Reads ROOT/faces and ROOT/photos, writes ROOT/identity, which no export and no copy on Drive takes: with these '
-    'vectors a person can be found again.',
+    'vectors a person can be found again. Whoever is on a photo in ROOT/optout is left out from then on.',
     (('with ArcFace, where InsightFace has fetched it', 'pttface identity --root data'),
      ("with dlib's network", 'pttface identity --root data --network dlib.onnx --chip dlib')))
 

@@ -36,7 +36,7 @@ from .status import record,size,status
 from ..curation.curator import Curator
 from ..display import Picture,Table,WidgetBox,browse,montage,show_images
 from ..storage.drive import Mirror
-from ..storage.files import PERSONAL,BadInput,atomic_path,find_preset,open_root,read_jsonl,read_npz,write_json
+from ..storage.files import PRIVATE,BadInput,atomic_path,find_preset,open_root,read_jsonl,read_npz,write_json
 from ..training.config import Budget
 
 # %% ../../nbs/app/colab.ipynb #67e74f76
@@ -481,12 +481,12 @@ def four_figures(
 def archived(
     root:Path,        # Artefact folder
     run:Path,         # Folder of the run
-    everything:bool,  # All but photos and identity, so that a session can go on?
+    everything:bool,  # All but photos, identity and optout/, so that a session can go on?
 )->list[Path]: # Files
     "What goes into the archive."
     if everything:
         files = [p for p in root.rglob('*') if p.is_file() and p.suffix != '.tar']
-        left_out = lambda folder: folder.startswith('.') or folder == PERSONAL
+        left_out = lambda folder: folder.startswith('.') or folder in PRIVATE
         return sorted(p for p in files if not any(map(left_out, p.relative_to(root).parts[:-1])))
     newest = sorted(run.glob('checkpoint-*.pt'), key=lambda p: p.stat().st_mtime)[-1:]
     named = [run/'recipe.json', run/'log.jsonl', root/'dataset/card.json', *sorted(run.glob('samples*.npz')),

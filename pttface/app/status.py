@@ -9,7 +9,7 @@ __all__ = ['Step', 'command_line', 'count_lines', 'record', 'readable', 'look', 
            'links_step', 'photos_step', 'faces_step', 'dataset_step', 'last_log_row', 'duration', 'training_done',
            'changed_flags', 'other_name', 'train_step', 'newest_checkpoint', 'outdated', 'sample_step', 'run_folders',
            'recipe_and_data', 'run_steps', 'eval_step', 'disk_usage', 'size', 'demo_line', 'Status', 'optout_note',
-           'status']
+           'photo_notes', 'status']
 
 # %% ../../nbs/app/status.ipynb #a4985de0
 import json,os,re,shlex,sqlite3,time,zipfile
@@ -21,9 +21,10 @@ from pathlib import Path
 import numpy as np
 
 from ..display import Table
-from ..policy import OptOut,decode_text
+from ..policy import read_optout
 from ..storage.files import BadInput,open_root,read_json
 from ..training.config import RECIPES
+from ..vision.identity import optout_notes
 
 # %% ../../nbs/app/status.ipynb #7985e4d2
 @dataclass
@@ -440,10 +441,18 @@ class Status:
 # %% ../../nbs/app/status.ipynb #48f30ad8
 def optout_note(
     root:Path,  # Artefact folder
-)->str: # One sentence; empty when every line of `optout.txt` names something
-    "Which lines of the opt-out list leave out nothing, because they cannot be read."
-    path = root/'optout.txt'
-    return OptOut(decode_text(path.read_bytes())).warning() if path.exists() else ''
+)->str: # One sentence; empty when every line of `optout.txt` names something, and every file in `optout/` is a photo
+    "What of the opt-out list leaves out nothing, because it cannot be read."
+    return read_optout(root, report=False).warning()
+
+def photo_notes(
+    root:Path,  # Artefact folder
+)->list: # Sentences
+    "What the photos in `optout/` do."
+    try:
+        return optout_notes(root)
+    except BadInput as e:  # damaged vectors
+        return [str(e)]
 
 def status(
     root:str|os.PathLike='data',  # Artefact folder
@@ -453,4 +462,4 @@ def status(
     steps = dict(crawl=links_step, download=photos_step, faces=faces_step, dataset=dataset_step)
     data = [look(step, stage, root) for stage,step in steps.items()]
     steps = [*data, *run_steps(root), look(eval_step, 'fid', root)]
-    return Status(root, steps, filter(None, [optout_note(root)]))
+    return Status(root, steps, filter(None, [optout_note(root), *photo_notes(root)]))

@@ -16,7 +16,7 @@ import numpy as np
 
 from .decisions import decision_about
 from ..display import Picture,montage
-from ..policy import NO_AGE_SCREEN,age_screen
+from ..policy import NO_AGE_SCREEN,age_screen,left_out_by_face
 from ..storage.files import Ledger,content_hash,read_json,read_jsonl
 
 # %% ../../nbs/curation/card.ipynb #193d224b
@@ -74,7 +74,9 @@ def describe_set(
     "Numbers of each stage and label, the settings of each stage, and the hash of the set."
     by = {k:dict(sorted(Counter(arrays[k].tolist()).items())) for k in ('pose','gender','month')}
     made_with = {k:read_json(root/v).get('settings') for k,v in MADE_BY.items() if (root/v).exists()}
-    return dict(funnel=funnel(root), by=by, made_with=made_with, age_screen=_age_screen(root), hash=set_hash(arrays))
+    by_face = left_out_by_face(root)
+    return dict(funnel=funnel(root), by=by, made_with=made_with, age_screen=_age_screen(root), hash=set_hash(arrays),
+                **(dict(opted_out_by_face=by_face) if by_face else {}))
 
 # %% ../../nbs/curation/card.ipynb #299c4cbc
 def funnel_bars(

@@ -19,7 +19,7 @@ from tqdm.auto import tqdm
 
 from .copies import (SQLITE_BESIDE,copy_database,copy_tail,copy_whole,file_state,ledger_key,ledger_rows,
                                     list_files,merge_ledgers,merge_lines,walk_files,with_retries)
-from .files import (JOURNAL,LOCK,MARKER,PERSONAL,BadInput,Lease,atomic_path,cut_and_unlink,read_json,write_json)
+from .files import (JOURNAL,LOCK,MARKER,PRIVATE,BadInput,Lease,atomic_path,cut_and_unlink,read_json,write_json)
 from .shards import stamp_of
 
 # %% ../../nbs/storage/drive.ipynb #cd1e45da
@@ -97,7 +97,8 @@ class Mirror:
         return {k:v for k,v in found.items() if not self._is_left_out(k)}
 
     def _is_left_out(self, k):
-        return k.startswith(('conflicts/',f'{PERSONAL}/')) or any(fnmatch(k, p) for p in self.left_out)
+        private = k.startswith(tuple(f'{o}/' for o in ('conflicts',*PRIVATE)))
+        return private or any(fnmatch(k, p) for p in self.left_out)
 
     def _retry(self, f, what):
         return with_retries(f, what, wait=self.wait)
