@@ -14,7 +14,7 @@ import numpy as np
 import torch
 
 # %% ../nbs/draw.ipynb #4bd04355
-from .checks import one_of
+from .checks import check_numbers,one_of
 from .diffusion import SAMPLERS,Guided,generate,sampled_denoiser
 from .evaluation.model_card import report_of
 from .export import Model,check_leaving
@@ -115,6 +115,7 @@ def write_generator(
 )->dict: # What `generator.json` says: the table of the sampler, shape, labels, files
     "Write what draws a run's pictures in a browser; raises `BadInput` on what must not, or cannot, be passed on."
     need_onnx()
+    check_numbers(steps=steps)
     check_new(folder)
     r,columns = run.recipe,label_columns(run.recipe.labels)
     if not isinstance(run, Model):
