@@ -14,7 +14,7 @@ help:
 	@echo "make package-check     the sdist and the wheel, each installed into an empty environment and used"
 	@echo "make colab-check       install beside the versions that Colab has, and run the notebooks there"
 	@echo "make bench WHAT=name   a measured table, and runs/bench/name.json"
-	@echo "make docs              the docs site, into _docs"
+	@echo "make docs              the docs site, into _docs, with the generator of RUN where there is one (and Node)"
 	@echo "make readme            README.md from nbs/index.ipynb"
 
 $(VENV)/.done: settings.ini setup.py pyproject.toml
@@ -49,8 +49,10 @@ colab-check: $(VENV)/.done
 bench: $(VENV)/.done
 	$(BIN)/python tools/bench.py $(or $(WHAT),--help) $(ARGS)
 
+# RUN: a run's folder, or an exported one, that draws on the page "Draw one".
+RUN ?= $(or $(PTTFACE_GENERATOR),$(ROOT)/runs/tiny)
 docs: $(VENV)/.done
-	$(BIN)/python tools/docs.py
+	PTTFACE_GENERATOR=$(RUN) $(BIN)/python tools/docs.py
 
 readme: $(VENV)/.done
 	$(BIN)/python tools/readme.py

@@ -223,10 +223,17 @@ def add_graphs(
 )->str: # A paragraph for the card
     "Write `denoiser.onnx` and, for a guided model, `guide.onnx`; both are checked against PyTorch."
     parts = {'denoiser.onnx':model.denoiser('cpu'), 'guide.onnx':model.find_guide('cpu')}
-    errors = {k:export_onnx(d, model.shape, folder/k) for k,d in parts.items() if d is not None}
+    columns = label_columns(model.recipe.labels)
+    errors = {k:export_onnx(d, model.shape, folder/k, len(columns)) for k,d in parts.items() if d is not None}
     listed = ' and '.join(f'`{k}` (off by {e:.1g} at most)' for k,e in errors.items())
-    return (f'ONNX graphs: {listed}, with inputs `x` (N,C,H,W) and `sigma` (N,) and output `x0`, float32. '
+    told = f', `label` (N,{len(columns)})' if columns else ''
+    text = (f'ONNX graphs: {listed}, with inputs `x` (N,C,H,W), `sigma` (N,){told} and output `x0`, float32. '
             'Guided, the picture behind `x` is `g + w·(d − g)` at noise levels where guidance is on.')
+    if columns:
+        named = ', '.join(f'{k}={v}' for k,v in columns)
+        text += (f' A label is 1 in the columns of what is asked for ({named}) and 0 in the others; '
+                 'the guide is given zeros.')
+    return text
 
 # %% ../nbs/export.ipynb #839726fe
 def add_diffusers(

@@ -8,6 +8,7 @@ import subprocess
 import sys
 import threading
 from dataclasses import replace
+from importlib.util import find_spec
 from pathlib import Path
 
 import numpy as np
@@ -152,6 +153,57 @@ def test_the_card_says_what_there_is_and_no_address(root, folder):
         assert secret not in every
     assert 'insightface' not in licence(dict(made_with=dict(faces=dict(detector='mtcnn'))))
     assert Image.open(folder/'samples.png').size[0] >= 64
+
+
+def told_faces(n=160):
+    "A set in which the pose is known, and shows in the picture."
+    rng = np.random.default_rng(0)
+    pose, ims = rng.choice(['frontal', 'left'], n), smooth_faces(n, 6, 16).astype(int)
+    ims[pose == 'left', :, :8] += 70
+    arrays = dict(images=ims.clip(0, 255).astype(np.uint8), split=(np.arange(n) >= n - 16).astype(np.uint8),
+                  key=np.arange(n).astype(str), pose=pose, gender=np.full(n, 'unknown'))
+    return FaceData(arrays, dict(hash=set_hash(arrays), counts={}))
+
+
+def test_a_model_of_a_run_with_labels_draws_what_is_asked_for(tmp_path):
+    run = train(told_faces(), replace(GUIDED, name='told', labels=('pose',), flip=False), root=tmp_path/'data',
+                budget='2k images', **CPU)
+    model = export_run(run, tmp_path/'m', onnx=find_spec('onnx') is not None, diffusers=True, **CPU)
+    model = load_model(model.path)
+    ways = [dict(), dict(pose='left'), dict(pose='frontal', guide='unlabelled'), dict(pose='left', guide='earlier'),
+            dict(pose='left', guidance=1)]
+    for way in ways:
+        np.testing.assert_array_equal(sample(model, 3, **CPU, **way), sample(run, 3, **CPU, **way), err_msg=str(way))
+    paths = [interpolate(o, 0, 5, n=3, device='cpu', pose='left') for o in (model, run)]
+    np.testing.assert_array_equal(*paths)
+    assert (sample(model, 3, **CPU) != sample(model, 3, pose='left', **CPU)).any()
+    for asked, message in [(dict(pose='right'), '0 faces with pose'), (dict(gender='male'), 'cannot be asked for')]:
+        with pytest.raises(BadInput, match=message):
+            sample(model, 1, **CPU, **asked)
+
+
+def test_the_graph_of_a_run_with_labels_is_asked_for_them(tmp_path):
+    pytest.importorskip('onnx', reason='onnx is in the extra `export`')
+    pytest.importorskip('onnxruntime', reason='onnxruntime is in the extra `export`')
+    from pttface.training.onnx_graph import onnx_denoiser
+    run = train(told_faces(), replace(GUIDED, name='told', labels=('pose',), flip=False), root=tmp_path/'data',
+                budget='512 images', **CPU)
+    model = export_run(run, tmp_path/'m', onnx=True, **CPU)
+    graphs = {k: onnx_denoiser(tmp_path/'m'/f'{k}.onnx') for k in ('denoiser', 'guide')}
+    card = (tmp_path/'m/README.md').read_text()
+    assert 'pose=frontal, pose=left, pose=right' in card and '`label` (N,3)' in card
+
+    def denoise(x, sigma):  # As the card says
+        x, levels, left = x.numpy(), np.full(len(x), float(sigma), np.float32), np.float32([[0, 1, 0]]*len(x))
+        d = graphs['denoiser'](x, levels, left)
+        if .1 <= sigma <= 2:
+            g = graphs['guide'](x, levels, 0*left)
+            d = g + 2*(d - g)
+        return torch.from_numpy(d)
+    sigmas = diffusion.karras_sigmas(18).float()
+    ims = diffusion.to_uint8(diffusion.dpm2m(denoise, diffusion.Noise(0, range(4), run.shape)()*sigmas[0], sigmas))
+    assert np.abs(ims.astype(int) - sample(model, 4, pose='left', **CPU)).max() <= 1
+    assert np.abs(ims.astype(int) - sample(model, 4, **CPU)).max() > 1
 
 
 # What cannot, or must not, be exported

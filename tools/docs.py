@@ -231,6 +231,17 @@ def at_home():
         p.write_text(re.sub(r'<a href="([^"#:]*)#([^"]+)">(<code>[^<]*</code>)</a>', lambda m, p=p: linked(p, m), text))
 
 
+def generator():
+    "Put the generator on its page where there are a run and Node; else the page keeps its still."
+    from pttface.storage.files import BadInput
+    shutil.copyfile(top / 'nbs/images/draw.png', site / 'images/draw.png')
+    try:
+        from generator import add
+        print(add(site))
+    except BadInput as e:
+        print(f'draw.html shows a still: {e}')
+
+
 def main():
     build = pages()
     config(build)
@@ -242,6 +253,7 @@ def main():
     at_home()
     if r.returncode or not n:
         sys.exit(r.returncode or 'no page was made')
+    generator()
     if broken := [o for o in (r.stdout + r.stderr).splitlines() if 'broken link' in o]:
         sys.exit(f'{len(broken)} broken links')
     print(f'{n} pages in {site.relative_to(top)}: open {site.relative_to(top)}/index.html')
