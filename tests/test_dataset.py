@@ -177,7 +177,7 @@ def test_filters_and_their_record(tmp_path):
 @pytest.mark.parametrize('kw,words', [
     (dict(pose='up'), "no pose 'up'"), (dict(gender='x'), "no gender 'x'"),
     (dict(month='13'), "month '13', only of 01"), (dict(score=3.), 'not at 3.0'),
-    (dict(settings=PackSettings(size=50)), 'not at 50'),
+    (dict(settings=PackSettings(size=50)), 'not of 50: run `pttface faces'),
     (dict(settings=PackSettings(heldout=1.)), 'not be 1.0'), (dict(settings='best'), "no preset 'best'"),
     (dict(gender='male'), 'No face is left: 60 faces')])
 def test_bad_input(tmp_path, kw, words):

@@ -332,10 +332,10 @@ def check_arguments(
     pick_device(device)
 
 # %% ../../nbs/training/trainer.ipynb #0b8c19f2
-def _check_enlarging(recipe, side):
-    "Raise `BadInput` where pictures of `side` px would be enlarged by more than a tenth"
-    size = recipe.size
-    if size > 1.1*side:
+def _check_enlarging(recipe, ims):
+    "Raise `BadInput` where pictures would be enlarged by more than a tenth; too few of them are told first, later"
+    size,side = recipe.size,ims.shape[1]
+    if size > 1.1*side and len(ims) >= recipe.batch:
         first = f'`pttface faces --sizes 60,64,{size}`, then `pttface dataset --size {size} --force`'
         raise BadInput(f'{recipe.name} draws {size} px, and the set holds pictures of {side} px, which would be '
                        f'enlarged: make a set of that size ({first}; pictures of your own: another root), '
@@ -351,7 +351,7 @@ def fit_to_data(
     if ims.ndim != 4 or ims.dtype != np.uint8 or ims.shape[1] != ims.shape[2] or ims.shape[3] not in (1,3):
         raise BadInput(f'A network learns from square pictures (N,S,S,3) or (N,S,S,1) of uint8, not from {ims.shape} '
                        f'of {ims.dtype}: `FaceData.from_npz` and `from_folder` make such a set')
-    _check_enlarging(recipe, ims.shape[1])
+    _check_enlarging(recipe, ims)
     channels,asked = ims.shape[3],recipe.net_args.get('in_ch')
     if asked is None and channels != 3:
         return replace(recipe, net_args=recipe.net_args | dict(in_ch=channels))
