@@ -26,7 +26,7 @@ from .memorization import article_numbers,find_copies
 from .metrics import kid,prdc
 from .samples import CheckpointRef,faces_at,generate_cached,newest
 from ..storage.files import BadInput,Ledger,atomic_path,content_hash,locked,read_json,remove,remove_tree
-from ..storage.files import sha256_file,write_json
+from ..storage.files import write_json
 from ..training.checkpoint import Checkpoints,write_state
 from ..training.config import Budget
 from ..vision.pictures import in_colour
@@ -130,16 +130,20 @@ def plan_copy(
     return dict(samples=samples, lr=r.lr/50 if lr is None else lr, budget=budget or f'{steps*r.batch} images',
                 seed=seed)
 
-# %% ../../nbs/evaluation/refine.ipynb #90484e4f
-def _read_own(path, what):
+# %% ../../nbs/evaluation/refine.ipynb #0c892b8f
+def _read_own(path, what=None):
     "The kept weights of a copy, where they are of this plan"
     try:
         state = torch.load(path, map_location='cpu', weights_only=True)
-        return state['weights'] if state['what'] == what else None
+        return state['weights'] if what in (None, state['what']) else None
     except FileNotFoundError:
         return None
     except Exception:
-        log.warning('%s is damaged: the copy is trained again', path)
+        log.warning('%s is damaged: the copy is to be trained again', path)
+
+def _hash_of(weights):
+    "A hash of weights"
+    return content_hash(*(o.numpy() for o in weights))
 
 def own_weights(
     run,                # A trained `Run`
@@ -299,7 +303,8 @@ def _kept_refinement(folder, what):
     if not (folder/'refined.json').exists() or (kept := read_json(folder/'refined.json')).get('what') != what:
         return None
     found = Refinement(**{k:v for k,v in kept.items() if k not in ('what','own')})
-    return found if not found.kept or (folder/'own.pt').exists() else None
+    own = _read_own(folder/'own.pt') if found.kept else None
+    return found if not found.kept or own is not None and _hash_of(own) == kept['own'] else None
 
 def _moved(weights, own):
     "Distance of the copy from the weights it began with, as a share of their length"
@@ -353,7 +358,7 @@ def _refine(run, data, plan, weights, n, p, seed, what, faces, parts, kw):
     where = {k:v for k,v in kw.items() if k in ('device','progress')}
     base = newest(run)
     own = own_weights(run, data, base, plan, cache, **kw)
-    own_id = sha256_file(folder/'own.pt')[:16]
+    own_id = _hash_of(own)
     at = partial(stepped, base, lambda: own, own_id)
     ways = ['alone'] + (['guided'] if run.guidance and run.guidance[0] != 1 and run.find_guide('cpu') else [])
     halves_seen = [features(o, p, **where) for o in parts]
@@ -371,6 +376,7 @@ def _refine(run, data, plan, weights, n, p, seed, what, faces, parts, kw):
 def refined(
     run,               # A run that `refine` was given
     guided:bool=None,  # For guided samples? By default as the run is sampled
+    weight:float=None, # Another w than the one that was chosen, to look at
 )->RefinedRef:
     "A run's weights after the step that `refine` chose; raises `BadInput` where none was kept, or of others."
     folder,name = run.path/'refined',run.path.name
@@ -386,10 +392,11 @@ def refined(
     if way == 'guided' and list(run.guidance or ()) != list(made_from['guidance'] or ()):
         raise BadInput(f'{run.path} was refined with the guidance {made_from["guidance"]}, and is now sampled with '
                        f'{run.guidance}: `pttface refine --name {name}` again')
-    if not (w := found.chosen.get(way, 0.)):
+    if weight is not None:
+        check_number('weight', weight)
+    if not found.kept or not (w := found.chosen.get(way, 0.) if weight is None else weight):
         raise BadInput(f'{run.path} keeps no refined weights for this way to draw. {found.conclusion}')
-    if not (folder/'own.pt').exists() or sha256_file(folder/'own.pt')[:16] != own_id:
+    own = _read_own(folder/'own.pt')
+    if own is None or _hash_of(own) != own_id:
         raise BadInput(f'{folder}/own.pt is missing or damaged: `pttface refine --name {name}` again')
-    def own():
-        return torch.load(folder/'own.pt', map_location='cpu', weights_only=True)['weights']
-    return stepped(base, own, own_id, w)
+    return stepped(base, lambda: own, own_id, w)
