@@ -89,7 +89,8 @@ def widget(table):
     "The form of the page."
     size = sum(table['files'].values()) / 1e6
     words = dict(size=f'{size:.0f}', run=escape(table['run']), parameters=f'{table["parameters"]:,}')
-    return Template((extras / 'draw.html').read_text(encoding='utf-8')).substitute(labels=controls(table), **words).strip()
+    form = Template((extras / 'draw.html').read_text(encoding='utf-8'))
+    return form.substitute(labels=controls(table), **words).strip()
 
 
 def place(text):
