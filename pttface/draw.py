@@ -14,8 +14,8 @@ import numpy as np
 import torch
 
 # %% ../nbs/draw.ipynb #4bd04355
-from .checks import check_numbers,one_of
-from .diffusion import SAMPLERS,Guided,generate,sampled_denoiser
+from .checks import check_numbers
+from .diffusion import Guided,generate,sampled_denoiser
 from .evaluation.model_card import report_of
 from .export import Model,check_leaving
 from .storage.files import BadInput,check_new,whole_folder,write_json
@@ -30,9 +30,10 @@ class Recorder:
         most:int,  # Noises at most, and evaluations at most
     ):
         self.denoise,self.most = denoise,most
-        self.linear,self.sigma_min,self.sigma_max = denoise.linear,denoise.sigma_min,denoise.sigma_max
         self.noises,self.rows = 0,[]
 
+    def __getattr__(self, name): # What else a sampler wants to know: the range of noise levels
+        return getattr(self.denoise, name)
     def unit(self, place): # (1,1,1,2·most) float64
         return torch.nn.functional.one_hot(torch.tensor([[[place]]]), 2*self.most).double()
     def noise(self):
@@ -60,7 +61,6 @@ def sampler_table(
     **kw,                  # For the sampler: churn, eta, …
 )->dict: # steps: rows of sigma, weight (of the guidance), noise, x0; picture: noise, x0; frames: rows for the strip
     "What a sampler asks, and what it makes of the answers, as weights; raises `BadInput` on an unknown sampler."
-    one_of(sampler, SAMPLERS, 'sampler')
     most = 2*steps + 2
     r = Recorder(denoise, most)
     x = generate(r, [0], (1,1,2*most), sampler, steps, callback=r.show, noise=r.noise, **kw)

@@ -116,6 +116,12 @@ def browser():
         yield b
 
 
+def visit(browser, url):
+    "Open the page; the one that is open already, with the network that it has fetched, is gone on with."
+    if browser.page.url != url:
+        browser.goto(url)
+
+
 PIXELS = '''e => { const [w, h] = [e.width, e.height];
     return [h, w, [...e.getContext("2d").getImageData(0, 0, w, h).data].filter((_, i) => i % 4 < 3)] }'''
 
@@ -127,9 +133,10 @@ def pixels(browser, selector, i=0):
 
 
 def ask(browser, **values):
-    "Set controls of the page, the last one with an event, and wait for the picture; what it says."
+    "Set controls of the page, the last one with an event, and wait for the picture; what it says. Others are reset."
     browser.page.evaluate('''values => {
         const root = document.getElementById("draw-one");
+        root.reset();
         delete root.dataset.drawn;
         for (const [k, v] of Object.entries(values)) root.querySelector(`[name=${k}]`).value = v;
         const last = root.querySelector(`[name=${Object.keys(values).at(-1)}]`);
@@ -164,7 +171,7 @@ def test_the_browser_draws_what_python_draws(root, urls, browser, record_propert
 @needs_browser
 def test_pose_and_gender_are_asked_for(root, urls, browser):
     run = Run.open(root, 'told')
-    browser.goto(urls['told'])
+    visit(browser, urls['told'])
     values = browser.eval('''Object.fromEntries([...document.querySelectorAll("#draw-one select")]
         .map(e => [e.name, [...e.options].map(o => o.value)]))''')
     assert values == dict(pose=['', 'frontal', 'left'], gender=['', 'male', 'female']), 'only what was learned'
@@ -181,7 +188,7 @@ def test_pose_and_gender_are_asked_for(root, urls, browser):
 @needs_browser
 def test_the_slider_goes_from_one_seed_to_another(root, urls, browser):
     run = Run.open(root, 'told')
-    browser.goto(urls['told'])
+    visit(browser, urls['told'])
     d, a, b = sampled_denoiser(run, 'cpu'), Noise(4, [0], run.shape)(), Noise(9, [0], run.shape)()
     for share in (30, 100):
         angle = torch.tensor(share/100*torch.pi/2)
@@ -194,7 +201,7 @@ def test_the_slider_goes_from_one_seed_to_another(root, urls, browser):
 
 @needs_browser
 def test_the_strip_shows_the_path_from_noise(root, urls, browser):
-    browser.goto(urls['told'])
+    visit(browser, urls['told'])
     ask(browser, seed='5', share=0)
     held, guesses, sigmas = trajectory(Run.open(root, 'told'), 0, frames=8, seed=5, device='cpu')
     assert browser.eval('document.querySelectorAll(".draw-held").length') == len(held) == 8
@@ -222,7 +229,7 @@ def test_fresh_noise_and_grey_pictures_are_drawn_too(root, urls, browser):
 @needs_browser
 def test_noise_is_numpys(urls, browser):
     "40,000 numbers of each key: the tail, and layers' edges, are among them."
-    browser.goto(urls['told'])
+    visit(browser, urls['told'])
     for seed, number in ((0, 0), (12345678901234567890, 3), (2**64 - 1, 2**32)):
         ours = browser.page.evaluate('''async ([seed, number]) => [...(await import("./draw/draw.js"))
             .normal(BigInt(seed), BigInt(number), 40000)]''', [str(seed), str(number)])
@@ -253,7 +260,7 @@ def test_the_button_draws_another_each_time(urls, browser):
 
 @needs_browser
 def test_the_last_wish_is_drawn_when_many_come_at_once(root, urls, browser):
-    browser.goto(urls['told'])
+    visit(browser, urls['told'])
     ask(browser, seed='0', share=0)
     browser.eval('''(() => { const e = document.querySelector("[name=seed]");
         for (let i = 1; i < 30; i++) { e.value = i; e.dispatchEvent(new Event("change", {bubbles: true})); } })()''')
@@ -285,7 +292,7 @@ def test_tab_reaches_all_controls_and_each_has_a_name(urls, browser):
 @pytest.mark.parametrize('width', [320, 360, 1280])
 def test_no_width_needs_a_sideways_scroll(urls, browser, width):
     browser.size(width, 740)
-    browser.goto(urls['told'])
+    visit(browser, urls['told'])
     for _ in range(2):
         assert browser.eval('document.documentElement.scrollWidth <= innerWidth')
         outside = browser.eval('''[...document.querySelectorAll("#draw-one *")].filter(e => {
@@ -370,6 +377,13 @@ def test_without_a_run_or_node_the_still_stays(root, tmp_path, monkeypatch):
     assert not (tmp_path / 'draw').exists()
 
 
+def test_the_place_of_the_generator_may_hold_more():
+    nested = 'a <div id="draw-one" class="x"><div><p>b</p></div><div>c</div></div> d</div>'
+    begin, end = generator.place(nested)
+    assert nested[:begin] + nested[end:] == 'a  d</div>'
+    assert generator.place('<div id="other"></div>') is None and generator.place('<div id="draw-one"><p>') is None
+
+
 def test_an_archive_that_is_not_the_pinned_one_is_refused(tmp_path):
     (tmp_path / 'a.tgz').write_bytes(b'another')
     with pytest.raises(BadInput, match='not the archive that tools/generator.py pins'):
@@ -384,4 +398,4 @@ def test_the_site_ships_all_it_fetches(sites):
     assert {*table['files'], table['runtime'], 'draw.js', 'draw.css', 'generator.json'} == shipped
     text = (site / 'draw.html').read_text(encoding='utf-8') + (site / 'draw/draw.js').read_text(encoding='utf-8')
     assert re.findall(r'(?:src|href)="https?://[^"]*|import\([^)]*https?:', text) == []
-    assert text.count('draw/draw.css') == text.count('id="draw-one"') == 1
+    assert [text.count(o) for o in ('"draw/draw.css', '"draw/draw.js', 'id="draw-one"')] == [1, 1, 1]

@@ -89,7 +89,21 @@ def widget(table):
     "The form of the page."
     size = sum(table['files'].values()) / 1e6
     words = dict(size=f'{size:.0f}', run=escape(table['run']), parameters=f'{table["parameters"]:,}')
-    return Template((extras / 'draw.html').read_text(encoding='utf-8')).substitute(labels=controls(table), **words)
+    form = Template((extras / 'draw.html').read_text(encoding='utf-8'))
+    return form.substitute(labels=controls(table), **words).strip()
+
+
+def place(text):
+    "Where on the page the generator stands, or what is shown without one: (begin, end), or `None`."
+    begin = re.search(r'<(div|form) id="draw-one"', text)
+    if begin is None:
+        return None
+    depth = 0
+    for m in re.compile(rf'<(/?){begin[1]}\b[^>]*>').finditer(text, begin.start()):
+        depth += -1 if m[1] else 1
+        if not depth:
+            return begin.start(), m.end()
+    return None
 
 
 def add(site, path=None, cache=top / 'build'):
@@ -97,8 +111,8 @@ def add(site, path=None, cache=top / 'build'):
     site = Path(site)
     page = site / 'draw.html'
     text = page.read_text(encoding='utf-8')
-    place = re.search(r'<div id="draw-one".*?</div>|<form id="draw-one".*?</script>', text, re.S)
-    if not place:
+    found = place(text)
+    if not found:
         raise BadInput(f'{page} has no place for a generator')
     run, files = find_run(path), runtime(cache)
     shutil.rmtree(site / 'draw', ignore_errors=True)
@@ -107,9 +121,9 @@ def add(site, path=None, cache=top / 'build'):
         shutil.copyfile(o, site / 'draw' / o.name)
     table['files'] |= {RUNTIME[1]: files[1].stat().st_size}
     write_json(site / 'draw/generator.json', table | dict(runtime=RUNTIME[0]))
-    style = '<link rel="stylesheet" href="draw/draw.css">\n'
-    text = f'{text[:place.start()]}{widget(table)}{text[place.end():]}'.replace(style, '')
-    page.write_text(text.replace('</head>', f'{style}</head>', 1), encoding='utf-8')
+    head = '<link rel="stylesheet" href="draw/draw.css">\n<script type="module" src="draw/draw.js"></script>\n'
+    text = f'{text[:found[0]]}{widget(table)}{text[found[1]:]}'.replace(head, '')
+    page.write_text(text.replace('</head>', f'{head}</head>', 1), encoding='utf-8')
     megabytes = sum(o.stat().st_size for o in (site / 'draw').iterdir()) / 1e6
     return f'a generator in {site.name}/draw.html, from the run {run.path.name}: {megabytes:.0f} MB'
 
