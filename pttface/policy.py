@@ -8,9 +8,9 @@ Docs: https://pttface.github.io/pttface/policy.html.md"""
 __all__ = ['ARTICLE', 'SHA256', 'SUFFIX', 'QUOTES', 'TWIN_BITS', 'AID', 'DIGITS64', 'NO_OPTOUT', 'ABROAD', 'COUNTRY', 'TALL',
            'SCHOOLS', 'MINORS', 'DIGITS', 'ARABIC', 'CHINESE', 'UNITS', 'UNIT_OF_ELSE', 'AGES', 'AGE_GROUP', 'BIRTH',
            'LIKENED', 'NOTICE', 'STAFF', 'announcement', 'NO_AGE_SCREEN', 'ROBOT', 'ALWAYS', 'NEVER', 'KEEP_OUT',
-           'VALUED', 'named_by', 'decode_text', 'article_codes', 'OptOut', 'read_optout', 'opted_out',
-           'remember_optout', 'remember_addresses', 'optout_photos', 'remember_photos', 'remember_faces',
-           'left_out_by_face', 'number', 'why_young', 'young', 'left_out', 'age_screen', 'Robots', 'tagged']
+           'VALUED', 'named_by', 'decode_text', 'article_codes', 'OptOut', 'optout_photos', 'read_optout', 'opted_out',
+           'remember_optout', 'remember_addresses', 'remember_photos', 'remember_faces', 'left_out_by_face', 'number',
+           'why_young', 'young', 'left_out', 'age_screen', 'Robots', 'tagged']
 
 # %% ../nbs/policy.ipynb #9d3916c5
 import codecs,hashlib,logging,math,os,re,unicodedata
@@ -201,6 +201,25 @@ def _is_hash_row(r):
     found = {k:r[k] for k in wanted if r.get(k) is not None} if isinstance(r, dict) else {}
     return bool(found) and all(isinstance(v, str) and re.fullmatch(wanted[k], v) for k,v in found.items())
 
+# %% ../nbs/policy.ipynb #00e94c2d
+@lru_cache(4096)
+def _photo_row(path, size, time):
+    "Hashes of a photo, or why it is none; `size` and `time` tell one version of the file from another"
+    body = Path(path).read_bytes()
+    try:
+        return dict(sha256=hashlib.sha256(body).hexdigest(), phash=perceptual_hash(decode(body)[0]))
+    except Unusable as e:
+        return dict(why=str(e))
+
+def optout_photos(
+    root:str|os.PathLike,  # An artefact folder
+)->list: # `name`, `sha256` and `phash` of each file; `name` and `why` of one that cannot be read
+    "The photos in `optout/`, in folders below it too."
+    folder = Path(root)/OPTOUT_PHOTOS
+    names = [(p, p.relative_to(folder)) for p in sorted(folder.rglob('*')) if p.is_file()]
+    seen = [(p,name) for p,name in names if not any(o.startswith('.') for o in name.parts)]
+    return [dict(name=name.as_posix(), **_photo_row(str(p), p.stat().st_size, p.stat().st_mtime_ns)) for p,name in seen]
+
 # %% ../nbs/policy.ipynb #8dc95f59
 def read_optout(
     root:str|os.PathLike,  # An artefact folder
@@ -258,25 +277,6 @@ def _remember(root, out, rows):
             ledger.append(r)
     out.add_hashes(new.values())
     return len(new)
-
-# %% ../nbs/policy.ipynb #00e94c2d
-@lru_cache(4096)
-def _photo_row(path, size, time):
-    "Hashes of a photo, or why it is none; `size` and `time` tell one version of the file from another"
-    body = Path(path).read_bytes()
-    try:
-        return dict(sha256=hashlib.sha256(body).hexdigest(), phash=perceptual_hash(decode(body)[0]))
-    except Unusable as e:
-        return dict(why=str(e))
-
-def optout_photos(
-    root:str|os.PathLike,  # An artefact folder
-)->list: # `name`, `sha256` and `phash` of each file; `name` and `why` of one that cannot be read
-    "The photos in `optout/`, in folders below it too."
-    folder = Path(root)/OPTOUT_PHOTOS
-    names = [(p, p.relative_to(folder)) for p in sorted(folder.rglob('*')) if p.is_file()]
-    seen = [(p,name) for p,name in names if not any(o.startswith('.') for o in name.parts)]
-    return [dict(name=name.as_posix(), **_photo_row(str(p), p.stat().st_size, p.stat().st_mtime_ns)) for p,name in seen]
 
 # %% ../nbs/policy.ipynb #cdc11386
 def remember_photos(

@@ -10,7 +10,7 @@ __all__ = ['OTHER_PHOTO', 'SHARES', 'PEOPLE_CAPTIONS', 'face_of_crop', 'mirrored
            'compare_people', 'people_picture', 'people_pairs_picture', 'people_rows', 'vectors_of_set',
            'identity_of_set', 'people_report']
 
-# %% ../../nbs/evaluation/people.ipynb #d6e223fb
+# %% ../../nbs/evaluation/people.ipynb #9421364e
 from dataclasses import dataclass
 
 import cv2
@@ -28,7 +28,7 @@ from ..vision.detect import Face
 from ..vision.detectors import load_detector
 from ..vision.identity import Identity,group_people,load_identity,network_of
 
-# %% ../../nbs/evaluation/people.ipynb #909395bd
+# %% ../../nbs/evaluation/people.ipynb #ad06fd87
 def face_of_crop(
     im:np.ndarray,  # Crop, (H,W,3) uint8
     detect,         # A detector
@@ -48,7 +48,7 @@ def mirrored_face(
     kps = face.kps[[1,0,2,4,3]]*(-1,1) + (im.shape[1] - 1,0)
     return np.ascontiguousarray(im[:,::-1]),Face(face.bbox, kps, face.score)
 
-# %% ../../nbs/evaluation/people.ipynb #d28c4355
+# %% ../../nbs/evaluation/people.ipynb #f5ebbb76
 def embed_crops(
     ims:np.ndarray,     # (N,H,W,3) uint8
     identity:Identity,  # The network
@@ -80,7 +80,7 @@ def nearest_people(
     j = d.argmin(1)
     return np.where(np.isnan(crops[:,0,0]), np.nan, d[np.arange(len(d)),j]),j
 
-# %% ../../nbs/evaluation/people.ipynb #91b704c6
+# %% ../../nbs/evaluation/people.ipynb #f6f20679
 def false_alarms(
     held:np.ndarray,  # Distances of held-out people to training people, (n,)
     rate:float=.01,   # Of false alarms, at most, where there are enough people
@@ -108,7 +108,7 @@ def one_each(
     start = None if articles is None else np.unique(articles, return_inverse=True)[1]
     return np.sort(np.unique(group_people(vectors, threshold, start=start)[0], return_index=True)[1])
 
-# %% ../../nbs/evaluation/people.ipynb #6f67d220
+# %% ../../nbs/evaluation/people.ipynb #0ec6c651
 def rephotograph(
     ims:np.ndarray,  # Training faces, (n,H,W,3) uint8
 )->dict: # Pictures by kind, (n,H,W,3) uint8
@@ -130,7 +130,7 @@ def rephotograph(
 
 OTHER_PHOTO = 'another photo of the person'
 
-# %% ../../nbs/evaluation/people.ipynb #13d2fb86
+# %% ../../nbs/evaluation/people.ipynb #2b509541
 SHARES = (.01,.02,.05,.1,.2,.5)
 
 def smallest_share(
@@ -148,7 +148,7 @@ def smallest_share(
         return chance_of(int((mixed < limit).sum()), n, len(held), rate) < .01
     return next((s for s in SHARES if sum(noticed(s) for _ in range(20)) >= 16), float('nan'))
 
-# %% ../../nbs/evaluation/people.ipynb #3f18947c
+# %% ../../nbs/evaluation/people.ipynb #f5ce61b7
 @dataclass(eq=False)
 class People:
     "Samples and held-out people compared with the people who were trained on"
@@ -184,7 +184,7 @@ class People:
     def __repr__(self):
         return people_verdict(self)
 
-# %% ../../nbs/evaluation/people.ipynb #b3fb9edd
+# %% ../../nbs/evaluation/people.ipynb #e02b1922
 def people_verdict(
     found:People,  # What was found
 )->str: # A few sentences
@@ -203,7 +203,7 @@ def people_verdict(
             f'training person; of samples of new people {100*found.rate:.2g} % would be, by the distances of '
             f'{len(found.held)} held-out people (p = {found.p:.1g}).{advice}{power}{left}')
 
-# %% ../../nbs/evaluation/people.ipynb #80a290ff
+# %% ../../nbs/evaluation/people.ipynb #aa139913
 def compare_people(
     samples:np.ndarray,  # (N,H,W,3) uint8
     train:np.ndarray,    # Training faces, same size, (M,H,W,3) uint8
@@ -236,7 +236,7 @@ def _with_others(articles):
     group,size = np.unique(np.asarray(articles), return_inverse=True, return_counts=True)[1:]
     return np.flatnonzero((size > 1)[group])
 
-# %% ../../nbs/evaluation/people.ipynb #e6b64c03
+# %% ../../nbs/evaluation/people.ipynb #46111926
 def people_picture(
     found:People,  # What was found
 )->Picture: # Curves of distances, and a bar for each kind of planted copy
@@ -262,7 +262,7 @@ def people_picture(
     bars.tick_params(labelsize=8)
     return fig
 
-# %% ../../nbs/evaluation/people.ipynb #08565c12
+# %% ../../nbs/evaluation/people.ipynb #faa9e65f
 def people_pairs_picture(
     samples:np.ndarray,  # (N,H,W,3) uint8
     train:np.ndarray,    # Training faces, same size
@@ -275,7 +275,7 @@ def people_pairs_picture(
     titles = [f'{found.samples[i]:.2f}{" flagged" if found.flagged[i] else ""}' for i in top] + ['training']*len(top)
     return show_images([*samples[top], *train[found.nearest[top]]], titles, ncols=max(1, len(top)), size=.9)
 
-# %% ../../nbs/evaluation/people.ipynb #42c51603
+# %% ../../nbs/evaluation/people.ipynb #0ba5db74
 def people_rows(
     found:People,  # What was found
 )->list: # Rows of the report
@@ -298,13 +298,13 @@ def people_rows(
     return rows + [metric_row(f'least share noticed by person, {k}, %', PLANTED, 100*v, n)
                    for k,v in found.noticed.items() if np.isfinite(v)]
 
-# %% ../../nbs/evaluation/people.ipynb #4af9aa4d
+# %% ../../nbs/evaluation/people.ipynb #461a42d7
 PEOPLE_CAPTIONS = dict(
     people='How near samples (red), held-out people (blue) and further photos of training people (grey) are to the '
            'nearest training person, by the recognition network. What lies in the shaded part is flagged.',
     nearest_people='The samples that are nearest to a training person, each with its distance, over that person.')
 
-# %% ../../nbs/evaluation/people.ipynb #3b95a183
+# %% ../../nbs/evaluation/people.ipynb #dbde94c6
 def vectors_of_set(
     data,        # A `FaceData`
     found:dict,  # From `load_identity`
@@ -332,7 +332,7 @@ def identity_of_set(
     except BadInput as e:
         return None,f'By person: samples were not compared with the people of the training set. {e}'
 
-# %% ../../nbs/evaluation/people.ipynb #a817fccd
+# %% ../../nbs/evaluation/people.ipynb #814e678f
 def people_report(
     sets:list,           # Samples, (N,H,W,3) uint8 a seed
     data,                # A `FaceData`

@@ -27,6 +27,8 @@ from .pages import (Article, anchor, article_html, deleted_titles, index_html, n
     over18_page, over18_script, page_html, quirks, taipei, tags, talk, topics, user, write_links)
 from .photos import (Photo, PhotoStore, address, draw_photo, drawing_code, exts, fates, forms, hosts,
     n_names, pick, removed_png, token, untoken)
+from .heads import random_look
+from .people import COVERS,OLDEST,YOUNGEST,aged,covered,gender_of
 from ..storage.files import BadInput,content_hash
 
 # %% ../../nbs/synthetic/board.ipynb #29bff7c2
@@ -54,6 +56,7 @@ class Board:
         self.store,self.rows = PhotoStore(cache),np.arange(len(times))
         self.copy_of,self.added = {},{}  # Copies: number → what it is a copy of; article → numbers of its copies
         self.asked = []                  # Who asks to be left out
+        self.people,self.covers = 0,0.   # How many people are on it, if known; share of covered faces
         self.article,self.photo = lru_cache(20_000)(self._article),lru_cache(200_000)(self._photo)
         self._page = lru_cache(4000)(lambda *a: self._make_page(*a))
         self.usual = np.flatnonzero(photo_kind == 'head')
@@ -114,9 +117,13 @@ def make_board(
     workers:int=None,         # Processes that draw; as many as there are cores by default
     cache:Path|None=None,     # File that keeps the photos drawn, for this board and every other
     optouts:int=0,            # So many articles, and as many photos, are to be opted out; copies of them are added
+    people:int=0,             # So many people in all, each posted again in other articles; 0: another one a photo
+    covers:float=0.,          # Share of photos of these people on which something covers the face
 )->Board: # Ready at once: pages and photos come into being as they are asked for
     "Plan a board; raises `BadInput` on dates, counts and sizes that no board can have."
     n_articles = max(20, n_photos//4) if n_articles is None else n_articles
+    if people < 0 or not 0 <= covers <= 1 or covers and not people:
+        raise BadInput(f'people={people} and covers={covers:g}: covers is a share from 0 to 1 of the photos of people')
     t0,span = _checked_span(n_photos, n_articles, since, until, size)
     rng = np.random.default_rng([seed, 1])
     times = t0 + np.sort(rng.choice(span//2, n_articles, replace=False))*2 + rng.integers(0, 2, n_articles)
@@ -128,6 +135,9 @@ def make_board(
     photo_kind = shares_of(int(counts.sum()), {k:f.share for k,f in fates.items()}, rng)
     photo_kind[:1] = 'head'
     board = Board(times, kind, np.r_[0, counts.cumsum()], photo_kind, seed, tuple(size), workers, cache)
+    if people > (shown := int((counts > 0).sum()))//2:
+        raise BadInput(f'people={people}: {shown} articles show photos, so {shown//2} people can be in two of them')
+    board.people,board.covers = people,covers
     if optouts:
         board.ask_to_leave(optouts)
     return board
@@ -185,7 +195,7 @@ def _article(self:Board, i:int)->Article:
 # %% ../../nbs/synthetic/board.ipynb #aa28509a
 def _again(p, of):
     "The plan `p` of a photo that repeats the photo `of`"
-    same = {f:getattr(of, f) for f in ('seed','yaw','pitch','roll','scale','size')}
+    same = {f:getattr(of, f) for f in ('seed','yaw','pitch','roll','scale','size','look')}
     if p.kind in ('repeat','duplicate'):
         same['form'] = of.form
     if p.kind == 'repeat':
@@ -209,8 +219,41 @@ def _photo(self:Board, k:int)->Photo:
     seed = r.randrange(2**31)
     yaw,pitch,roll = (round(max(-most, min(most, r.gauss(0, sd))), 2) for sd,most in ((28, 45), (6, 12), (6, 15)))
     scale,blur = round(r.uniform(.36, .58), 3),3.5 if kind == 'blurred' else 0.
-    p = Photo(k, kind, address(host, token(k, self.seed), ext), host, form, size, seed, yaw, pitch, roll, scale, blur)
+    url = address(host, token(k, self.seed), ext)
+    p = Photo(k, kind, url, host, form, size, seed, yaw, pitch, roll, scale, blur, look=self.look_of(k))
     return p if of is None else _again(p, of)
+
+# %% ../../nbs/synthetic/board.ipynb #22443112
+@patch
+def person_of(self:Board,
+    i:int,  # Article
+)->int|None: # A number below `people`; `None` where nobody is known
+    "Who is on the photos of article `i`."
+    with_photos = np.flatnonzero(np.diff(self.start))
+    place = np.searchsorted(with_photos, i)
+    if not self.people or place == len(with_photos) or with_photos[place] != i:
+        return None
+    order = np.random.default_rng([self.seed, 7]).permutation(len(with_photos))
+    return int(order[place] % self.people)
+
+@patch
+def look_of(self:Board,
+    k:int,  # Photo
+)->dict|None: # A look with `person`, `age` and perhaps `cover`; `None`: the photo's seed says
+    "Who is on photo `k`."
+    if not self.people or k >= self.start[-1]:  # what was added later copies another photo
+        return None
+    person = self.person_of(int(np.searchsorted(self.start, k, 'right')) - 1)
+    rng,r = np.random.default_rng([self.seed, 8, person]),random.Random(f'{self.seed}/cover/{k}')
+    look = aged(random_look(rng), round(float(rng.uniform(YOUNGEST, OLDEST)), 1)) | dict(person=person)
+    return covered(look, r.choice(COVERS)) if r.random() < self.covers else look
+
+@patch
+def _who(self:Board, p:Photo)->dict:
+    "Who is on a photo, where that is known and anybody is"
+    if p.look is None or p.kind == 'none':
+        return {}
+    return dict(person=p.look['person'], age=p.look['age'], gender=gender_of(p.look), cover=p.look.get('cover'))
 
 # %% ../../nbs/synthetic/board.ipynb #4d957857
 @patch
@@ -267,7 +310,7 @@ def photo_truth(self:Board, k:int)->dict:
         face = dict(want_face='dropped', face_reason='face_too_small_before')
     pose = 'frontal' if abs(p.yaw) < 20 else ('right','left')[p.yaw < 0]
     row = {f:getattr(p, f) for f in ('kind','url','yaw','pitch','roll')} | dict(pose=pose, blur=p.blur, of=p.of)
-    return row | {f:drawn.get(f) for f in ('eyes','bbox','size')} | face
+    return row | {f:drawn.get(f) for f in ('eyes','bbox','size')} | face | self._who(p)
 
 @patch(as_prop=True)
 def truth(self:Board)->dict:

@@ -19,6 +19,7 @@ from fastcore.basics import patch
 from tqdm.auto import tqdm
 
 from ..parallel import map_processes
+from .people import coat_of_cover,cover_parts,paint_folds
 from .sdf import Camera,Hits,Solid,quadric,shadows,surface,turn,unit
 from ..storage.files import BadInput
 from .lighting import Glow,Light,backdrop,draw_scene,finish,hsv,lin,random_light,step,unfilm
@@ -232,7 +233,7 @@ def seat(
     "Turn a head and place it so that its face box is where the picture wants it."
     R,e = turn(yaw, pitch, roll),np.array([0,eye_y,.6])
     face,body = skin_parts(L),body_parts(L, R, e, turn(yaw*.4, 0, roll*.25))
-    solid = Solid(sorted(face + body + hair_parts(L) + accessory_parts(L), key=lambda o: o[0]))
+    solid = Solid(sorted(face + body + hair_parts(L) + accessory_parts(L) + cover_parts(L), key=lambda o: o[0]))
     g,m = L['gap'],L['mouth_w']
     my,face = mouth_y + .25*L['mouth_w']*_smile(L),Solid(face)
     marks = on_skin(face, np.array([-g,g,0,-m,m]), np.array([eye_y,eye_y,eye_y-.34*L['nose_l'],my,my]))
@@ -309,6 +310,8 @@ def paint_skin(
         jaw = step(-.42, -.56, y + .25*np.abs(a-.25))*step(.03, .12, np.hypot(a/1.6, y-mouth_y+.01)-.08)
         m = jaw*(z > 0)*step(-1.15, -1.0, y)
         P.over(m*L['stubble']*(.3+.25*np.sin(x*230+3*np.sin(y*170))*np.sin(y*260)), lin(L['hair'])*.7 + .01)
+    if L.get('folds'):
+        paint_folds(P, eye_y, mouth_y)
     if L['freckles']:
         P.over(_freckles(P)*.35*L['freckles'], P.tint(.5,.32,.25))
 
@@ -436,6 +439,8 @@ def _coat(g, L, p, n, round_head, strand, grain, glow, px):
         return glow.matt(lin((150,104,72))[:,None]) + glow.key*(.5*glow.ndh**50)
     if g == 'hat':
         return glow.matt(lin(L['cloth'][::-1])[:,None]*(1+.08*grain+.18*np.sin(np.arctan2(p[0], p[2]+.2)*70)))
+    if g in ('lens','mask','hand'):
+        return coat_of_cover(g, L, p, grain, glow)
     if g == 'cloth':
         return glow.matt(lin(L['cloth'])[:,None]*(1+.05*grain+.06*np.sin(p[0]*140)*np.sin(p[1]*140)))
     return _skin(L, p, grain, glow, px)
@@ -478,7 +483,7 @@ def develop(
     rng:np.random.Generator,  # Strands and grain
 )->tuple: # Linear light (H,W,3) and coverage (H,W), float32
     "March, shade, and soften the edges inside."
-    (H,W),hits = s.cam.size,surface(s.solid, s.cam, thin=.02 if s.look['glasses'] else .06)
+    (H,W),hits = s.cam.size,surface(s.solid, s.cam, thin=.02 if s.look['glasses'] or s.look.get('cover') else .06)
     lit = shadows(s.solid, s.cam, hits, light.dirs()[0] @ s.cam.R)
     strip,grain = strip_of_noise(rng),rng.standard_normal(len(hits.idx), dtype=np.float32)
     C,(A,Z) = np.zeros((H*W,3), np.float32),np.zeros((2,H*W), np.float32)

@@ -90,6 +90,7 @@ class Photo:
     scale:float      # Height of the face box as a share of the picture's
     blur:float       # Gaussian sigma, px
     of:int|None=None # The photo that this one repeats
+    look:dict|None=None # Who is on it, on a board of people; else the seed says
 
 # %% ../../nbs/synthetic/photos.ipynb #e5e9ef64
 def address(
@@ -161,13 +162,14 @@ def _scene(p, rng):
         return draw_scene(p.seed, p.size),None
     if p.kind == 'two':
         back = dict(seed=p.seed+1, scale=.24, centre=(.75, .56), yaw=-20.)
-        im,(_,head) = draw_group([back, dict(seed=p.seed, scale=.34, centre=(.31, .46), **turn)], p.seed, p.size)
+        near = dict(seed=p.seed, look=p.look, scale=.34, centre=(.31, .46), **turn)
+        im,(_,head) = draw_group([back, near], p.seed, p.size)
         return im,head
     if p.kind in ('tiny','small'):
         turn |= dict(scale=.04 if p.kind == 'tiny' else .105, centre=rng.uniform([.2,.4], .75))
-        head = draw_head(p.seed, p.size, background=draw_scene(p.seed, p.size), **turn)
+        head = draw_head(p.seed, p.size, look=p.look, background=draw_scene(p.seed, p.size), **turn)
     else:
-        head = draw_head(p.seed, size=p.size, scale=p.scale, blur=p.blur, **turn)
+        head = draw_head(p.seed, size=p.size, look=p.look, scale=p.scale, blur=p.blur, **turn)
     return head.im,head
 
 def _crop_and_shrink(im, facts, rng):
