@@ -23,7 +23,6 @@ MINUTES, PACE = (float(os.environ.get(k, v)) for k, v in (('MINUTES', 2), ('PACE
 WIDTHS = (.05, .10, .15)  # Averages that are measured; samples come from the second
 OLD = dict(optimizer='adamw', lr=2e-3, batch=16, net_args=dict(ch=32, mults=(1, 2, 2, 2)))  # `tiny` of release 0.1.0
 MUON = dict(optimizer='muon', lr=.016)
-WIDE, PATCH = (dict(net_args=dict(ch=o, mults=(1, 2, 2))) for o in (40, 64))
 FIRST, AT, BEST = 'AdamW, lr 0.002', 'Muon, lr 0.016', 'Muon, lr 0.012'
 WAYS = {  # Name: the way that it was tried against, and what differs from OLD
     FIRST: (None, {}),
@@ -38,9 +37,7 @@ WAYS = {  # Name: the way that it was tried against, and what differs from OLD
     'Muon, lr 0.004, batch 8': ('Muon, lr 0.004', dict(optimizer='muon', lr=4e-3, batch=8)),
     'Muon, lr 0.008, batch 8': ('Muon, lr 0.008', dict(optimizer='muon', lr=8e-3, batch=8)),
     'Muon, lr 0.016, batch 8': (AT, MUON | dict(batch=8)),
-    'Muon, lr 0.016, wider and shallower': (AT, MUON | WIDE),
-    'Muon, lr 0.016, patches of 2, 64 to 128 channels': (AT, MUON | PATCH | dict(patch=2)),
-    'Muon, lr 0.016, linear decay': (AT, MUON | dict(schedule='linear')),
+    'Muon, lr 0.016, wider and shallower': (AT, MUON | dict(net_args=dict(ch=40, mults=(1, 2, 2)))),
     'Muon, lr 0.016, inverse square root decay': (AT, MUON | dict(schedule='inverse square root')),
     'Muon, lr 0.016, uncertainty weighting': (AT, MUON | dict(uncertainty=True)),
 }
@@ -77,12 +74,9 @@ def patched(net_args, patch):
 
 
 def rate(recipe, more, images, total):
-    "The learning rate, as a share of its peak: a half cosine, a straight line, or EDM2's inverse square root."
+    "The learning rate, as a share of its peak: a half cosine, or EDM2's inverse square root."
     share, warm = images/total, min(1, (images + recipe.batch)/recipe.warmup)
-    how = more.get('schedule', 'cosine')
-    if how == 'linear':
-        return warm*(1 - share)
-    if how == 'inverse square root':
+    if more.get('schedule') == 'inverse square root':
         return warm/math.sqrt(max(1, share/.1))
     return warm*(1 + math.cos(math.pi*share))/2
 
