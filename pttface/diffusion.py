@@ -588,7 +588,7 @@ def find_guide(
     run:Run,        # A trained run, or a checkpoint of one
     device=None,    # Where; the GPU if there is one
 )->Denoiser|None: # The guide; `None` where no early average is kept
-    "The average of a run as it was after an eighth of the images (`guide_at` of its recipe)."
+    "The average of a run as it was after the share `guide_at` of the images."
     whole = getattr(run, 'run', run)
     weights = whole.guide_weights(getattr(run, 'step', None))
     return None if weights is None else whole.with_weights(weights, device)

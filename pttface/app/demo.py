@@ -35,7 +35,7 @@ class DemoSettings:
     "How much of everything"
     photos:int=800       # Photo links on the board
     samples:int=400      # Pictures to draw and to measure
-    budget:str='18k images or 8m'  # Training
+    budget:str='16k images or 6m'  # Training
     recipe:str='tiny'    # A recipe of `05_diffusion`
     seed:int=0           # Another seed, another board
     optouts:int=8        # Articles, and as many photos, whose owners ask to be left out

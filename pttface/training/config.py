@@ -106,7 +106,8 @@ RECIPES = {o.name:o for o in [
     replace(_edm, name='edm-128', size=128, net_args=dict(ch=64, mults=(1,2,4,4,4), size=128), batch=128, lr=3e-4,
             mean=-1.2 + math.log(2), guidance_low=.2, guidance_high=4.),
     Recipe('tiny', net_args=dict(ch=32, mults=(1,2,2,2), blocks=1, attn=(8,), dropout=0., size=32, lean=True),
-           optimizer='muon', lr=.012, warmup=1e3, beta2=.99, ema='power 0.10', guidance=2., **_small),
+           optimizer='muon', lr=.012, warmup=1e3, beta2=.99, ema='power 0.10', guidance=2., guide_at=.0625,
+           **_small),
     Recipe('tiny-original', net_args=dict(widths=(32,48,64,64), mid=96, heads=1), steps=250, **_linear | _small)]}
 
 EARLIER = {k:dict(optimizer='adamw', lr=lr) for k,lr in {'edm':4e-4, 'edm-t4':3e-4, 'tiny':2e-3}.items()}  # In 0.1
