@@ -415,7 +415,8 @@ COMMANDS['dataset'] = Command(
     'Reads ROOT/faces, writes ROOT/dataset: one file of faces with their split, and a card that says where they '
     'come from.',
     (('all faces', 'pttface dataset --root data'),
-     ('one pose only', 'pttface dataset --root data --pose frontal')), presets='PACK_PRESETS')
+     ('one pose only', 'pttface dataset --root data --pose frontal'),
+     ('at most five faces of a person', 'pttface dataset --root data --max-per-person 5')), presets='PACK_PRESETS')
 
 # %% ../../nbs/app/cli.ipynb #aaf98ec9
 COMMANDS['train'] = Command(
