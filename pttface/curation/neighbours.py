@@ -66,7 +66,8 @@ class Neighbours:
         return len(self.key)
 
     def __repr__(self):
-        return f'{np.isfinite(self.near).sum():,} faces by {self.by}, the nearest at {np.nanmin(self.near):.2f}'
+        near = self.near[np.isfinite(self.near)]
+        return f'{len(near):,} faces by {self.by}' + (f', the nearest at {near[0]:.2f}' if len(near) else '')
 
     def _repr_png_(self):
         return self.picture()._repr_png_()
