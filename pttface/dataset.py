@@ -8,8 +8,8 @@ Docs: https://pttface.github.io/pttface/dataset.html.md"""
 __all__ = ['PACK_PRESETS', 'FILTERS', 'NUMBERS', 'near_pairs', 'normalised_thumbnail', 'correlated', 'mirrored_hashes',
            'duplicate_pairs', 'duplicate_groups', 'chain_pairs', 'best_first', 'held_out', 'time_posted',
            'split_articles', 'PackSettings', 'article_links', 'people_pairs', 'group_faces', 'check_settings',
-           'check_filters', 'same_group', 'filter_steps', 'set_arrays', 'FaceData', 'owners', 'pack', 'batch_indices',
-           'own_set', 'own_card']
+           'check_filters', 'same_group', 'filter_steps', 'within_cap', 'set_arrays', 'FaceData', 'owners', 'pack',
+           'batch_indices', 'own_set', 'own_card']
 
 # %% ../nbs/03_dataset.ipynb #098d507a
 import hashlib
@@ -34,7 +34,8 @@ from scipy.sparse.csgraph import connected_components
 # %% ../nbs/03_dataset.ipynb #921c207d
 from .checks import check_numbers
 from .curation.card import hand_counts,describe_set,set_hash,set_picture
-from .curation.decisions import decision_about,decisions,gender_name
+from .curation.decisions import decision_about,decisions,drops_copies,gender_name
+from .curation.neighbours import beyond_cap,identity_vectors
 from .display import Picture,Table
 from .faces import POSES,Faces
 from .policy import opted_out,read_optout
@@ -43,7 +44,7 @@ from .storage.files import read_npz
 from .storage.files import same_settings,write_json,write_npz
 from .training.labels import label_codes,mirror_codes
 from .vision.crop_sizes import ALWAYS,check_size,has_size
-from .vision.identity import group_people,leave_out_by_face,load_identity
+from .vision.identity import group_people,leave_out_by_face,load_identity,people_of
 from .vision.pictures import as_bytes,as_square,load_array,squares_in
 
 # %% ../nbs/03_dataset.ipynb #5d0e11aa
@@ -135,6 +136,10 @@ def chain_pairs(
     return connected_components(links, directed=False)[1]
 
 # %% ../nbs/03_dataset.ipynb #ff4706bf
+def _sharpest_first(rows, which):
+    "Indices, the sharpest face first, the larger where they are equally sharp"
+    return sorted(which, key=lambda i: (-rows[i]['face_sharpness'], -rows[i]['side'], i))
+
 def best_first(
     rows:list,         # Rows of faces
     group:np.ndarray,  # Group of each, (N,)
@@ -142,7 +147,7 @@ def best_first(
 )->list: # One list of indices a group
     "The members of each group, the sharpest first, the larger where they are equally sharp."
     out = {}
-    for i in sorted(np.flatnonzero(keep), key=lambda i: (-rows[i]['face_sharpness'], -rows[i]['side'], i)):
+    for i in _sharpest_first(rows, np.flatnonzero(keep)):
         out.setdefault(group[i], []).append(int(i))
     return list(out.values())
 
@@ -191,6 +196,7 @@ class PackSettings:
     heldout:float=.1     # Share of the articles held out
     distance:int=10      # Most bits in which the hashes of duplicates differ; -1: keep duplicates
     alike:float=.97      # Correlation of their pixels that makes them duplicates
+    max_per_person:int=0 # Most faces of one person, the sharpest, where there are identity vectors; 0: all
 
 PACK_PRESETS = dict(default=PackSettings(), original=PackSettings(size=60, distance=-1))
 
@@ -302,9 +308,20 @@ def filter_steps(
     "Leave out what must not be used, what was dropped by hand, and what the filters exclude, in this order."
     steps = {'faces':np.ones(len(rows), bool)}
     steps['not opted out'] = ~same_group([opted_out(r, optout) for r in rows], group)
-    steps['not dropped by hand'] = ~same_group([decision_about(r, decided) is True for r in rows], group)
+    dropped = np.array([decision_about(r, decided) is True for r in rows], bool)
+    steps['not dropped by hand'] = ~dropped & ~same_group([drops_copies(r, decided) for r in rows], group)
     steps |= {k:np.array([FILTERS[k](r, v) for r in rows]) for k,v in filters.items()}
     return dict(zip(steps, np.logical_and.accumulate(list(steps.values()))))
+
+# %% ../nbs/03_dataset.ipynb #9cab0002
+def within_cap(
+    rows:list,          # Rows of faces
+    left:np.ndarray,    # Indices of those that are left
+    people:np.ndarray,  # A number for each row, equal for one person, (N,); -1 where nothing is known
+    cap:int,            # Most faces of one person
+)->np.ndarray: # Those that stay
+    "Keep the sharpest faces of each person."
+    return np.setdiff1d(left, beyond_cap(people, _sharpest_first(rows, left), cap))
 
 # %% ../nbs/03_dataset.ipynb #04921834
 NUMBERS = dict(yaw='yaw', score='score', sharpness='face_sharpness', side='side')
@@ -490,10 +507,14 @@ def _pack_faces(root, rows, kept, settings, filters, optout, decided):
     if not groups:
         raise BadInput('No face is left: ' + ', '.join(f'{n} {k}' for k,n in counts.items()))
     best = np.sort([g[0] for g in groups])
+    counts['different'] = len(best)
+    if settings.max_per_person:
+        best = within_cap(kept, best, people_of(root, kept), settings.max_per_person)
+        counts['within cap per person'] = len(best)
     chosen = [kept[i] for i in best]
     arrays = set_arrays(chosen, _crops_at(root, chosen, settings.size, ims[best]), side[best])
     doubles = [[kept[i]['key'] for i in g] for g in sorted(groups) if len(g) > 1]
-    card = dict(counts=counts | dict(different=len(best)), by_hand=hand_counts(kept, decided), duplicates=doubles)
+    card = dict(counts=counts, by_hand=hand_counts(kept, decided), duplicates=doubles)
     return arrays,card | people | left_heldout | describe_set(root, arrays)
 
 # %% ../nbs/03_dataset.ipynb #11d3541f
@@ -529,8 +550,10 @@ def pack(
     check_settings(settings)
     check_size(root, settings.size)
     check_filters(filters, {r['month'] for r in kept})
+    if settings.max_per_person:
+        identity_vectors(root, [])  # raises when there are none
     wanted = dict(asdict(settings), filters=filters)
-    there = _card_there(root) if same_settings(root/'dataset/card.json', wanted, force) else {}
+    there = _card_there(root) if same_settings(root/'dataset/card.json', wanted, force, dict(max_per_person=0)) else {}
     leave_out_by_face(root)
     optout,decided = read_optout(root),decisions(root)
     made_of = _made_of(rows, kept, optout, decided, load_identity(root))

@@ -467,7 +467,8 @@ COMMANDS['dataset'] = Command(
     'come from.',
     (('all faces', 'pttface dataset --root data'),
      ('one pose only', 'pttface dataset --root data --pose frontal'),
-     ('faces of 128 px', 'pttface dataset --root data --size 128')), presets='PACK_PRESETS')
+     ('faces of 128 px', 'pttface dataset --root data --size 128'),
+     ('at most five faces of a person', 'pttface dataset --root data --max-per-person 5')), presets='PACK_PRESETS')
 
 # %% ../../nbs/app/cli.ipynb #aaf98ec9
 COMMANDS['train'] = Command(
