@@ -7,12 +7,12 @@ Docs: https://pttface.github.io/pttface/diffusion.html.md"""
 # %% auto #0
 __all__ = ['SAMPLERS', 'GUIDES', 'to_float', 'to_uint8', 'add_noise', 'linear_sigmas', 'linear_step', 'edm_scales', 'Denoiser',
            'loss_weight', 'denoising_loss', 'draw_uniform', 'draw_steps', 'draw_sigmas', 'make_net', 'karras_sigmas',
-           'ignore', 'ancestral', 'ddim', 'euler', 'heun', 'dpm2m', 'sigmas_for', 'generate', 'sample_batch',
-           'check_guidance', 'Guided', 'evaluations', 'draw_noise', 'measure', 'make_denoiser', 'Run', 'guidance_of',
-           'find_guide', 'check_labels', 'sampled_denoiser', 'measure_averages', 'draw_sheet', 'make_trainer',
-           'check_training', 'time_picture', 'confirm_cpu', 'describe_training', 'first_weights', 'train', 'fine_tune',
-           'sample', 'interpolate', 'trajectory', 'RECIPES', 'Recipe', 'Budget', 'save_images', 'check_recipe',
-           'fit_to_data']
+           'ignore', 'ancestral', 'ddim', 'euler', 'heun', 'dpm2m', 'sigmas_for', 'plan_sampling', 'generate',
+           'sample_batch', 'check_guidance', 'Guided', 'evaluations', 'draw_noise', 'measure', 'make_denoiser', 'Run',
+           'guidance_of', 'find_guide', 'check_labels', 'sampled_denoiser', 'measure_averages', 'draw_sheet',
+           'make_trainer', 'check_training', 'time_picture', 'confirm_cpu', 'describe_training', 'first_weights',
+           'train', 'fine_tune', 'check_sampler', 'sample', 'interpolate', 'trajectory', 'RECIPES', 'Recipe', 'Budget',
+           'save_images', 'check_recipe', 'fit_to_data']
 
 # %% ../nbs/05_diffusion.ipynb #d45fa6b7
 import copy,logging,os,time
@@ -30,6 +30,7 @@ from .checks import LIMITS,check_number,check_numbers,one_of
 from .storage.files import BadInput,read_json
 from .training.augment import CHANGES,augment
 from .training.config import RECIPES,Budget,Recipe
+from .training.consistency import multistep
 from .training.device import HALF,CompiledLater,half_type,has_float64,known_or_made,map_batches,pick_device
 from .training.device import pick_precision,recipe_for,wants_half
 from .training.ema import guide_weights,warn_without_guide
@@ -109,6 +110,7 @@ class Denoiser(nn.Module):
         one_of(parameterization, ('edm','linear'), 'parameterization')
         self.net,self.autocast = net,None
         self.label = None  # Code of the labels that pictures are asked with, (D,)
+        self.levels = ()   # Noise levels at which a consistency model is asked; none of any other
         self.linear,self.sigma_data = parameterization == 'linear',sigma_data
         self.register_buffer('table', linear_sigmas(), persistent=False)
         self.sigma_min,self.sigma_max = self.table[[0,-1]].tolist() if self.linear else (.002,80.)
@@ -365,6 +367,18 @@ def sigmas_for(
         return linear_sigmas()[torch.linspace(999, 0, min(steps, 999)+1).round().long()]
     return karras_sigmas(steps, max(.002, denoise.sigma_min), min(80., denoise.sigma_max))
 
+def plan_sampling(
+    denoise,           # A `Denoiser`, or one that is `Guided`
+    sampler:str,       # A name of `SAMPLERS`; not asked of a consistency model
+    steps:int,         # How many, of a consistency model at most as many as it has levels
+)->tuple: # The sampler, and its noise levels
+    "Which sampler draws, and at which levels: a consistency model (page `distill`) brings its own."
+    levels = getattr(denoise, 'levels', ())
+    if levels:
+        return multistep,torch.tensor([*levels[:steps], 0.], dtype=torch.float64)
+    one_of(sampler, SAMPLERS, 'sampler')
+    return SAMPLERS[sampler],sigmas_for(denoise, sampler, steps)
+
 # %% ../nbs/05_diffusion.ipynb #4cc700ff
 @torch.no_grad()
 def generate(
@@ -380,12 +394,12 @@ def generate(
     **kw,                  # For the sampler: churn, eta, …
 )->torch.Tensor: # NCHW in [-1,1]
     "Generate pictures `index` of `seed`; raises `BadInput` on an unknown sampler, or fewer than 1 step."
-    one_of(sampler, SAMPLERS, 'sampler')
+    draw,sigmas = plan_sampling(denoise, sampler, steps)
     noise = noise or Noise(seed, index, shape, next(denoise.parameters()).device)
-    sigmas = sigmas_for(denoise, sampler, steps).float()
+    sigmas = sigmas.float()
     def clipped(x, sigma):  # D within the range
         return denoise(x, sigma).clamp(-1, 1)
-    return SAMPLERS[sampler](clipped if clip else denoise, noise()*sigmas[0], sigmas, noise, callback=callback, **kw)
+    return draw(clipped if clip else denoise, noise()*sigmas[0], sigmas, noise, callback=callback, **kw)
 
 # %% ../nbs/05_diffusion.ipynb #01037a52
 def sample_batch(
@@ -432,6 +446,7 @@ class Guided(nn.Module):
         self.low,self.high = low,high
         self.linear,self.sigma_data = denoiser.linear,denoiser.sigma_data
         self.sigma_min,self.sigma_max = denoiser.sigma_min,denoiser.sigma_max
+        self.levels = getattr(denoiser, 'levels', ())
 
     @property
     def autocast(self):
@@ -454,14 +469,19 @@ def asks(self:Guided,
 def forward(self:Guided,  # noqa: F811
     x:torch.Tensor,     # Noisy pictures, NCHW
     sigma:torch.Tensor, # Their noise levels, (N,) or one for all
+    *told,              # What else the denoiser is told: what augmentation did, the code of labels; the guide the first
 )->torch.Tensor: # Guesses, NCHW float32
     "Guesses, where the guide is asked in the direction that leads away from its own."
-    asked,guess = self.asks(sigma),self.denoiser(x, sigma)
+    asked,guess = self.asks(sigma),self.denoiser(x, sigma, *told)
     if self.weight == 1 or not asked.any():
         return guess
-    worse = self.guide(x, sigma)
-    guided = worse + self.weight*(guess - worse)
-    return guided if asked.all() else torch.where(asked.view(-1,1,1,1).to(x.device), guided, guess)
+    if asked.all():
+        worse = self.guide(x, sigma, *told[:1])
+        return worse + self.weight*(guess - worse)
+    some,out = asked.to(x.device),guess.clone()
+    worse = self.guide(x[some], sigma[some], *(o if o is None else o[some] for o in told[:1]))
+    out[some] = worse + self.weight*(guess[some] - worse)
+    return out
 
 # %% ../nbs/05_diffusion.ipynb #d87a93bd
 def evaluations(
@@ -476,7 +496,8 @@ def evaluations(
         guided = isinstance(denoise, Guided) and denoise.weight != 1 and bool(denoise.asks(sigma).any())
         asked.append(2 if guided else 1)
         return torch.zeros_like(x)
-    SAMPLERS[sampler](count, zero, sigmas_for(denoise, sampler, steps).float(), lambda: zero, **kw)
+    draw,sigmas = plan_sampling(denoise, sampler, steps)
+    draw(count, zero, sigmas.float(), lambda: zero, **kw)
     return sum(asked)
 
 # %% ../nbs/05_diffusion.ipynb #435eaeb8
@@ -516,7 +537,9 @@ def make_denoiser(
     sigma_data:float,  # Standard deviation of the data
 )->Denoiser: # With the weights a training begins with
     "A new denoiser."
-    return Denoiser(make_net(recipe), recipe.parameterization, sigma_data)
+    d = Denoiser(make_net(recipe), recipe.parameterization, sigma_data)
+    d.levels = recipe.levels
+    return d
 
 # %% ../nbs/05_diffusion.ipynb #752f29c8
 class Run(TrainingRun):
@@ -623,6 +646,9 @@ def sampled_denoiser(
     "What a run is sampled with; where it has no guide, guidance is off, with a sentence in the log."
     weight,low,high = guidance_of(run, guidance, interval)
     check_guidance(weight, low, high)
+    if weight != 1 and run.recipe.levels:
+        raise BadInput(f'guidance={weight:g} cannot be asked of a consistency model: what guided its teacher is in its '
+                       'weights')
     code,guide = check_labels(run, guide, **asked),guide or 'both'
     if ema is not None and getattr(run, 'weight', 0):
         raise BadInput(f'{run.name} is of the first average: draw it without ema={ema:g}')
@@ -811,6 +837,21 @@ def fine_tune(
     run_training(trainer, progress)
     return other
 
+# %% ../nbs/05_diffusion.ipynb #5a3d02fe
+def check_sampler(
+    recipe:Recipe,     # Of a run
+    sampler:str=None,  # Asked for, if any
+    steps:int=None,    # Likewise
+):
+    "Raise `BadInput` on a sampler that there is not, or that cannot draw from such a run."
+    if not recipe.levels:
+        one_of(sampler or recipe.sampler, SAMPLERS, 'sampler')
+    elif sampler not in (None,recipe.sampler):
+        raise BadInput(f'{recipe.name} is a consistency model, and the sampler {sampler!r} needs a denoiser: '
+                       'leave the sampler out')
+    elif steps is not None and steps > len(recipe.levels):
+        raise BadInput(f'{recipe.name} is drawn in 1 to {len(recipe.levels)} evaluations, not in {steps}')
+
 # %% ../nbs/05_diffusion.ipynb #bc3de80d
 def sample(
     run:Run,            # A trained run
@@ -837,8 +878,8 @@ def sample(
     "Generate `n` pictures; raises `BadInput` on a sampler, a number or a label that cannot be."
     check_numbers(n=n, steps=steps, seed=seed, batch=batch, size=size, start=start)
     r = run.recipe
+    check_sampler(r, sampler, steps)
     sampler,steps = sampler or r.sampler,steps or r.steps
-    one_of(sampler, SAMPLERS, 'sampler')
     shape = (r.net_args.get('in_ch', 3), size or r.size, size or r.size)
     d = sampled_denoiser(run, device, ema, guidance, interval, guide, pose=pose, gender=gender)
     d.autocast = half_type(pick_device(device)) if wants_half(half, device) else None

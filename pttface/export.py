@@ -247,7 +247,7 @@ def add_diffusers(
     args |= dict(label_dim=len(label_columns(r.labels))) if r.labels else {}
     component = dict(net_args=args, parameterization=r.parameterization, sigma_data=model.record['sigma_data'])
     settings = dict(shape=list(model.shape), sampler=r.sampler, steps=r.steps, weight=r.guidance, low=r.guidance_low,
-                    high=r.guidance_high)
+                    high=r.guidance_high, levels=list(r.levels))
     write_pipeline(folder/'diffusers', parts, component, settings, (type(net), Denoiser), (generate, Guided, to_uint8))
     return ('With 🤗 diffusers, whose classes cannot express this network, so that the folder brings its own '
             '(`pipeline.py`, `face_denoiser.py`: read them before you trust them):\n\n```python\n'

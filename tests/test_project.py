@@ -187,7 +187,7 @@ def test_a_reader_that_leaves_early_is_no_fault(tmp_path):
 
 
 # Which module may import which: a stage imports folders and earlier stages, a folder imports no stage.
-STAGES = ['crawl', 'download', 'faces', 'dataset', 'unet', 'diffusion', 'fid', 'export', 'draw']
+STAGES = ['crawl', 'download', 'faces', 'dataset', 'unet', 'diffusion', 'distill', 'fid', 'export', 'draw']
 SHARED = ['policy', 'parallel', 'display', 'checks']
 FOLDERS = ['ptt', 'net', 'storage', 'vision', 'curation', 'training', 'evaluation', 'synthetic', 'app']
 

@@ -5,6 +5,9 @@ its guidance. The error is the root mean square distance, in levels of 255, betw
 of REFERENCE (250) steps of Heun's method from the same noise, in float32, over PAIRS (32) pictures. KID and FD-
 efficientnet are of SAMPLES (300) pictures against held-out heads, for each sampler from the same noises. The network
 and its pictures stay in runs/bench/sample, so a bench that was cut off goes on from there.
+
+The same network is then distilled (page `distill`) for DISTIL (12k images) more, and drawn in two evaluations and in
+one, beside the guided teacher with the steps of its recipe.
 """
 import os
 from pathlib import Path
@@ -16,6 +19,7 @@ SAMPLES = int(os.environ.get('SAMPLES', 300))
 PAIRS = int(os.environ.get('PAIRS', 32))
 REFERENCE = int(os.environ.get('REFERENCE', 250))
 TRAIN = os.environ.get('TRAIN', '25k images')
+DISTIL = os.environ.get('DISTIL', '12k images')
 STEPS = dict(ddim=(10, 20, 40, 80, 160), heun=(5, 8, 10, 15, 20), dpm2m=(6, 8, 10, 12, 15, 18, 25, 36),
              unipc=(6, 8, 10, 12, 15, 18, 25, 36))
 DRAWN = [('ddim', 18), ('ddim', 80), ('heun', 9), ('dpm2m', 8), ('dpm2m', 12), ('dpm2m', 18), ('unipc', 8),
@@ -108,23 +112,44 @@ def distance_rows(way, d, found, n):
     return rows
 
 
+def distilled_rows(student, teacher, folders, n, side, held):
+    "KID and FD of a distilled run in two evaluations and in one, beside those of its guided teacher."
+    from pttface.diffusion import evaluations, sampled_denoiser
+    r, d = teacher.recipe, sampled_denoiser(teacher, 'cpu')
+    usual = distances(d, folders[0], 'guided', [(r.sampler, r.steps)], n, side, held)[r.sampler, r.steps]
+    peer = f'{r.sampler}, {evaluations(d, r.sampler, r.steps)} evaluations, guided'
+    tried = [('consistency', 2), ('consistency', 1)]
+    found = distances(student.denoiser('cpu'), folders[1], 'distilled', tried, n, side, held)
+    rows = []
+    for (name, steps), (value, error, fd) in found.items():
+        what = f'{name}, {steps} evaluations'
+        rows.append(row(f'distilled: KID, {what}', value, 'efficientnet features', n, peer, usual[0], value/usual[0],
+                        error/abs(value)))
+        rows.append(row(f'distilled: FD, {what}', fd, 'efficientnet features', n, peer, usual[2], fd/usual[2]))
+    return rows
+
+
 def bench(smoke=False):
     "Rows of errors to the converged pictures, and of KID and FD, by sampler and number of evaluations."
     from bench_quality import face_data, pictures, recipe_of
 
     from pttface.diffusion import sampled_denoiser, train
+    from pttface.distill import distill
     from pttface.evaluation.features import features
     n, pairs, reference, budget = (12, 4, 20, '256 images') if smoke else (SAMPLES, PAIRS, REFERENCE, TRAIN)
+    more = '64 images' if smoke else DISTIL
     tried = [(k, o) for k, many in STEPS.items() for o in (many[:2] if smoke else many)]
     ims = pictures('heads', 60 if smoke else 3000)
     root = top/f'runs/bench/sample{"-smoke" if smoke else ""}'
-    run = train(face_data(ims, len(ims)*2//3), recipe_of('tiny'), root=root, budget=budget, device='cpu',
-                progress=not smoke, force=smoke)
-    folder, side = run.path/f'{run.checkpoints.rows[-1]["sha256"][:12]}', run.recipe.size
+    data, how = face_data(ims, len(ims)*2//3), dict(device='cpu', progress=not smoke, force=smoke)
+    run = train(data, recipe_of('tiny'), root=root, budget=budget, **how)
+    student = distill(run, data, budget=more, **how)
+    folders = [o.path/o.checkpoints.rows[-1]['sha256'][:12] for o in (run, student)]
+    folder, side = folders[0], run.recipe.size
     held, rows = features(ims[len(ims)*2//3:], device='cpu'), []
     for way, weight in (('plain', 1.), ('guided', run.recipe.guidance)):
         d = sampled_denoiser(run, 'cpu', guidance=weight)
         rows += error_rows(way, d, errors(d, folder, way, tried, pairs, reference, side), pairs)
         some = DRAWN[:3] if smoke else DRAWN
         rows += distance_rows(way, d, distances(d, folder, way, some, n, side, held), n)
-    return rows
+    return rows + distilled_rows(student, run, folders, n, side, held)

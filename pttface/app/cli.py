@@ -7,10 +7,11 @@ Docs: https://pttface.github.io/pttface/app/cli.html.md"""
 # %% auto #0
 __all__ = ['COMMANDS', 'flag_type', 'default_text', 'flag_options', 'add_flags', 'has_colour', 'bold', 'Page', 'Parser',
            'settings_of', 'stage_parser', 'call_stage', 'changed_recipe', 'find_init', 'packed_set', 'train_run',
-           'weights_asked', 'refine_run', 'sample_run', 'fid_run', 'export_command', 'export_data_command',
-           'push_command', 'Command', 'command', 'flag_names', 'bash_completion', 'fish_completion', 'completion',
-           'plain', 'as_record', 'usage', 'check_flags', 'run_command', 'out_of_memory', 'fault_in_words', 'stoppable',
-           'run_safely', 'substitute', 'show_anything', 'json_line', 'colour', 'print_result', 'leave_quietly', 'main']
+           'weights_asked', 'refine_run', 'distill_run', 'sample_run', 'fid_run', 'export_command',
+           'export_data_command', 'push_command', 'Command', 'command', 'flag_names', 'bash_completion',
+           'fish_completion', 'completion', 'plain', 'as_record', 'usage', 'check_flags', 'run_command',
+           'out_of_memory', 'fault_in_words', 'stoppable', 'run_safely', 'substitute', 'show_anything', 'json_line',
+           'colour', 'print_result', 'leave_quietly', 'main']
 
 # %% ../../nbs/app/cli.ipynb #f31d7001
 import argparse,codecs,difflib,errno,json,logging,os,re,shutil,signal,sqlite3,sys,textwrap,threading,time
@@ -306,6 +307,30 @@ def refine_run(
     return refine(Run.open(root, name), FaceData.load(root), samples, tried, budget, lr, n, protocol, seed, unfinished,
                   half=half, device=device, progress=progress)
 
+# %% ../../nbs/app/cli.ipynb #3fd0c6b7
+def distill_run(
+    root:str|os.PathLike='data',  # Artefact folder, after `pttface train`
+    run:str='edm',         # The teacher: folder under `runs/`
+    budget:str=None,       # How long, as for `train`; half as many pictures as the teacher saw by default
+    name:str=None,         # Folder under `runs/`; `RUN-distilled` by default
+    mid:float=.8,          # Noise level of the second evaluation
+    targets:str=None,      # `guided`, from the guided teacher (by default), or `data`, from the faces alone
+    doublings:int=None,    # Stages of the training; 3 by default
+    batch:int=None,        # Images a step; the teacher's by default
+    lr:float=None,         # Peak learning rate; half of the teacher's by default
+    device:str=None,       # `cpu`, `cuda`, …; the fastest there is by default
+    force:bool=False,      # Begin anew where another recipe's or data set's run stands? That one is kept aside
+    accumulate:str='auto', # Parts a batch is cut into; by default as few as memory allows
+    trackers:str=None,     # `tensorboard`, `wandb`, or both with a comma
+    speed:str='auto',      # `plain`, `channels_last`, `compile`, or what is fastest
+    progress:bool=True,    # Show a bar?
+): # The new run
+    "Train a copy of a run that draws a picture in two evaluations, from where it stopped."
+    from pttface.diffusion import Run
+    from pttface.distill import distill
+    return distill(Run.open(root, run), None, root, budget, name, device, mid, targets, doublings, batch, lr, accumulate,
+                   trackers, speed, None, force, progress)
+
 # %% ../../nbs/app/cli.ipynb #df3c7e23
 def sample_run(
     root:str|os.PathLike='data',  # Artefact folder, after `pttface train`
@@ -480,6 +505,13 @@ COMMANDS['train'] = Command(
      ('on pictures of your own', 'pttface train --root mine --images ~/Pictures/cats --batch 64 --budget 12h'),
      ('so that poses can be asked for', 'pttface train --root data --name told --labels pose,gender'),
      ('on from the weights of another run', 'pttface train --root mine --name more --init edm --lr 1e-4')))
+
+COMMANDS['distill'] = Command(
+    'pttface.app.cli:distill_run', 'teach a copy of a run to draw in two evaluations',
+    'Reads ROOT/runs/RUN and ROOT/dataset, writes ROOT/runs/NAME, a run like any other. The same command goes on.',
+    (('a guided run, with half as many pictures as it has seen', 'pttface distill --root data --run edm'),
+     ('then', 'pttface sample --root data --run edm-distilled --n 10000'),
+     ('without the teacher, from the faces alone', 'pttface distill --root data --run edm --targets data')))
 
 COMMANDS['sample'] = Command(
     'pttface.app.cli:sample_run', 'draw pictures from a run', 'Reads ROOT/runs/RUN, writes one file, and with --png '
@@ -668,7 +700,7 @@ def usage()->str: # The page that `pttface --help` prints
 {bold("usage:")} pttface COMMAND [flags]
 
 {bold("the stages, in their order:")}
-{lines("crawl", "download", "faces", "dataset", "train", "sample", "fid")}
+{lines("crawl", "download", "faces", "dataset", "train", "distill", "sample", "fid")}
 
 {bold("what leaves:")}
 {lines("export", "export-data", "push")}

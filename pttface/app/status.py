@@ -265,6 +265,9 @@ def train_step(
         raise BadInput(f'{name}: recipe.json is missing or empty; {n} checkpoints are there')
     recipe = settings.get('name', name)
     line = partial(command_line, 'train', root, recipe=recipe, budget=rec.get('budget'), **changed_flags(settings))
+    if settings.get('levels'):
+        teacher = rec.get('init', {}).get('run')
+        line,recipe = partial(command_line, 'distill', root, run=teacher, budget=rec.get('budget')),f'{teacher}-distilled'
     what = f'{name}: no report yet'
     if last:
         loss = last.get('heldout_loss') or last.get('loss')

@@ -133,15 +133,18 @@ class FacePipeline(DiffusionPipeline):
     "Draws pictures: number `start` and the following of a `seed`"
     _optional_components = ['guide']
 
-    def __init__(self, unet, guide=None, shape=(3, 64, 64), sampler='dpm2m', steps=18, weight=1., low=.1, high=2.):
+    def __init__(self, unet, guide=None, shape=(3, 64, 64), sampler='dpm2m', steps=18, weight=1., low=.1, high=2.,
+                 levels=()):
         super().__init__()
         self.register_modules(unet=unet, guide=guide)
-        self.register_to_config(shape=tuple(shape), sampler=sampler, steps=steps, weight=weight, low=low, high=high)
+        self.register_to_config(shape=tuple(shape), sampler=sampler, steps=steps, weight=weight, low=low, high=high,
+                                levels=tuple(levels))
 
     @torch.no_grad()
     def __call__(self, batch_size=1, seed=0, start=0, num_inference_steps=None, sampler=None, guidance=None,
                  output_type='pil', return_dict=True):
         c, d = self.config, self.unet.eval().denoiser
+        d.levels = tuple(c.levels)
         weight = c.weight if guidance is None else guidance
         if self.guide is not None and weight != 1:
             d = Guided(d, self.guide.eval().denoiser, weight, c.low, c.high)

@@ -1,0 +1,244 @@
+"A run distilled into two evaluations: resumed, refused, drawn, exported, and turned with the mouse."
+import re
+import sys
+import threading
+from dataclasses import replace
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+
+sys.path.insert(0, str(Path(__file__).parent))
+from diffusion_worker import SMALL, data
+
+from pttface.app.cli import run_safely
+from pttface.app.status import status
+from pttface.dataset import FaceData
+from pttface.diffusion import Run, evaluations, interpolate, sample, train, trajectory
+from pttface.distill import Explorer, NewestOnly, distill
+from pttface.evaluation.samples import newest, sample_to
+from pttface.export import export_run, load_model
+from pttface.fid import Watch
+from pttface.storage.files import BadInput, read_json
+from pttface.training.config import read_recipe, recipe_record, training_record
+from pttface.training.consistency import consistency_loss, earlier_level, multistep, stage_at
+
+STILL = dict(device='cpu', progress=False)
+GUIDED = replace(SMALL, guidance=2., report='32 images')
+
+
+def taught(run, name=None, budget='64 images', **kw):
+    return distill(run, data(), budget=budget, name=name, **STILL, **kw)
+
+
+@pytest.fixture(scope='module')
+def teacher(tmp_path_factory):
+    root = tmp_path_factory.mktemp('distill')/'root'
+    return train(data(), GUIDED, root=root, budget='64 images', **STILL)
+
+
+@pytest.fixture(scope='module')
+def student(teacher):
+    return taught(teacher)
+
+
+@pytest.mark.parametrize('targets', ['guided', 'data'])
+def test_a_distillation_that_was_cut_ends_as_one_that_was_not(targets, teacher, tmp_path):
+    whole = taught(teacher, 'whole', root=tmp_path/'root', targets=targets)
+
+    def interrupt(t, row):
+        if t.images == 32:
+            raise KeyboardInterrupt
+    with pytest.raises(KeyboardInterrupt):
+        taught(teacher, 'cut', root=tmp_path/'root', targets=targets, callback=interrupt)
+    assert Run.open(tmp_path/'root', 'cut').pinned()[0]['images'] == 32
+    cut = taught(teacher, 'cut', root=tmp_path/'root', targets=targets)
+    states = [o.pinned()[0] for o in (whole, cut)]
+    assert all(torch.equal(states[0]['net'][k], v) for k, v in states[1]['net'].items())
+    assert [r['loss'] for r in whole.log] == [r['loss'] for r in cut.log]
+    assert not all(torch.equal(p, q) for p, q in zip(whole.weights(), teacher.weights()))
+
+
+def test_guided_targets_are_not_those_of_the_data(teacher, student, tmp_path):
+    other = taught(teacher, root=tmp_path/'root', targets='data')
+    assert not all(torch.equal(p, q) for p, q in zip(student.weights(), other.weights()))
+    assert other.record['guidance'] == [2., .1, 2.] and other.record['init']['run'] == 'small'
+
+
+def test_what_cannot_be_distilled_is_one_sentence_before_any_work(teacher, student):
+    root = teacher.path.parents[1]
+    linear = replace(SMALL, name='linear', net='stronger', net_args=dict(widths=(2, 2), mid=2, emb=4, heads=1),
+                     parameterization='linear')
+    linear = train(data(), linear, root=root, budget='8 images', **STILL)
+
+    def stop(t, row):
+        raise KeyboardInterrupt
+    with pytest.raises(KeyboardInterrupt):
+        train(data(), GUIDED, root=root, name='half', budget='64 images', callback=stop, **STILL)
+    before = sorted(o.name for o in (root/'runs').iterdir())
+    for run, kw, words in ((linear, {}, "parameterization 'linear' and cannot be distilled"),
+                           (Run.open(root, 'half'), {}, r'has not spent its budget \(32 images so far\)'),
+                           (student, {}, 'drawn in 2 evaluations already'),
+                           (teacher, dict(mid=0.), 'mid cannot be 0'), (teacher, dict(mid='x'), "mid cannot be 'x'"),
+                           (teacher, dict(doublings=0), 'doublings cannot be 0'),
+                           (teacher, dict(targets='magic'), 'choose one of guided, data'),
+                           (teacher, dict(lr=-1.), 'lr cannot be -1'), (teacher, dict(batch=999), 'at least 999'),
+                           (teacher, dict(budget='soon'), 'is no budget')):
+        with pytest.raises(BadInput, match=words):
+            taught(run, 'new', **{**dict(budget='64 images'), **kw})
+    assert sorted(o.name for o in (root/'runs').iterdir()) == before
+    with pytest.raises(BadInput, match=re.escape('doublings=3 (now 4)')):
+        taught(teacher, doublings=4)
+
+
+def test_a_teacher_that_was_trained_further_is_noticed(teacher, tmp_path):
+    other = train(data(), GUIDED, root=tmp_path/'root', budget='64 images', **STILL)
+
+    def stop(t, row):
+        raise KeyboardInterrupt
+    for targets in ('guided', 'data'):
+        with pytest.raises(KeyboardInterrupt):
+            taught(other, targets, targets=targets, callback=stop)
+    other = train(data(), GUIDED, root=tmp_path/'root', budget='72 images', **STILL)
+    with pytest.raises(BadInput, match='was begun with the weights'):
+        taught(other, 'guided', targets='guided')
+    taught(other, 'data', targets='data')
+
+
+def test_a_picture_is_the_same_in_any_batch_and_by_any_function(student):
+    ims = sample(student, 6, **STILL)
+    assert np.abs(ims.astype(int) - sample(student, 6, batch=1, **STILL)).max() <= 1
+    assert np.abs(ims[3:].astype(int) - sample(student, 3, start=3, **STILL)).max() <= 1
+    assert not np.array_equal(ims, sample(student, 6, seed=1, **STILL))
+    once = sample(student, 6, steps=1, **STILL)
+    assert not np.array_equal(ims, once) and student.evaluations(steps=1) == 1
+    assert evaluations(student.denoiser('cpu')) == student.evaluations() == 2
+    between = interpolate(student, 0, 5, 4, device='cpu')
+    assert np.abs(between[[0, -1]].astype(int) - ims[[0, 5]]).max() <= 1
+    assert trajectory(student, 3, device='cpu')[2].tolist() == pytest.approx([80., .8])
+
+
+@pytest.mark.parametrize('kw, words', [(dict(steps=3), 'in 1 to 2 evaluations, not in 3'),
+                                       (dict(sampler='heun'), "the sampler 'heun' needs a denoiser"),
+                                       (dict(sampler='dpm2m'), "the sampler 'dpm2m' needs a denoiser"),
+                                       (dict(guidance=2.), 'guidance=2 cannot be asked')])
+def test_what_a_consistency_model_cannot_do_is_said(kw, words, student):
+    with pytest.raises(BadInput, match=words):
+        sample(student, 1, **STILL, **kw)
+
+
+def test_the_recipe_travels_as_plain_json_and_old_ones_stay_what_they_were(student):
+    settings = read_json(student.path/'recipe.json')['settings']
+    assert settings['levels'] == [80., .8] and settings['sampler'] == 'consistency' and settings['steps'] == 2
+    assert read_recipe(settings) == student.recipe and student.guidance is None
+    assert not {'levels', 'doublings', 'targets'} & (recipe_record(SMALL).keys() | training_record(SMALL).keys())
+    assert read_recipe(recipe_record(SMALL)) == SMALL
+
+
+def test_an_export_draws_the_same(student, tmp_path):
+    export_run(student, tmp_path/'model', **STILL)
+    model = load_model(tmp_path/'model')
+    for steps in (1, 2):
+        assert np.array_equal(sample(model, 3, steps=steps, **STILL), sample(student, 3, steps=steps, **STILL))
+    assert read_json(tmp_path/'model/config.json')['settings']['levels'] == [80., .8]
+    assert 'consistency, 2 steps' in (tmp_path/'model/README.md').read_text()
+
+
+def test_samples_on_disk_reports_and_watching(student, teacher, tmp_path):
+    out = sample_to(sample, newest(student), 4, tmp_path/'some.npz', **STILL)
+    assert np.array_equal(np.load(out)['images'], sample(student, 4, **STILL))
+    watch = Watch(data(), n=6, protocol=lambda ims: ims.reshape(len(ims), -1)[:, ::50].astype(np.float32))
+    taught(teacher, 'watched', budget='32 images', callback=watch)
+    assert watch.rows and np.isfinite([o['distance'] for o in watch.rows]).all()
+    assert {'ema_loss', 'heldout_loss', 'by_sigma'} <= student.log[-1].keys() and (student.path/'loss.png').exists()
+
+
+def test_the_command_goes_on_where_status_says(teacher, tmp_path):
+    root = tmp_path/'root'
+    np.savez(tmp_path/'own.npz', images=data().images)
+    faces = FaceData.from_npz(tmp_path/'own.npz').save(root)
+    train(faces, GUIDED, root=root, budget='64 images', **STILL)
+
+    def stop(t, row):
+        raise KeyboardInterrupt
+    with pytest.raises(KeyboardInterrupt):
+        distill(Run.open(root, 'small'), budget='64 images', callback=stop, **STILL)
+    step = next(r for r in status(root).rows if r['what'].startswith('small-distilled') and r['stage'] == 'train')
+    words = step['command'].split()
+    assert words[:2] == ['pttface', 'distill'] and '--run' in words
+    rc, run, error = run_safely('distill', [*words[2:], '--device', 'cpu', '--no-progress'])
+    assert (rc, error) == (0, None) and run.path.name == 'small-distilled' and run.log[-1]['images'] == 64
+    for more, said in ((['--mid', '0'], 'mid cannot be 0'), (['--doublings', '0'], 'doublings cannot be 0'),
+                       (['--run', 'nobody'], "no run 'nobody'"), (['--targets', 'x'], 'guided, data')):
+        rc, _, error = run_safely('distill', ['--root', str(root), '--run', 'small', *more])
+        assert rc == 2 and said in error
+
+
+def test_stages_and_levels():
+    assert [stage_at(s, 3) for s in (0., .34, .7, 1., 1.2)] == [1, 2, 3, 3, 3]
+    t = torch.logspace(-3, 2, 50)
+    for stage in range(1, 13):
+        r = earlier_level(t, stage)
+        assert (r >= 0).all() and (r < t).all() and (r <= earlier_level(t, stage+1)).all()
+
+
+def test_the_sampler_asks_once_at_each_level():
+    asked = []
+
+    def end(x, s):
+        asked.append(float(s))
+        return x*0
+    def largest(x, e, s):
+        asked.append(x.max().item())
+    noise, levels = torch.ones(2, 1, 1, 1), torch.tensor([80., .8, .1, 0.])
+    x = multistep(end, 80*noise, levels, lambda: noise, largest)
+    assert asked == pytest.approx([80., 80., .8, .8, .1, .1]) and (x == 0).all()
+
+
+def test_no_gradient_flows_through_the_earlier_point():
+    w = torch.ones(1, requires_grad=True)
+
+    def f(x, t):
+        return w*x
+    x0, t, eps = torch.ones(2, 1, 1, 1), torch.tensor([1., 2.]), torch.ones(2, 1, 1, 1)
+    consistency_loss(f, x0, t, t/2, eps).sum().backward()
+    both = sum(((x0 + t.view(-1, 1, 1, 1)*eps).mean((1, 2, 3)))/(t/2))  # d|w·x_t − end|/dw = x_t, over t − r
+    assert w.grad.item() == pytest.approx(both.item(), rel=1e-2)
+
+
+def test_only_the_newest_position_waits():
+    gate, seen = threading.Event(), []
+
+    def draw(k):
+        gate.wait(20)
+        seen.append(k)
+        if k == 0:
+            raise ValueError('the first fails')
+    newest_only = NewestOnly(draw)
+    for k in range(100):
+        newest_only(k)
+    gate.set()
+    newest_only.wait()
+    assert seen[-1] == 99 and len(seen) <= 2
+    newest_only(7)
+    newest_only.wait()
+    assert seen[-1] == 7
+
+
+def test_the_explorer_draws_between_samples(student):
+    e = Explorer(student, device='cpu')
+    ims = sample(student, 8, **STILL)
+    for k, at in enumerate(((0., 0.), (1., 0.), (0., 1.), (1., 1.))):
+        assert np.abs(e.picture(*at).astype(int) - ims[k]).max() <= 1
+    first = e.image.value
+    for x in np.linspace(.1, .5, 9):
+        e.across.value = x
+    e.show.wait()
+    assert e.image.value != first and 'ms' in e.note.value
+    e.across.value = 0.
+    e.others.click()
+    e.show.wait()
+    assert np.abs(e.picture().astype(int) - ims[4]).max() <= 1 and '4 to 7' in e.note.value
+    with pytest.raises(BadInput, match='start cannot be -1'):
+        Explorer(student, start=-1)
