@@ -229,7 +229,7 @@ def test_no_row_names_anybody(root):
 @pytest.mark.skipif(not os.environ.get('PTTFACE_IDENTITY_MODEL'), reason='PTTFACE_IDENTITY_MODEL names no network')
 def test_the_real_network_leaves_out_a_drawn_person(root):
     I.embed_faces(root, os.environ['PTTFACE_IDENTITY_MODEL'], 'dlib', threshold=.25, progress=False)
-    ask(root, me=draw(3, yaw=6.)[0])
+    ask(root, me=other_photo(3))
     assert I.leave_out_by_face(root) == 2
     rows = [r for r in read_jsonl(root/'faces/faces.jsonl') if opted_out(r, read_optout(root))]
     assert {r['key'] for r in rows} == {'0100000', '0100001'}
