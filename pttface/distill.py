@@ -195,7 +195,8 @@ def distill(
     student.note_budget(budget)
     weight,*interval = student.record['guidance']
     teacher = sampled_denoiser(run, device, guidance=weight, interval=interval)
-    trainer = make_student(student, teacher, data.at(recipe.size), plan, device, accumulate, find_trackers(trackers), speed)
+    trainer = make_student(student, teacher, data.at(recipe.size), plan, device, accumulate, find_trackers(trackers),
+                           speed)
     if not student.checkpoints.rows:
         trainer.begin_with(run.weights(), str(run.path))
     run_training(trainer, progress, callback, partial(confirm_cpu, recipe, data, plan, device))

@@ -1,5 +1,6 @@
 "A run distilled into two evaluations: resumed, refused, drawn, exported, and turned with the mouse."
 import re
+import shlex
 import sys
 import threading
 from dataclasses import replace
@@ -165,7 +166,7 @@ def test_the_command_goes_on_where_status_says(teacher, tmp_path):
     with pytest.raises(KeyboardInterrupt):
         distill(Run.open(root, 'small'), budget='64 images', callback=stop, **STILL)
     step = next(r for r in status(root).rows if r['what'].startswith('small-distilled') and r['stage'] == 'train')
-    words = step['command'].split()
+    words = shlex.split(step['command'])
     assert words[:2] == ['pttface', 'distill'] and '--run' in words
     rc, run, error = run_safely('distill', [*words[2:], '--device', 'cpu', '--no-progress'])
     assert (rc, error) == (0, None) and run.path.name == 'small-distilled' and run.log[-1]['images'] == 64

@@ -328,8 +328,8 @@ def distill_run(
     "Train a copy of a run that draws a picture in two evaluations, from where it stopped."
     from pttface.diffusion import Run
     from pttface.distill import distill
-    return distill(Run.open(root, run), None, root, budget, name, device, mid, targets, doublings, batch, lr, accumulate,
-                   trackers, speed, None, force, progress)
+    return distill(Run.open(root, run), None, root, budget, name, device, mid, targets, doublings, batch, lr,
+                   accumulate, trackers, speed, None, force, progress)
 
 # %% ../../nbs/app/cli.ipynb #df3c7e23
 def sample_run(

@@ -267,7 +267,8 @@ def train_step(
     line = partial(command_line, 'train', root, recipe=recipe, budget=rec.get('budget'), **changed_flags(settings))
     if settings.get('levels'):
         teacher = rec.get('init', {}).get('run')
-        line,recipe = partial(command_line, 'distill', root, run=teacher, budget=rec.get('budget')),f'{teacher}-distilled'
+        recipe = f'{teacher}-distilled'
+        line = partial(command_line, 'distill', root, run=teacher, budget=rec.get('budget'))
     what = f'{name}: no report yet'
     if last:
         loss = last.get('heldout_loss') or last.get('loss')

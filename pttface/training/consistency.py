@@ -25,7 +25,7 @@ def earlier_level(
     k:float=8.,      # How much larger it is at low levels …
     b:float=1.,      # … below about 1/b
 )->torch.Tensor: # r < t, (N,); 0 where the picture itself is the other point
-    "The noise level of the second point: Geng et al. 2024, eq. 22."
+    "The noise level of the second point: Geng et al. 2024."
     return (t*(1 - (1 + k*torch.sigmoid(-b*t))/2**stage)).clamp(min=0)
 
 # %% ../../nbs/training/consistency.ipynb #18071681
@@ -55,7 +55,7 @@ def consistency_loss(
     c:float=1e-3,       # Below this, root mean square over pixels, a distance counts as its square
     sigma_data:float=float('inf'), # Lift high levels by √(1 + t²/σ_d²); the weight of the paper by default
 )->torch.Tensor: # A loss for each, (N,)
-    "How far the ends that `f` sees from two points of a path are apart: Geng et al. 2024, eq. 9 and 12."
+    "How far the ends that `f` sees from two points of a path are apart: Geng et al. 2024."
     wide = (-1, *[1]*(x0.dim()-1))
     x = x0 + t.view(wide)*eps
     earlier = move(x, t, r) if move else x0 + r.view(wide)*eps
