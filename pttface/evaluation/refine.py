@@ -336,7 +336,7 @@ def refine(
 )->Refinement:
     "Step a run away from its own samples where that helps, and keep it in `refined/`; raises `BadInput` early."
     weights,kw = check_weights_tried(weights),{k:v for k,v in kw.items() if v is not None}
-    check_numbers(n=n)
+    check_numbers(n=n, seed=seed)
     if n < 6:
         raise BadInput(f'{n} samples of each figure: a step is judged by 6 at least')
     state,row = run.pinned()
