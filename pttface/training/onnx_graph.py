@@ -37,6 +37,7 @@ class Labelled(nn.Module):
     def __init__(self, denoise):
         super().__init__()
         self.denoise = denoise
+        self.train(denoise.training)  # The exporter restores the mode of what it is given, parts included
     def forward(self, x, sigma, label): # NCHW, (N,), (N,D)
         return self.denoise(x, sigma, label=label)
 
