@@ -824,8 +824,8 @@ def fine_tune(
     progress:bool=True,    # Show a bar?
 )->Run: # The copy, trained
     "Train a copy of a run's averaged weights on other pictures, from where that stopped."
-    r = replace(run.recipe, lr=lr, lr_end=lr, warmup=0., per_epoch=False, seed=seed, ema='power 0.10', snapshots=0,
-                guidance=1., report='1000M images')
+    r = replace(run.recipe, optimizer='adamw', lr=lr, lr_end=lr, warmup=0., per_epoch=False, seed=seed,
+                ema='power 0.10', snapshots=0, guidance=1., report='1000M images')
     weights,kept = run.weights(),{k:v for k,v in run.record.items() if k in ('sigma_data','parameters')}
     init = dict(run=run.path.name, weights=run.weights_id())
     described = dict(kept, images=len(data.train), init=init)

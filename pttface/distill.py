@@ -25,7 +25,7 @@ from .dataset import FaceData
 from .diffusion import Run,confirm_cpu,draw_noise,draw_sheet,draw_sigmas,generate,guidance_of,make_denoiser
 from .diffusion import sampled_denoiser,to_float,to_uint8
 from .storage.files import BadInput
-from .training.config import Budget,Recipe
+from .training.config import Budget,Recipe,copy_lr
 from .training.consistency import LOWEST,consistency_loss,earlier_level,stage_at
 from .training.device import HALF,pick_device,pick_precision
 from .training.samplers import Noise
@@ -76,7 +76,8 @@ def distilled_recipe(
     r = run.recipe
     half = max(1, run.pinned()[0]['images']//2)
     new = replace(r, name=name or f'{run.path.name}-distilled', levels=(80.,float(mid)), sampler='consistency', steps=2,
-                  mean=0., std=2., lr=r.lr/2, guidance=1., snapshots=0, budget=f'{half} images')
+                  mean=0., std=2., optimizer='adamw', lr=copy_lr(r)/2, guidance=1., snapshots=0,
+                  budget=f'{half} images')
     return replace(new, **{k:v for k,v in changed.items() if v is not None})
 
 # %% ../nbs/distill.ipynb #eff702d8

@@ -28,7 +28,7 @@ from .samples import CheckpointRef,faces_at,generate_cached,newest
 from ..storage.files import BadInput,Ledger,atomic_path,content_hash,locked,read_json,remove,remove_tree
 from ..storage.files import write_json
 from ..training.checkpoint import Checkpoints,write_state
-from ..training.config import Budget
+from ..training.config import Budget,copy_lr
 from ..vision.pictures import in_colour
 
 # %% ../../nbs/evaluation/refine.ipynb #ad50cb2e
@@ -127,7 +127,7 @@ def plan_copy(
     if budget is not None:
         Budget.parse(budget)
     steps = max(1, int(.015*seen)//r.batch)
-    return dict(samples=samples, lr=r.lr/50 if lr is None else lr, budget=budget or f'{steps*r.batch} images',
+    return dict(samples=samples, lr=copy_lr(r)/50 if lr is None else lr, budget=budget or f'{steps*r.batch} images',
                 seed=seed)
 
 # %% ../../nbs/evaluation/refine.ipynb #0c892b8f

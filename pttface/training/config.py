@@ -6,7 +6,7 @@ Docs: https://pttface.github.io/pttface/training/config.html.md"""
 
 # %% auto #0
 __all__ = ['RECIPES', 'EARLIER', 'RECORDED_AS', 'DRAWING_ONLY', 'LABELS_ONLY', 'SINCE_0_1', 'CONSISTENCY_ONLY', 'Budget',
-           'Recipe', 'find_recipe', 'as_earlier', 'recipe_record', 'training_record', 'read_recipe', 'lr_at',
+           'Recipe', 'find_recipe', 'as_earlier', 'copy_lr', 'recipe_record', 'training_record', 'read_recipe', 'lr_at',
            'rewarmed_lr']
 
 # %% ../../nbs/training/config.ipynb #eb010030
@@ -130,6 +130,13 @@ def as_earlier(
     before,now = EARLIER.get(recipe.name, {}),RECIPES.get(recipe.name)
     as_today = all(getattr(recipe, k) == getattr(now, k) for k in before)
     return replace(recipe, **before) if before and as_today else None
+
+# %% ../../nbs/training/config.ipynb #4d1b9a9f
+def copy_lr(
+    recipe:Recipe,  # Of a training
+)->float: # A learning rate of AdamW
+    "The rate from which that of a training of its copies is reckoned."
+    return recipe.lr if recipe.optimizer == 'adamw' else min(recipe.lr, 2e-3)
 
 # %% ../../nbs/training/config.ipynb #10574d35
 RECORDED_AS = dict(parameterization='kind', stratified='spread', per_epoch='stairs')  # Our name, and the one on disk
