@@ -261,7 +261,7 @@ def test_more_like_this_fills_the_page_and_goes_back(tmp_path):
     c.select_button.value = False
     c.more_button.click()
     assert c.shown[0] == alike[0] and set(c.shown[:6]) == set(alike) and c.pages == 5
-    assert c.return_button.layout.display is None
+    assert c.return_button.layout.display is None and c.by.layout.display == 'none'
     assert c.label(alike[0]) == 'this' and c.label(c.shown[1]).startswith('near 0.')
     c.drop_shown()
     assert c.session.counts['dropped'] == 20 and c.label(alike[1]) == 'dropped'

@@ -152,14 +152,14 @@ def neighbour_buttons(
     session:CurationSession,  # The faces
 )->list: # Select, more like this, the list of ways, back
     "The buttons that look for faces like one."
-    wide,gone = Layout(width='auto'),Layout(width='auto', display='none')
+    wide,hidden = Layout(width='auto'),dict(width='auto', display='none')
     ways = {**WAYS, 'person':'same person'} if session.has_people else dict(features='features')
     by = Dropdown(options=[(text,k) for k,text in ways.items()], value='features', description='by',
-                  layout=gone if len(ways) == 1 else wide)
+                  layout=Layout(**hidden) if len(ways) == 1 else wide)
     return [ToggleButton(description='Select', icon='hand-pointer-o', layout=wide, _dom_classes=['pf-select'],
                          tooltip='a click selects instead of dropping'),
             Button(description='More like this', icon='clone', layout=wide, _dom_classes=['pf-more']), by,
-            Button(description='Back to all', icon='reply', layout=gone, _dom_classes=['pf-return'])]
+            Button(description='Back to all', icon='reply', layout=Layout(**hidden), _dom_classes=['pf-return'])]
 
 # %% ../../nbs/curation/curator.ipynb #fd03cbe7
 def face_facts(
