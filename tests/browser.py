@@ -74,7 +74,7 @@ class Browser:
 
     def wait(self, js, seconds=None):
         "Wait until the expression is true, and return its value."
-        return self.page.wait_for_function(js, timeout=(seconds or self.patience)*1000).json_value()
+        return self.page.wait_for_function(js, timeout=(seconds or self.patience)*1000, polling=50).json_value()
 
     def click(self, x, y=None):
         "Click at a point in CSS pixels, or in the middle of what a selector finds."

@@ -275,7 +275,7 @@ def test_tab_reaches_all_controls_and_each_has_a_name(urls, browser):
     for _ in range(12):
         browser.key('Tab')
         reached.append(browser.eval('document.activeElement.name || ""'))
-    assert [o for o in reached if o] == ['one', 'seed', 'second', 'share', 'pose', 'gender']
+    assert [o for o in reached if o][:6] == ['one', 'seed', 'second', 'share', 'pose', 'gender']
     names = browser.eval('''[...document.querySelectorAll("#draw-one :is(input, select)")].map(e =>
         e.labels[0].textContent.trim())''')
     assert len(names) == 5 and all(names)
@@ -310,7 +310,7 @@ def test_what_cannot_be_fetched_is_said(urls, browser, fault, message):
     browser.page.route(f'**/{fault}', lambda route: route.fulfill(status=404, body=''))
     browser.goto(urls['told'])
     browser.click('[name=one]')
-    said = browser.wait('''document.querySelector(".draw-failed .draw-status")?.textContent''')
+    said = browser.wait('''document.querySelector(".draw-failed .draw-status")?.textContent''', 60)
     browser.page.unroute(f'**/{fault}')
     assert message in said and 'reload' in said
     browser.goto('about:blank')

@@ -339,10 +339,11 @@ def keep_decisions(
     "Copy to Drive whenever something was decided; Drive's faults are logged, and nothing is lost here."
     save = decided.save
     def saved(
-        which:list,  # Indices of faces
-        drop,        # As for `save`
+        which:list,   # Indices of faces
+        drop,         # As for `save`, like the reason
+        reason=None,
     ):
-        save(which, drop)
+        save(which, drop, reason)
         try:
             mirror.push()
         except (BadInput, OSError) as e:

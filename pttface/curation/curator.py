@@ -70,8 +70,7 @@ box.dataset.keys='on';box.setAttribute('data-lm-suppress-shortcuts','true');
 var step={ArrowLeft:-1,ArrowRight:1,ArrowUp:-@cols,ArrowDown:@cols};
 var press={n:'.pf-next',PageDown:'.pf-next',p:'.pf-back',PageUp:'.pf-back',u:'.pf-undo',m:'.pf-more',b:'.pf-return'};
 var picked=function(o){return getComputedStyle(o).getPropertyValue('--pf-picked').trim()=='1'};
-var pick=function(o){var s=box.querySelector('.pf-select'),on=s.classList.contains('mod-active');
-if(!on)s.click();o.click();if(!on)s.click();o.focus()};
+var pick=function(o){box.querySelector('.pf-pick').click();o.click();o.focus()};
 box.addEventListener('keydown',function(e){
 if(e.ctrlKey||e.metaKey||e.altKey||e.target.closest('select,input'))return;
 var seen=function(b){return getComputedStyle(b).visibility!='hidden'};
@@ -150,7 +149,7 @@ def page_buttons()->list: # Back, next, undo, drop
 # %% ../../nbs/curation/curator.ipynb #c0a1de02
 def neighbour_buttons(
     session:CurationSession,  # The faces
-)->list: # Select, more like this, the list of ways, back
+)->list: # Select, more like this, the list of ways, back; and, not shown, the one that a key presses to select
     "The buttons that look for faces like one."
     wide,hidden = Layout(width='auto'),dict(width='auto', display='none')
     ways = {**WAYS, 'person':'same person'} if session.has_people else dict(features='features')
@@ -159,7 +158,8 @@ def neighbour_buttons(
     return [ToggleButton(description='Select', icon='hand-pointer-o', layout=wide, _dom_classes=['pf-select'],
                          tooltip='a click selects instead of dropping'),
             Button(description='More like this', icon='clone', layout=wide, _dom_classes=['pf-more']), by,
-            Button(description='Back to all', icon='reply', layout=Layout(**hidden), _dom_classes=['pf-return'])]
+            Button(description='Back to all', icon='reply', layout=Layout(**hidden), _dom_classes=['pf-return']),
+            Button(layout=Layout(**hidden), _dom_classes=['pf-pick'])]
 
 # %% ../../nbs/curation/curator.ipynb #fd03cbe7
 def face_facts(
@@ -239,7 +239,9 @@ class Curator(VBox):
         self.grid = face_grid(per_page, ncols, side)
         self.faces = self.grid.children
         self.back_button,self.next_button,self.undo_button,self.drop_button = page_buttons()
-        self.select_button,self.more_button,self.by,self.return_button = neighbour_buttons(self.session)
+        self.near = neighbour_buttons(self.session)
+        self.select_button,self.more_button,self.by,self.return_button,self.pick_button = self.near
+        self.selects = False  # Does the next click select, whatever `Select` says?
         self._lay_out(side)
         self._connect()
         self.refresh()
@@ -260,8 +262,7 @@ def _lay_out(self:Curator, side):
     self.page_label = HTML(layout=Layout(margin='0 10px'))
     buttons = HBox([self.back_button, self.next_button, self.page_label, self.undo_button, self.drop_button],
                    layout=Layout(margin='6px 0 0 4px', align_items='center'))
-    near = HBox([self.select_button, self.more_button, self.by, self.return_button],
-                layout=Layout(margin='2px 0 0 4px', align_items='center'))
+    near = HBox(self.near, layout=Layout(margin='2px 0 0 4px', align_items='center'))
     faces = VBox([self.grid, buttons, near], layout=Layout(flex='none'))
     filters = Box(list(self.filters.values()), layout=Layout(flex_flow='row wrap', margin='0 0 0 4px'))
     self.children = [style, self.sheet, self.marks, self.header, filters, HBox([faces, self.details])]
@@ -278,6 +279,7 @@ def _connect(self:Curator):
     self.next_button.on_click(lambda _: self.next_page())
     self.undo_button.on_click(lambda _: self.undo_last())
     self.drop_button.on_click(lambda _: self.drop_shown())
+    self.pick_button.on_click(lambda _: setattr(self, 'selects', True))
     self.more_button.on_click(lambda _: self.more_like_this())
     self.return_button.on_click(lambda _: self.back_to_all())
 
@@ -361,10 +363,11 @@ def toggle(self:Curator,
     k:int,  # Place on the page, from 0
 ):
     "Drop the face, or restore it; while `Select` is on, select it or not."
+    selects,self.selects = self.selects or self.select_button.value,False
     if k >= len(self.shown):
         return
     i = self.last = int(self.shown[k])
-    if self.select_button.value:
+    if selects:
         self.picked = [o for o in self.picked if o != i] if i in self.picked else [*self.picked,i]
     else:
         self.session.decide([i], self.session.state[i] is not True, self.reason)

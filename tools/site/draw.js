@@ -111,8 +111,8 @@ export function paint(canvas, x, [channels, height, width], scale = 1) {
 // What the browser fetches, once: the table, the runtime, the networks
 const here = (name) => new URL(name, import.meta.url).href;
 
-async function fetchBytes(name, got) {
-  const answer = await fetch(here(name));
+async function fetchBytes(name, got = () => {}, signal = null) {
+  const answer = await fetch(here(name), { signal });
   if (!answer.ok) throw new Error(`${name} cannot be loaded (${answer.status} ${answer.statusText})`);
   const parts = [], reader = answer.body.getReader();
   for (let o = await reader.read(); !o.done; o = await reader.read()) {
@@ -124,11 +124,13 @@ async function fetchBytes(name, got) {
 
 export async function load(progress) {
   if (typeof WebAssembly !== 'object') throw new Error('this browser has no WebAssembly, which the network runs in');
-  const table = JSON.parse(new TextDecoder().decode(await fetchBytes('generator.json', () => {})));
+  const table = JSON.parse(new TextDecoder().decode(await fetchBytes('generator.json')));
   const total = Object.values(table.files).reduce((a, b) => a + b);
   let bytes = 0;
-  const got = (n) => progress((bytes += n) / total, total);
-  const names = Object.keys(table.files), contents = await Promise.all(names.map((o) => fetchBytes(o, got)));
+  const stop = new AbortController();  // of all, when one cannot be fetched
+  const got = (n) => stop.signal.aborted || progress((bytes += n) / total, total);
+  const names = Object.keys(table.files), all = names.map((o) => fetchBytes(o, got, stop.signal));
+  const contents = await Promise.all(all).catch((e) => { stop.abort(); throw e; });
   const file = Object.fromEntries(names.map((o, i) => [o, contents[i]]));
   const ort = await import(here(table.runtime));
   ort.env.wasm.numThreads = 1;  // more need headers that simple hosts of pages do not send
