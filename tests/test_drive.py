@@ -17,6 +17,7 @@ import pytest
 from fake_drive import FakeDrive
 
 from pttface.storage import drive
+from pttface.storage.copies import copy_whole
 from pttface.storage.drive import Mirror, merge_ledgers, needed_by
 from pttface.storage.files import (JOURNAL, LOCK, BadInput, Ledger, dumps, note_removed, open_root, read_jsonl,
                                    remove, remove_tree, write_json, write_jsonl, write_tar)
@@ -106,6 +107,14 @@ def test_a_ledger_alone_that_begins_anew_keeps_the_rows_on_drive(copied, remote)
         ledger.append(rows(1)[0])
     mirror.push()
     assert len(read_jsonl(remote / LEDGER)) == 1000
+
+
+def test_a_file_that_goes_between_two_tries_leaves_no_half_of_it(tmp_path):
+    src, half = tmp_path/'checkpoint.pt', tmp_path/'.checkpoint-copy.pt.tmp'
+    half.write_bytes(b'half')
+    with pytest.raises(FileNotFoundError):
+        copy_whole(src, tmp_path/'checkpoint-copy.pt')
+    assert not half.exists()
 
 
 def test_what_a_stage_removes_is_removed_on_drive(copied, remote):

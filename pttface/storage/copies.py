@@ -52,6 +52,9 @@ def copy_whole(
     "Copy a file so that it appears whole or not at all; raises `OSError` when fewer bytes arrive than were sent."
     dst.parent.mkdir(parents=True, exist_ok=True)
     tmp = dst.with_name(f'.{dst.name}.tmp')
+    if not src.exists():
+        with suppress(OSError):  # Half of it, from a try before it went
+            cut_and_unlink(tmp)
     with open(src, 'rb') as f, open(tmp, 'wb') as g:
         shutil.copyfileobj(f, g, 1 << 20)
         n = g.tell()
