@@ -183,7 +183,7 @@ def article_link(
 # %% ../../nbs/curation/curator.ipynb #c4a7fda1
 _KEY_HELP = ('<div class="pf-keys"><kbd>x</kbd> or click: drop or restore<br><kbd>←↑↓→</kbd> move &nbsp;'
             '<kbd>u</kbd> undo<br><kbd>n</kbd> next page &nbsp;<kbd>p</kbd> page before<br>'
-            '<kbd>s</kbd> select &nbsp;<kbd>m</kbd> more like this &nbsp;<kbd>b</kbd> back</div>')
+            '<kbd>s</kbd> select &nbsp;<kbd>b</kbd> back<br><kbd>m</kbd> more like this</div>')
 
 @patch
 def describe(self:CurationSession,
