@@ -551,7 +551,7 @@ COMMANDS['push'] = Command(
 # %% ../../nbs/app/cli.ipynb #17778c03
 COMMANDS['demo'] = Command(
     'pttface.app.demo:demo', 'the whole pipeline, offline, on a board of drawn heads',
-    'Writes a root of its own, in about eight minutes on two cores; ends with what was found beside what is there, '
+    'Writes a root of its own, in about nine minutes on two cores; ends with what was found beside what is there, '
     'and report.png.',
     (('at full size', 'pttface demo --root runs/demo'),
      ('in a minute', 'pttface demo --root /tmp/demo --photos 90 --budget 10s --samples 24')))
@@ -712,7 +712,7 @@ def usage()->str: # The page that `pttface --help` prints
 {lines("demo", "refine", "models", "identity", "forget", "completion")}
 
 {bold("begin with:")}
-  pttface demo                          the whole pipeline, offline, in about eight minutes
+  pttface demo                          the whole pipeline, offline, in about nine minutes
   pttface crawl --help                  a page about one command, with examples
 
 Every stage goes on from where it stopped: after Ctrl-C or a crash, give the same command again.
