@@ -669,11 +669,12 @@ def measure_averages(
     heldout:np.ndarray,  # Pictures it has not seen, (M,S,S,C) uint8; perhaps none
     recipe:Recipe,       # For the noise levels
     half=None,           # The 16-bit type of the training, or `None`
+    by_level=measure,    # by_level(model, pictures, recipe) → σ and loss of each band
 )->dict: # ema_loss, heldout_loss, and both by noise level
     "What the log's rows get beside the loss of the training."
     model.autocast = half
-    sigma,seen = measure(model, recent, recipe)
-    held = measure(model, to_float(heldout), recipe)[1] if len(heldout) else None
+    sigma,seen = by_level(model, recent, recipe)
+    held = by_level(model, to_float(heldout), recipe)[1] if len(heldout) else None
     return dict(ema_loss=float(seen.mean()), heldout_loss=None if held is None else float(held.mean()),
                 by_sigma=dict(sigma=sigma, train=seen, heldout=held))
 
