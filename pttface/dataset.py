@@ -15,7 +15,7 @@ __all__ = ['PACK_PRESETS', 'FILTERS', 'NUMBERS', 'near_pairs', 'normalised_thumb
 import hashlib
 import logging
 import re
-from dataclasses import asdict,dataclass
+from dataclasses import asdict,dataclass,replace
 from functools import lru_cache
 from itertools import count
 from pathlib import Path
@@ -530,28 +530,23 @@ def _card_there(root):
     "The card of the set in `root`; empty where there is none"
     return read_json(root/'dataset/card.json') if (root/'dataset/faces.npz').exists() else {}
 
-# %% ../nbs/03_dataset.ipynb #30ad8616
-def pack(
-    root,                        # Artefact folder
-    pose:str|None=None,          # Only `frontal`, `left` or `right` faces
-    gender:str|None=None,        # Only `male`, `female` or `unknown` faces
-    month:str|None=None,         # Only faces of one month
-    score:float|None=None,       # Only faces whose detector score is at least this
-    settings=PackSettings(),     # Size, split and duplicates, or the name of a preset
-    force:bool=False,            # Take other settings than those that made what is there, and make it again?
-): # The set, a `FaceData`
-    "Clean, split and pack the faces of `root`; raises `BadInput` when none are left, with the numbers."
-    if isinstance(pose, PackSettings) or pose in PACK_PRESETS:  # 0.1.0 had the settings in second place
-        settings,pose = pose,None
-    rows = read_jsonl(need(root, 'faces/faces.jsonl', 'faces'))
-    kept = [r for r in rows if r['status'] == 'kept']
-    settings,root = find_preset(settings, PACK_PRESETS, 'the data set'),Path(root)
-    filters = {k:v for k,v in dict(pose=pose, gender=gender, month=month, score=score).items() if v is not None}
+# %% ../nbs/03_dataset.ipynb #4debf582
+def _sized(settings, size):
+    "The settings with another size, where one is given"
+    check_numbers(size=size)
+    return settings if size is None else replace(settings, size=int(size))
+
+def _check_asked(root, kept, settings, filters):
+    "Raise `BadInput` on settings or filters that make no set of these faces"
     check_settings(settings)
     check_size(root, settings.size)
     check_filters(filters, {r['month'] for r in kept})
     if settings.max_per_person:
         identity_vectors(root, [])  # raises when there are none
+
+# %% ../nbs/03_dataset.ipynb #8f958be4
+def _load_or_make(root, rows, kept, settings, filters, force):
+    "The set in `root`, packed anew unless it is made of the same faces in the same way"
     wanted = dict(asdict(settings), filters=filters)
     there = _card_there(root) if same_settings(root/'dataset/card.json', wanted, force, dict(max_per_person=0)) else {}
     leave_out_by_face(root)
@@ -565,6 +560,27 @@ def pack(
         if there.get('source') == content_hash(2, *made_of) and there['hash'] == card['hash']:
             return FaceData.load(root)  # a set of 0.1.0 that today's split leaves as it is
         return _write(root, arrays, dict(settings=wanted, source=source) | card)
+
+# %% ../nbs/03_dataset.ipynb #30ad8616
+def pack(
+    root,                        # Artefact folder
+    pose:str|None=None,          # Only `frontal`, `left` or `right` faces
+    gender:str|None=None,        # Only `male`, `female` or `unknown` faces
+    month:str|None=None,         # Only faces of one month
+    score:float|None=None,       # Only faces whose detector score is at least this
+    settings=PackSettings(),     # Size, split and duplicates, or the name of a preset
+    force:bool=False,            # Take other settings than those that made what is there, and make it again?
+    size:int|None=None,          # Side of the faces, px; that of `settings` by default
+): # The set, a `FaceData`
+    "Clean, split and pack the faces of `root`; raises `BadInput` when none are left, with the numbers."
+    if isinstance(pose, PackSettings) or pose in PACK_PRESETS:  # 0.1.0 had the settings in second place
+        settings,pose = pose,None
+    rows = read_jsonl(need(root, 'faces/faces.jsonl', 'faces'))
+    kept = [r for r in rows if r['status'] == 'kept']
+    settings,root = _sized(find_preset(settings, PACK_PRESETS, 'the data set'), size),Path(root)
+    filters = {k:v for k,v in dict(pose=pose, gender=gender, month=month, score=score).items() if v is not None}
+    _check_asked(root, kept, settings, filters)
+    return _load_or_make(root, rows, kept, settings, filters, force)
 
 # %% ../nbs/03_dataset.ipynb #b0526005
 @patch

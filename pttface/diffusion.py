@@ -548,18 +548,6 @@ class Run(TrainingRun):
     def shape(self):
         return (self.recipe.net_args.get('in_ch', 3), self.recipe.size, self.recipe.size)  # Of a picture, (C,H,W)
 
-    def with_weights(self,
-        weights:list,  # Tensors, in the order of the network's parameters
-        device=None,   # Where; the GPU if there is one
-    )->Denoiser: # D(x;σ)
-        "A denoiser with these weights."
-        where = pick_device(device)
-        d = make_denoiser(self.recipe, self.record['sigma_data']).eval().requires_grad_(False)
-        for p,q in zip(d.net.parameters(), weights):
-            p.copy_(q)
-        d = d.to(where)
-        return d if d.table.device.type == 'mps' else d.to(memory_format=torch.channels_last)
-
     @property
     def guidance(self): # Weight, lowest and highest noise level of its guidance; `None` for none
         return guidance_of(self) if self.recipe.guidance != 1 else None
@@ -576,6 +564,20 @@ class Run(TrainingRun):
     def evaluations(self, weight=1., low=.1, high=2., sampler=None, steps=None): # … of one picture, so guided
         d = make_denoiser(self.recipe, self.record['sigma_data'])
         return evaluations(Guided(d, d, weight, low, high), sampler or self.recipe.sampler, steps or self.recipe.steps)
+
+# %% ../nbs/05_diffusion.ipynb #f42d5bdc
+@patch
+def with_weights(self:Run,
+    weights:list,  # Tensors, in the order of the network's parameters
+    device=None,   # Where; the GPU if there is one
+)->Denoiser: # D(x;σ)
+    "A denoiser with these weights."
+    where = pick_device(device)
+    d = make_denoiser(self.recipe, self.record['sigma_data']).eval().requires_grad_(False)
+    for p,q in zip(d.net.parameters(), weights):
+        p.copy_(q)
+    d = d.to(where)
+    return d if d.table.device.type == 'mps' else d.to(memory_format=torch.channels_last)
 
 # %% ../nbs/05_diffusion.ipynb #f989b08d
 @patch
@@ -853,6 +855,19 @@ def check_sampler(
     elif steps is not None and steps > len(recipe.levels):
         raise BadInput(f'{recipe.name} is drawn in 1 to {len(recipe.levels)} evaluations, not in {steps}')
 
+# %% ../nbs/05_diffusion.ipynb #aa3bf748
+def _draw_some(d, i, j, step, start, known, steps, **kw):
+    "Pictures i … j−1, counted from `start`; `step` moves the bar"
+    draw = partial(sample_batch, d, steps=steps, callback=lambda *args: step((j-i)/steps), **kw)
+    return known_or_made(known, range(start+i, start+j), draw, step)
+
+def _draw_all(d, n, batch, device, compile, progress, **how):
+    "`n` pictures of a denoiser, by a compiled network once that pays"
+    some = partial(_draw_some, d, **how)
+    if pick_device(device).type == 'cuda' if compile is None else compile:
+        some = CompiledLater(some, [o.net for o in d.modules() if isinstance(o, Denoiser)], n)
+    return map_batches(some, n, batch, device, progress)
+
 # %% ../nbs/05_diffusion.ipynb #bc3de80d
 def sample(
     run:Run,            # A trained run
@@ -878,19 +893,12 @@ def sample(
 )->np.ndarray: # (n,H,W,3) uint8, or (n,H,W,1) of a run on grey pictures
     "Generate `n` pictures; raises `BadInput` on a sampler, a number or a label that cannot be."
     check_numbers(n=n, steps=steps, seed=seed, batch=batch, size=size, start=start)
-    r = run.recipe
+    r,side = run.recipe,size or run.recipe.size
     check_sampler(r, sampler, steps)
-    sampler,steps = sampler or r.sampler,steps or r.steps
-    shape = (r.net_args.get('in_ch', 3), size or r.size, size or r.size)
     d = sampled_denoiser(run, device, ema, guidance, interval, guide, pose=pose, gender=gender)
     d.autocast = half_type(pick_device(device)) if wants_half(half, device) else None
-    def some(i, j, step):  # Pictures i … j−1; `step` moves the bar
-        draw = partial(sample_batch, d, shape=shape, sampler=sampler, steps=steps, seed=seed,
-                       callback=lambda *args: step((j-i)/steps), **kw)
-        return known_or_made(known, range(start+i, start+j), draw, step)
-    if pick_device(device).type == 'cuda' if compile is None else compile:
-        some = CompiledLater(some, [o.net for o in d.modules() if isinstance(o, Denoiser)], n)
-    return map_batches(some, n, batch, device, progress)
+    how = dict(sampler=sampler or r.sampler, steps=steps or r.steps, shape=(r.net_args.get('in_ch', 3), side, side))
+    return _draw_all(d, n, batch, device, compile, progress, seed=seed, start=start, known=known, **how, **kw)
 
 # %% ../nbs/05_diffusion.ipynb #8350af96
 def interpolate(

@@ -698,11 +698,6 @@ class Faces:
         return sizes_there(self.root)
 
     @property
-    def counts(self)->dict: # Photos by pose, or by the reason they were dropped
-        c = Counter(r['pose'] or 'pose unknown' if r['status'] == 'kept' else r['reason'] for r in self.rows)
-        return {k:c[k] for k in [*POSES, *sorted(c.keys() - set(POSES))] if c[k]}
-
-    @property
     def age_screen(self)->str: # Which faces were dropped for their age, in words
         record = self.root/'faces/faces.json'
         settings = read_json(record)['settings'] if record.exists() else {}
@@ -712,6 +707,12 @@ class Faces:
 
     def __len__(self):
         return len(self.kept)
+
+# %% ../nbs/02_faces.ipynb #dace8b45
+@patch(as_prop=True)
+def counts(self:Faces)->dict: # Photos by pose, or by the reason they were dropped
+    c = Counter(r['pose'] or 'pose unknown' if r['status'] == 'kept' else r['reason'] for r in self.rows)
+    return {k:c[k] for k in [*POSES, *sorted(c.keys() - set(POSES))] if c[k]}
 
 # %% ../nbs/02_faces.ipynb #30546084
 @patch(as_prop=True)
@@ -759,9 +760,7 @@ def extract_faces(
 )->Faces: # What became of every photo
     "Make a face of every photo that has one; raises `BadInput` without photos, on other rules, or if all shards fail."
     root = need(root, 'photos/download.json', 'download').parent.parent
-    settings,sizes = find_preset(settings, FACE_PRESETS, 'faces'),find_sizes(sizes, sizes_there(root))
-    check_numbers(settings, workers=workers, batch=batch)
-    one_of(attributes, ATTRIBUTES, 'source of age and gender')
+    settings,sizes = _asked(root, settings, sizes, attributes, workers=workers, batch=batch)
     shards = photo_shards(root)
     workers = workers or (1 if detector == 'insightface' else os.cpu_count() or 1)
     with locked(root, 'faces'):
@@ -776,6 +775,14 @@ def extract_faces(
             write_pngs(root, rows)
     _some_read(shards, failed)
     return Faces(root, rows, failed)
+
+# %% ../nbs/02_faces.ipynb #8a453404
+def _asked(root, settings, sizes, attributes, **numbers):
+    "The settings and the sizes that are asked for; raises `BadInput`"
+    settings,sizes = find_preset(settings, FACE_PRESETS, 'faces'),find_sizes(sizes, sizes_there(root))
+    check_numbers(settings, **numbers)
+    one_of(attributes, ATTRIBUTES, 'source of age and gender')
+    return settings,sizes
 
 # %% ../nbs/02_faces.ipynb #209de485
 def _look_at(root, shards, sizes, look):

@@ -328,6 +328,23 @@ def add_people(
     report.pictures = report.pictures | pictures
     report.captions = report.captions | PEOPLE_CAPTIONS
 
+# %% ../nbs/06_fid.ipynb #424dcf23
+def _check_evaluation(data, n, seeds, detector):
+    "Raise `BadInput` on numbers, faces or a detector with which nothing can be measured"
+    if n < 6 or seeds < 1:
+        raise BadInput(f'n={n} and seeds={seeds}: at least 6 samples and 1 seed are needed')
+    faces_at(data, data.train.shape[1])
+    if isinstance(detector, str):
+        load_detector(detector)
+
+def _keep_report(report, samples, folder, device):
+    "Note in a report which weights it is of, and write it into `folder`, if any"
+    if isinstance(samples, CheckpointRef):
+        report.settings |= dict(run=samples.name, weights=samples.id[:16])
+    if folder is not None and processes(device).is_main_process:
+        save_report(report, folder)
+    return report
+
 # %% ../nbs/06_fid.ipynb #ccda1581
 def evaluate(
     samples,                  # A `Run`, pictures as `as_images` takes them, or a list of such sets, one a sampling seed
@@ -346,12 +363,9 @@ def evaluate(
     **kw,                     # For `sample`: steps, sampler, …
 )->Report:
     "Measure samples against `data`: how good, how sure, where they fail, how original; raises `BadInput` early."
-    if n < 6 or seeds < 1:
-        raise BadInput(f'n={n} and seeds={seeds}: at least 6 samples and 1 seed are needed')
-    faces_at(data, data.train.shape[1])
-    cache = None if root is None else open_root(root)/'eval/cache'
-    if isinstance(detector, str):
-        load_detector(detector)
+    _check_evaluation(data, n, seeds, detector)
+    folder = None if root is None else open_root(root)/'eval'
+    cache = folder and folder/'cache'
     p = load_protocol(protocol, device, precision, cache)
     check_reference(p, data)
     samples = newest(samples) if hasattr(samples, 'checkpoints') else samples
@@ -359,11 +373,7 @@ def evaluate(
     report = measure_sets(p, sets, data, detector, look, device, batch, folder=cache, shared=True, progress=progress)
     add_people(report, people_report(sets, data, identity, detector, look, progress))
     report.notes += overfitting_notes(samples)
-    if isinstance(samples, CheckpointRef):
-        report.settings |= dict(run=samples.name, weights=samples.id[:16])
-    if root is not None and processes(device).is_main_process:
-        save_report(report, open_root(root)/'eval')
-    return report
+    return _keep_report(report, samples, folder, device)
 
 # %% ../nbs/06_fid.ipynb #15be7a6d
 def equally_good(

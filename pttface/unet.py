@@ -114,6 +114,13 @@ class StrongerBlock(nn.Module):
             x = torch.cat([skip, x], 1)
         return self.attend(self.convs(x) + self.time(e)[:,:,None,None])
 
+# %% ../nbs/04_unet.ipynb #daed1ab5
+def _channels_up(widths):
+    "Channels in and out of each block of the way up"
+    outs = (*widths[-2:0:-1], widths[0])
+    ins = [below + skip for below,skip in zip((widths[-1], *outs), widths[-2::-1])]
+    return list(zip(ins, outs))
+
 # %% ../nbs/04_unet.ipynb #19560b8b
 class StrongerUNet(nn.Module):
     "The original's network: given a noisy picture and its diffusion step, what was the noise?"
@@ -132,9 +139,7 @@ class StrongerUNet(nn.Module):
         self.stem = DoubleConv(in_ch, widths[0])
         self.down = nn.ModuleList(StrongerBlock(a, b, emb, heads, up=False) for a,b in zip(widths, widths[1:]))
         self.mid = nn.Sequential(DoubleConv(widths[-1], mid), DoubleConv(mid, mid), DoubleConv(mid, widths[-1]))
-        outs = (*widths[-2:0:-1], widths[0])
-        ins = [below + skip for below,skip in zip((widths[-1], *outs), widths[-2::-1])]
-        self.up = nn.ModuleList(StrongerBlock(a, b, emb, heads, up=True) for a,b in zip(ins, outs))
+        self.up = nn.ModuleList(StrongerBlock(a, b, emb, heads, up=True) for a,b in _channels_up(widths))
         self.head = nn.Conv2d(widths[0], in_ch, 1)
 
     def forward(self, x, t): # Noisy pictures NCHW, and diffusion steps (N,), fractions allowed
@@ -332,6 +337,12 @@ def unet_plan(
     mid = [row('mid', skips[-1], skips[-1], len(mults)-1, None, attend) for attend in (True,False)]
     return down + mid + [row('up', *o) for o in _up(ch, mults, blocks, lean, skips)]
 
+# %% ../nbs/04_unet.ipynb #65c91465
+def _planned_block(row, emb, dropout, head_ch):
+    "The residual block of a row of the plan"
+    heads = max(1, row['c_out']//head_ch) if row['attend'] else 0
+    return ResBlock(row['c_in'], row['c_out'], emb, dropout, row['resize'], heads)
+
 # %% ../nbs/04_unet.ipynb #a7949c45
 class UNet(nn.Module):
     "Our network: given a scaled noisy picture and its noise condition, the raw F of Karras et al. 2022, eq. 7"
@@ -355,20 +366,24 @@ class UNet(nn.Module):
         self.multiple,emb = 2**(len(mults)-1),2*ch
         self.embed = nn.Sequential(nn.Linear(ch, emb), nn.SiLU(), nn.Linear(emb, emb), nn.SiLU())
         self.aug = nn.Linear(aug_dim, ch, bias=False) if aug_dim else None
-        self.label = nn.Linear(label_dim, emb, bias=False) if label_dim else None
-        self.label_map = nn.Linear(label_dim, 16*ch*mults[-1], bias=False) if label_dim else None
-        if label_dim:
-            nn.init.normal_(self.label.weight)
-            _zero(self.label_map)
+        self._add_labels(label_dim, emb, 16*ch*mults[-1])
         self.stem = nn.Conv2d(in_ch, ch, 3, padding=1)
-        def block(r):
-            heads = max(1, r['c_out']//head_ch) if r['attend'] else 0
-            return ResBlock(r['c_in'], r['c_out'], emb, dropout, r['resize'], heads)
         plan = unet_plan(ch, mults, blocks, attn, size, lean)
         for part in ('down','mid','up'):
-            setattr(self, part, nn.ModuleList(block(r) for r in plan if r['part'] == part))
+            blocks_of = (_planned_block(r, emb, dropout, head_ch) for r in plan if r['part'] == part)
+            setattr(self, part, nn.ModuleList(blocks_of))
         c = plan[-1]['c_out']
         self.norm,self.head = _norm(c),_zero(nn.Conv2d(c, in_ch, 3, padding=1))
+
+# %% ../nbs/04_unet.ipynb #c25a6291
+@patch
+def _add_labels(self:UNet, label_dim, emb, numbers):
+    "Layers for a code of `label_dim` numbers: to the embedding, and to the `numbers` of a picture of 4 × 4"
+    self.label = nn.Linear(label_dim, emb, bias=False) if label_dim else None
+    self.label_map = nn.Linear(label_dim, numbers, bias=False) if label_dim else None
+    if label_dim:
+        nn.init.normal_(self.label.weight)
+        _zero(self.label_map)
 
 # %% ../nbs/04_unet.ipynb #76f2e719
 @patch

@@ -205,6 +205,26 @@ def test_a_set_of_large_faces(root):
     assert (large.side >= 128).all() and np.array_equal(large.images, crops)
 
 
+def test_a_size_by_itself_packs_what_the_command_packs(root):
+    F.extract_faces(root, sizes=128, **KW)
+    assert main(['dataset', '--root', str(root), '--size', '128']) == 0
+    card = root/'dataset/card.json'
+    made, stamp = read_json(card), card.stat().st_mtime_ns
+    assert pack(root, size=128).card == made == pack(root, size=np.int64(128), settings='default').card
+    assert made['settings']['size'] == 128 and card.stat().st_mtime_ns == stamp  # the same set: nothing is written
+    with pytest.raises(BadInput, match=r'size=128 \(now 60\)'):
+        pack(root, size=60)
+    small = pack(root, size=60, settings=PackSettings(size=128, distance=-1), force=True)
+    assert small.size == 60 and (small.card['settings']['size'], small.card['settings']['distance']) == (60, -1)
+
+
+@pytest.mark.parametrize('size', [7, 4097, 64.5, float('nan'), '64', True, 10**5000])
+def test_what_is_no_size_of_a_set_is_refused(root, size):
+    with pytest.raises(BadInput, match='size cannot be .*: give a whole number from 8 to 4096'):
+        pack(root, size=size)
+    assert not (root/'dataset/card.json').exists()
+
+
 def test_a_large_copy_goes_with_the_small_one_that_is_opted_out(root, photos):
     same = cv2.imdecode(np.frombuffer(photos[0], np.uint8), 1)
     copy = cv2.imencode('.jpg', cv2.resize(same, SMALL[::-1], interpolation=cv2.INTER_AREA))[1].tobytes()

@@ -79,10 +79,11 @@ def add_flags(
     parser,           # `argparse` parser or group
     f,                # Function or dataclass whose docments describe the flags
     first:str=None,   # Parameters that are given by position, with blanks between; a root may also be given as `--root`
+    but=(),           # Parameters that get no flag
 ):
     "Add a hyphenated flag for each parameter of `f` that text can express; only those given reach the call."
     for name,d in docments(f, full=True).items():
-        kind = None if name in ('return','settings') else flag_type(d.anno, d.default)
+        kind = None if name in ('return','settings',*but) else flag_type(d.anno, d.default)
         if kind is None:
             continue
         options = flag_options(name, kind, (d.docment or '') + default_text(kind, d.default))
@@ -161,8 +162,8 @@ def stage_parser(
     usage = ' '.join([prog or f.__name__, *placed, '[flags]'])
     p = Parser(prog=prog, usage=usage.replace('%', '%%'), description=f.__doc__, epilog=epilog,
                formatter_class=Page, add_help=False, allow_abbrev=False)
-    add_flags(p.add_argument_group('flags'), f, first)
     base = settings_of(f, presets)
+    add_flags(p.add_argument_group('flags'), f, first, [] if base is None else [o.name for o in fields(base)])
     if base is not None:
         g = p.add_argument_group('settings, recorded with what they make (others: another folder, or --force)')
         if presets:
@@ -201,6 +202,7 @@ def changed_recipe(
         given['net_args'] = recipe.net_args | dict(size=given['size'])
     return replace(recipe, **given)
 
+# %% ../../nbs/app/cli.ipynb #eff2c3be
 def find_init(
     root,       # Artefact folder
     init:str,   # A name under `runs/`, a path, or `None`
@@ -214,6 +216,7 @@ def find_init(
         return Run.open(path.parents[1], path.name)
     return Run.open(root, init)
 
+# %% ../../nbs/app/cli.ipynb #e13e0db3
 def packed_set(
     root,             # Artefact folder
     images:str=None,  # Pictures of one's own, or `None`
@@ -227,6 +230,17 @@ def packed_set(
     if Path(images).suffix in ('.npz','.npy'):
         return FaceData.from_npz(images, size).save(root)
     return FaceData.from_folder(images, size, grey).save(root)
+
+# %% ../../nbs/app/cli.ipynb #863a5c19
+def _words(text):
+    "Words with commas between them; `None` where there are none"
+    return text and tuple(o.strip() for o in text.split(','))
+
+def _tuned(run, data, device, progress):
+    "A run after its guidance was tuned"
+    from pttface.evaluation.guidance import tune_guidance
+    tune_guidance(run, data, device=device, progress=progress)
+    return run
 
 # %% ../../nbs/app/cli.ipynb #5bceafaf
 def train_run(
@@ -252,16 +266,12 @@ def train_run(
 ): # The run
     "Train on the packed set, or on pictures of your own, from where it stopped."
     from pttface.diffusion import check_training,train
-    from pttface.evaluation.guidance import tune_guidance
-    told = labels and tuple(o.strip() for o in labels.split(','))
-    recipe = changed_recipe(recipe, batch=batch, lr=lr, size=size, seed=seed, labels=told)
+    recipe = changed_recipe(recipe, batch=batch, lr=lr, size=size, seed=seed, labels=_words(labels))
     check_training(recipe, budget, device, accumulate, speed, trackers)
     init,data = find_init(root, init),packed_set(root, images, recipe.size, grey)
     run = train(data, recipe, root=root, budget=budget, name=name, device=device, force=force, accumulate=accumulate,
                 trackers=trackers, speed=speed, progress=progress, init=init)
-    if tune:
-        tune_guidance(run, data, device=device, progress=progress)
-    return run
+    return _tuned(run, data, device, progress) if tune else run
 
 # %% ../../nbs/app/cli.ipynb #dd4df9f1
 def weights_asked(
@@ -331,6 +341,35 @@ def distill_run(
     return distill(Run.open(root, run), None, root, budget, name, device, mid, targets, doublings, batch, lr,
                    accumulate, trackers, speed, None, force, progress)
 
+# %% ../../nbs/app/cli.ipynb #7d6fc425
+def _given(**values):
+    "Those that are not `None`"
+    return {k:v for k,v in values.items() if v is not None}
+
+def _open_to_draw(root, run, sampler, device, guide, asked, **numbers):
+    "A run; raises `BadInput` on what it cannot be asked for"
+    from pttface.diffusion import SAMPLERS,Run,check_labels
+    from pttface.training.device import pick_device
+    check_numbers(**numbers)
+    pick_device(device)
+    if sampler is not None:
+        one_of(sampler, SAMPLERS, 'sampler')
+    r = Run.open(root, run)
+    check_labels(r, guide, **asked)
+    return r
+
+# %% ../../nbs/app/cli.ipynb #b93308fa
+def _samples_file(run, asked, refined):
+    "Where samples go by default"
+    return run.path/f'{"-".join(["samples", *asked.values(), *(["refined"] if refined else [])])}.npz'
+
+def _draw_to(ref, n, out, seed, png, **kw):
+    "Draw, and say what was written"
+    from pttface.diffusion import sample
+    from pttface.evaluation.samples import sample_to
+    written = sample_to(sample, ref, n, out, seed, png, **kw)
+    return Path(png) if png else written
+
 # %% ../../nbs/app/cli.ipynb #df3c7e23
 def sample_run(
     root:str|os.PathLike='data',  # Artefact folder, after `pttface train`
@@ -354,23 +393,12 @@ def sample_run(
     refined:bool=False,    # From the weights that `pttface refine` kept?
 )->Path: # What was written
     "Draw pictures from the averaged weights of a run, into one file."
-    from pttface.diffusion import SAMPLERS,Run,check_labels,sample
-    from pttface.evaluation.samples import sample_to
-    from pttface.training.device import pick_device
-    check_numbers(n=n, steps=steps, seed=seed, batch=batch)
-    pick_device(device)
-    if sampler is not None:
-        one_of(sampler, SAMPLERS, 'sampler')
-    r = Run.open(root, run)
-    asked = {k:v for k,v in dict(pose=pose, gender=gender).items() if v is not None}
-    check_labels(r, guide, **asked)
-    drawn = dict(ema=ema, guidance=guidance, guide=guide, clip=clip or None)
-    drawn = asked | {k:v for k,v in drawn.items() if v is not None}
-    out = out or r.path/f'{"-".join(["samples", *asked.values(), *(["refined"] if refined else [])])}.npz'
-    ref = weights_asked(r, refined, guidance, ema)
-    written = sample_to(sample, ref, n, out, seed, png, steps=steps, sampler=sampler, batch=batch, half=half,
-                        device=device, progress=progress, **drawn)
-    return Path(png) if png else written
+    asked = _given(pose=pose, gender=gender)
+    r = _open_to_draw(root, run, sampler, device, guide, asked, n=n, steps=steps, seed=seed, batch=batch)
+    ref,out = weights_asked(r, refined, guidance, ema),out or _samples_file(r, asked, refined)
+    drawn = asked | _given(ema=ema, guidance=guidance, guide=guide, clip=clip or None)
+    return _draw_to(ref, n, out, seed, png, steps=steps, sampler=sampler, batch=batch, half=half, device=device,
+                    progress=progress, **drawn)
 
 # %% ../../nbs/app/cli.ipynb #c5a0e6c5
 def fid_run(
@@ -476,6 +504,7 @@ COMMANDS['download'] = Command(
      ('two months, and what failed once more', 'pttface download --root data --months 01,02 --retry-failed')),
     presets='DOWNLOAD_PRESETS')
 
+# %% ../../nbs/app/cli.ipynb #fe125fab
 COMMANDS['faces'] = Command(
     'pttface.faces:extract_faces', 'one photo → one level, feathered, labelled face',
     'Reads ROOT/photos, writes ROOT/faces: the crops by month, and a row for each photo with its pose or the reason '
@@ -513,6 +542,7 @@ COMMANDS['distill'] = Command(
      ('then', 'pttface sample --root data --run edm-distilled --n 10000'),
      ('without the teacher, from the faces alone', 'pttface distill --root data --run edm --targets data')))
 
+# %% ../../nbs/app/cli.ipynb #cc2682b3
 COMMANDS['sample'] = Command(
     'pttface.app.cli:sample_run', 'draw pictures from a run', 'Reads ROOT/runs/RUN, writes one file, and with --png '
     'one for each picture. Stopped and given again, it draws what is missing.',
@@ -907,6 +937,7 @@ def _main(argv):
     print_result(res, record)
     return status
 
+# %% ../../nbs/app/cli.ipynb #4c20c456
 def main(
     argv:list[str]=None,  # Words after `pttface`; those of the command line by default
 )->int: # Exit status

@@ -26,6 +26,7 @@ from pathlib import Path
 import cv2
 import numpy as np
 import requests
+from fastcore.basics import patch
 
 from .. import crawl,download,evaluate,extract_faces,pack,train
 from .demo import pipeline_picture,square
@@ -97,20 +98,22 @@ class Choices:
         "On the board of drawn heads?"
         return self.what == 'drawn heads'
 
-    @property
-    def on_drive(self)->bool:
-        "Is Drive wanted?"
-        return self.keep == 'Drive' or self.keep == 'auto' and not self.drawn
-
-    @property
-    def table(self)->Table:
-        "What is chosen, with a word on each."
-        rows = {k:v for k,v in asdict(self).items() if k in _explained}
-        return Table([dict(choice=k, value=str(v), about=_explained[k]) for k,v in rows.items()], title=self.what)
     def __repr__(self):
         return str(self.table)
     def _repr_markdown_(self):
         return self.table._repr_markdown_()
+
+# %% ../../nbs/app/colab.ipynb #ad4bb8d6
+@patch(as_prop=True)
+def on_drive(self:Choices)->bool:
+    "Is Drive wanted?"
+    return self.keep == 'Drive' or self.keep == 'auto' and not self.drawn
+
+@patch(as_prop=True)
+def table(self:Choices)->Table:
+    "What is chosen, with a word on each."
+    rows = {k:v for k,v in asdict(self).items() if k in _explained}
+    return Table([dict(choice=k, value=str(v), about=_explained[k]) for k,v in rows.items()], title=self.what)
 
 # %% ../../nbs/app/colab.ipynb #d3d74d9b
 def choose(
@@ -199,46 +202,58 @@ class Session:
         self.board,self.gateway = self._serve(n_photos) if chosen.drawn else ({},None)
         self.asks = dict(rate=self._answers(), wanted=60) if chosen.drawn else {}  # For `expect_crawl`
 
-    def _find_drive(self, mount):
-        if mount is None and in_colab():
-            from google.colab import drive
-            mount = drive.mount
-        if mount is None:
-            return None
-        self.mount_failed = mount_drive(mount, self.content/'drive')
-        drive = self.content/'drive/MyDrive'
-        return None if self.mount_failed else drive/folder_of(drive, self.chosen.what)
+# %% ../../nbs/app/colab.ipynb #3097fb60
+@patch
+def _find_drive(self:Session, mount):
+    if mount is None and in_colab():
+        from google.colab import drive
+        mount = drive.mount
+    if mount is None:
+        return None
+    self.mount_failed = mount_drive(mount, self.content/'drive')
+    drive = self.content/'drive/MyDrive'
+    return None if self.mount_failed else drive/folder_of(drive, self.chosen.what)
 
-    def _serve(self, n_photos):
-        from pttface.synthetic.board import make_board,serve
-        url = self.servers.enter_context(serve(make_board(n_photos=n_photos))).url
-        return dict(base_url=url, rate=0),url
+# %% ../../nbs/app/colab.ipynb #2c85a7b2
+@patch
+def _serve(self:Session, n_photos):
+    from pttface.synthetic.board import make_board,serve
+    url = self.servers.enter_context(serve(make_board(n_photos=n_photos))).url
+    return dict(base_url=url, rate=0),url
 
-    def _answers(self):
-        "Requests a second that the drawn board answers"
-        return pace(lambda _: requests.get(f'{self.gateway}/bbs/Beauty/index.html', timeout=20), [None]*3)
+@patch
+def _answers(self:Session):
+    "Requests a second that the drawn board answers"
+    return pace(lambda _: requests.get(f'{self.gateway}/bbs/Beauty/index.html', timeout=20), [None]*3)
 
-    def keeping(self):
-        "A context in which Drive is kept up to date."
-        return self.mirror.keeping(self.every)
+# %% ../../nbs/app/colab.ipynb #06f207fc
+@patch
+def keeping(self:Session):
+    "A context in which Drive is kept up to date."
+    return self.mirror.keeping(self.every)
 
-    def close(self):
-        "Copy what is left to Drive, and stop serving."
-        self.mirror.push()
-        self.servers.close()
+@patch
+def close(self:Session):
+    "Copy what is left to Drive, and stop serving."
+    self.mirror.push()
+    self.servers.close()
 
-    def __repr__(self):
-        if self.remote:
-            folder = self.remote.relative_to(self.content/'drive')
-            return f'Artefacts are kept on Drive, in {folder}; {self.fetched:,} files came from there.'
-        text = (f'Artefacts are in the folder {self.root.name}, which ends with this machine: '
-                'below, one archive is made of them.')
-        if not self.mount_failed:
-            return text
-        causes = '; '.join(MOUNT_CAUSES)
-        return f'Drive could not be mounted ({self.mount_failed}). What may be the cause: {causes}. {text}'
-    def _repr_markdown_(self):
-        return str(self)
+# %% ../../nbs/app/colab.ipynb #f139828e
+@patch
+def __repr__(self:Session):
+    if self.remote:
+        folder = self.remote.relative_to(self.content/'drive')
+        return f'Artefacts are kept on Drive, in {folder}; {self.fetched:,} files came from there.'
+    text = (f'Artefacts are in the folder {self.root.name}, which ends with this machine: '
+            'below, one archive is made of them.')
+    if not self.mount_failed:
+        return text
+    causes = '; '.join(MOUNT_CAUSES)
+    return f'Drive could not be mounted ({self.mount_failed}). What may be the cause: {causes}. {text}'
+
+@patch
+def _repr_markdown_(self:Session):
+    return str(self)
 
 # %% ../../nbs/app/colab.ipynb #5ffe5396
 BYTES_BESIDE_PHOTOS = 3e9  # Faces, data set, a run, samples and report of a year

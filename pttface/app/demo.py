@@ -219,6 +219,7 @@ def kept_photos(
         found |= {k:v['jpg'] for k,v in read_tar(root/'photos'/name) if k in wanted}
     return [decode(found[k])[0] for k in keys]
 
+# %% ../../nbs/app/demo.ipynb #761e06e9
 def shown_faces(
     root:Path,  # Folder of artefacts
     n:int=12,   # How many
@@ -235,6 +236,7 @@ def square(
     y,x = ((o - s)//2 for o in im.shape[:2])
     return im[y:y+s, x:x+s]
 
+# %% ../../nbs/app/demo.ipynb #e9fd5e30
 def nearest_rows(
     samples:np.ndarray,  # (N,H,W,3) uint8
     train:np.ndarray,    # Training faces of the same size, (M,H,W,3) uint8
@@ -270,6 +272,7 @@ def picture_rows(
             a.imshow(im)
     return fig
 
+# %% ../../nbs/app/demo.ipynb #6c2064b8
 def pipeline_picture(
     root:Path,            # Folder of artefacts
     samples:np.ndarray,   # (N,H,W,3) uint8
