@@ -84,9 +84,14 @@ class FakeColab:
 
 
 def quick():
-    "Save and report often in training, and download slowly enough to be cut off; call it before the notebook begins."
+    """Save and report often in training, and download slowly enough to be cut off; call it before the notebook begins.
+
+    With BOARD_PHOTOS, a file, the board's photos are drawn once for all sessions.
+    """
     import pttface.app.colab as page
+    from pttface.synthetic import board
     from pttface.training.config import RECIPES
+    board.make_board = functools.partial(board.make_board, cache=os.environ.get('BOARD_PHOTOS'))
     RECIPES['tiny'] = dataclasses.replace(RECIPES['tiny'], save='1s', report='200 images')
     page.download = functools.partial(page.download, rate=15, streams=1)
 

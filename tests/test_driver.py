@@ -22,6 +22,14 @@ top = Path(__file__).resolve().parent.parent
 seven = sorted(top.glob('nbs/0?_*.ipynb'))
 
 
+@pytest.fixture(scope='module', autouse=True)
+def drawn_once(tmp_path_factory):
+    "The photos of the board are drawn by the first session, and kept for the others."
+    with pytest.MonkeyPatch.context() as m:
+        m.setenv('BOARD_PHOTOS', str(tmp_path_factory.mktemp('board') / 'photos.sqlite'))
+        yield
+
+
 def start(content, **env):
     "Run the notebook in a process of its own, with `content` as Colab's /content."
     quiet = {'TQDM_DISABLE': '1', 'OMP_NUM_THREADS': '1', 'PYTHONWARNINGS': 'ignore'}
