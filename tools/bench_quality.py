@@ -1,9 +1,11 @@
 """Quality at equal cost, small, at 32 px, on drawn heads and on drawn fruit (nothing was tuned on those).
 
-Ours (preset `tiny`, guided as the recipe says, and plain) beside three peers with as many parameters: the original's
-recipe, drawn by the same fast sampler with the clipping of DDPM's own code; diffusers' unconditional example; and
-denoising-diffusion-pytorch's Trainer. Each peer gets the best of three learning rates (LRS), found on heads with a
-fifth of the samples.
+Ours (preset `tiny`, guided as the recipe says, plain, refined by `refine`, and distilled by `distill`) beside three
+peers with as many parameters: the original's recipe, drawn by the same fast sampler with the clipping of DDPM's own
+code; diffusers' unconditional example; and denoising-diffusion-pytorch's Trainer. Each peer gets the best of three
+learning rates (LRS), found on heads with a fifth of the samples. Refining and distilling come after the training and
+cost more than the others' minutes; their own minutes are rows of the table. Refining chooses on held-out pictures of
+its own.
 
 MINUTES (10) of two cores for each training, or SETS=heads,fruit:5 for other minutes for one of the sets: how many
 pictures that is for each comes from its own CPU seconds a picture, measured in turns, so a busy machine changes
@@ -36,7 +38,8 @@ PEERS = {'tiny-original': "the original's recipe, clipped, DPM++(2M)",
          'ddpm': "denoising-diffusion-pytorch's Trainer"}
 THEIRS = ('diffusers', 'ddpm')     # Those that run under the peers' Python
 LRS = (2e-4, 6e-4, 2e-3)           # Tried for each peer
-WAYS = dict(guided={}, plain=dict(guidance=1.))  # Ways to draw from ours; the first is what the recipe does
+WAYS = dict(guided={}, plain=dict(guidance=1.), refined={}, distilled={})  # Of ours; the first is the recipe's
+MORE = ('refined', 'distilled')    # Those that take more than a training
 TRAIN, SIZE = 2000, 32
 
 
@@ -47,20 +50,20 @@ def fruit(i):
     return draw_scene(i, (64, 64))
 
 
-def pictures(kind, n):
-    "`n` drawn heads, or tables with fruit: drawn once and kept in runs/bench."
+def pictures(kind, n, seed=0):
+    "`n` drawn heads, or tables with fruit: drawn once and kept in runs/bench; others for each `seed`."
     from concurrent.futures import ProcessPoolExecutor
     from multiprocessing import get_context
 
     from drawn import heads
     from pttface.storage.files import read_npz, write_npz
-    path = top/f'runs/bench/fruit-64-{n}.npz'
+    first, path = seed*1_000_000, top/f'runs/bench/fruit-64-{n}{f"-{seed}" if seed else ""}.npz'
     if kind == 'heads':
-        ims = heads(n, 64)['images']
+        ims = heads(n, 64, seed)['images']
     else:
         if not path.exists():
             with ProcessPoolExecutor(mp_context=get_context('spawn')) as pool:
-                write_npz(path, images=np.stack(list(pool.map(fruit, range(n), chunksize=8))))
+                write_npz(path, images=np.stack(list(pool.map(fruit, range(first, first + n), chunksize=8))))
         ims = read_npz(path)['images']
     return np.stack([cv2.resize(o, (SIZE, SIZE), interpolation=cv2.INTER_AREA) for o in ims])
 
@@ -160,13 +163,40 @@ def learn(root, preset, kind, lr, seed, n, images):
     write_json(Path(root)/'spent.json', dict(seconds=time.process_time() - start, run=str(run.path.relative_to(root))))
 
 
+def trained(root):
+    from pttface.diffusion import Run
+    from pttface.storage.files import read_json
+    return Run(Path(root)/read_json(Path(root)/'spent.json')['run'])
+
+
+def do_more(root, way, kind, n, judges, images):
+    "Refine a training, or distil it with `images` pictures; `WAY.json` says what it cost."
+    from pttface.distill import distill
+    from pttface.evaluation.refine import refine
+    from pttface.storage.files import write_json
+    start, quiet = time.process_time(), dict(device='cpu', progress=False)
+    if way == 'distilled':
+        data = face_data(pictures(kind, n), n*2//3)
+        found = distill(trained(root), data, name=way, budget=f'{images} images', force=True, **quiet).path.name
+    else:
+        ims = pictures(kind, n)[:n*2//3]
+        data = face_data(np.concatenate([ims, pictures(kind, judges, 1)]), len(ims))
+        found = refine(trained(root), data, samples=1000 if judges > 50 else 16, n=min(100, judges),
+                       weights=(0., .5, 1., 2.), half=True, **quiet).chosen
+    write_json(Path(root)/f'{way}.json', dict(seconds=time.process_time() - start, found=found))
+
+
 def draw_some(root, way, seed, start, n, steps):
     "Draw pictures `start` … `start+n−1`, with one thread, in 16 bits where those suffice (both were trained so)."
     from pttface.diffusion import Run, sample
+    from pttface.evaluation.refine import refined
     from pttface.storage.files import read_json, write_npz
     begin = time.process_time()
-    run = Run(Path(root)/read_json(Path(root)/'spent.json')['run'])
-    how = WAYS.get(way, {})
+    run, how = trained(root), WAYS.get(way, {})
+    if way == 'distilled':
+        run, steps = Run(run.path.parent/way), 0
+    elif way == 'refined' and read_json(Path(root)/f'{way}.json')['found'].get('guided'):
+        run = refined(run)
     if run.recipe.parameterization == 'linear':
         how = dict(sampler='dpm2m', steps=steps or 25, clip=True)
     elif steps:
@@ -206,10 +236,20 @@ class Contest:
         else:
             run_alone(sys.executable, __file__, 'draw', d, way, seed, start, n, self.steps)
 
+    def more(self, who, lr, seed, way):
+        "Refine or distil a training unless that has been done."
+        d = self.home(who, lr, seed)
+        if way in MORE and not (d/f'{way}.json').exists():
+            judges, images = min(self.samples, 300), max(64, self.seen[OURS]//2)
+            run_alone(sys.executable, __file__, 'more', d, way, self.kind, self.n, judges, images)
+
     def race(self, entries, samples):
         "Train and draw all `entries` (who, lr, seed, way), JOBS at a time."
-        for job in [self.pool.submit(self.learn, *o) for o in dict.fromkeys(o[:3] for o in entries)]:
-            job.result()
+        trainings = dict.fromkeys(o[:3] for o in entries)
+        for jobs in ([self.pool.submit(self.learn, *o) for o in trainings],
+                     [self.pool.submit(self.more, *o) for o in entries]):
+            for job in jobs:
+                job.result()
         part = min(samples, 100)
         jobs = [self.pool.submit(self.draw, *o, i, part) for o in entries for i in range(0, samples, part)]
         for job in jobs:
@@ -220,12 +260,17 @@ class Contest:
         starts = range(0, samples, min(samples, 100))
         return np.concatenate([read_npz(self.home(who, lr, seed)/f'{way}{i}.npz')['images'] for i in starts])
 
+    def found(self, who, lr, seed, way):
+        from pttface.storage.files import read_json
+        return read_json(self.home(who, lr, seed)/f'{way}.json')['found']
+
     def seconds(self, who, lr, seed, way):
-        "CPU seconds of the training and of drawing all samples."
+        "CPU seconds of the training, of what came after it, and of drawing all samples."
         from pttface.storage.files import read_json, read_npz
         d = self.home(who, lr, seed)
         drawn = [float(read_npz(d/f'{way}{i}.npz')['seconds']) for i in range(0, self.samples, min(self.samples, 100))]
-        return read_json(d/'spent.json')['seconds'], sum(drawn)
+        after = read_json(d/f'{way}.json')['seconds'] if way in MORE else 0
+        return read_json(d/'spent.json')['seconds'], after, sum(drawn)
 
 
 def scores(ims, real, floor, held):
@@ -247,7 +292,7 @@ def bench(smoke=False):
     from pttface.training.config import find_recipe
     from pttface.unet import n_params
     minutes = dict(heads=.01) if smoke else SETS
-    n, samples, seeds, lrs = (60, 10, [0], LRS[-1:]) if smoke else (3*TRAIN//2, 500, [0, 1], LRS)
+    n, samples, seeds, lrs = (150, 10, [0], LRS[-1:]) if smoke else (3*TRAIN//2, 500, [0, 1], LRS)
     trial = min(samples, 100)
     peers = [p for p in PEERS if p not in THEIRS or peers_python(make=not smoke)]
     rows = []
@@ -268,7 +313,8 @@ def bench(smoke=False):
                 shutil.rmtree(folder, ignore_errors=True)
             ims = pictures(kind, n)
             if not (folder/'images.json').exists():
-                cost = cpu_per_image((OURS, *peers), ims[:100], picture_folder(kind, n), *((1, 1) if smoke else (5, 3)))
+                rounds = (1, 1) if smoke else (15, 4)
+                cost = cpu_per_image((OURS, *peers), ims[:100], picture_folder(kind, n), *rounds)
                 folder.mkdir(parents=True, exist_ok=True)
                 write_json(folder/'images.json', {p: max(64, round(m*120/c)) for p, c in cost.items()})
             seen = read_json(folder/'images.json')
@@ -303,9 +349,14 @@ def bench(smoke=False):
             for p in peers:
                 add(f'{kind}: pictures seen in {m:g} minutes', seen[OURS], PEERS[p], seen[p], 'images')
                 add(f'{kind}: CPU minutes of a training', spent[first][0], PEERS[p], spent[p][0], 'min')
-                add(f'{kind}: CPU minutes of drawing {samples}', spent[first][1], PEERS[p], spent[p][1], 'min')
+                add(f'{kind}: CPU minutes of drawing {samples}', spent[first][2], PEERS[p], spent[p][2], 'min')
+            for way in MORE:
+                add(f'{kind}: CPU minutes more, {way}', spent[way][1], 'the training', spent[way][0], 'min')
+                add(f'{kind}: CPU minutes of drawing {samples}, {way}', spent[way][2], first, spent[first][2], 'min')
+            for o in entries['refined']:
+                rows.append(dict(what=f'{kind}: w of refining, guided, seed {o[2]}', value=contest.found(*o)['guided']))
             lines += [ims[n*2//3:][:12]]
-            lines += [contest.images(*entries[k][0], samples)[:12] for k in (*peers, 'plain', 'guided')]
+            lines += [contest.images(*entries[k][0], samples)[:12] for k in (*peers, *reversed(WAYS))]
     sheet = montage(np.concatenate(lines), ncols=len(lines[0]))
     picture = top/f'runs/bench/quality{"-smoke" if smoke else ""}.jpg'
     Image.fromarray(sheet.repeat(2, 0).repeat(2, 1)).save(picture, quality=90)
@@ -318,5 +369,7 @@ if __name__ == '__main__':
     what, root, *a = sys.argv[1:]
     if what == 'learn':
         learn(root, a[0], a[1], float(a[2]), *map(int, a[3:]))
+    elif what == 'more':
+        do_more(root, *a[:2], *map(int, a[2:]))
     else:
         draw_some(root, a[0], *map(int, a[1:]))
