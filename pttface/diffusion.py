@@ -11,8 +11,8 @@ __all__ = ['SAMPLERS', 'GUIDES', 'to_float', 'to_uint8', 'add_noise', 'linear_si
            'sample_batch', 'check_guidance', 'Guided', 'evaluations', 'draw_noise', 'measure', 'make_denoiser', 'Run',
            'guidance_of', 'find_guide', 'check_labels', 'sampled_denoiser', 'measure_averages', 'draw_sheet',
            'make_trainer', 'check_training', 'time_picture', 'confirm_cpu', 'describe_training', 'first_weights',
-           'train', 'fine_tune', 'check_sampler', 'sample', 'interpolate', 'trajectory', 'RECIPES', 'Recipe', 'Budget',
-           'save_images', 'check_recipe', 'fit_to_data']
+           'train', 'fine_tune', 'check_sampler', 'sample', 'label_sheet', 'interpolate', 'trajectory', 'RECIPES',
+           'Recipe', 'Budget', 'save_images', 'check_recipe', 'fit_to_data']
 
 # %% ../nbs/05_diffusion.ipynb #d45fa6b7
 import copy,logging,os,time
@@ -27,6 +27,7 @@ from torch import nn
 
 # %% ../nbs/05_diffusion.ipynb #b2dba55a
 from .checks import LIMITS,check_number,check_numbers,one_of
+from .display import Picture,show_images
 from .storage.files import BadInput,read_json
 from .training.augment import CHANGES,augment
 from .training.config import RECIPES,Budget,Recipe
@@ -34,7 +35,7 @@ from .training.consistency import multistep
 from .training.device import HALF,CompiledLater,half_type,has_float64,known_or_made,map_batches,pick_device
 from .training.device import pick_precision,recipe_for,wants_half
 from .training.ema import guide_weights,warn_without_guide
-from .training.labels import asked_code,drop_labels,label_codes,label_columns,warn_of_few
+from .training.labels import askable,asked_code,drop_labels,label_codes,label_columns,warn_of_few
 from .training.samplers import Noise,add_churn,slerp,unipc
 from .training.trainer import Trainer,TrainingRun,begin_run,check_arguments,check_recipe,check_weights
 from .training.trainer import find_trackers,fit_to_data,run_training,save_images
@@ -899,6 +900,22 @@ def sample(
     d.autocast = half_type(pick_device(device)) if wants_half(half, device) else None
     how = dict(sampler=sampler or r.sampler, steps=steps or r.steps, shape=(r.net_args.get('in_ch', 3), side, side))
     return _draw_all(d, n, batch, device, compile, progress, seed=seed, start=start, known=known, **how, **kw)
+
+# %% ../nbs/05_diffusion.ipynb #86ae55f1
+def label_sheet(
+    run:Run,         # A run that was trained with labels
+    n:int=8,         # Pictures a row
+    seed:int=0,      # Of the noises, which are the same in each row
+    size:float=.95,  # Width of a picture, inches
+    **kw,            # For `sample`: steps, device, guidance, …
+)->Picture: # A row for each combination of labels
+    "Draw the same noises with each combination of the labels that a run has learned; raises `BadInput` without any."
+    rows = askable(run.recipe.labels, run.record.get('labels', {}))
+    if not rows:
+        raise BadInput(f'{run.path} was trained without labels: `train` with labels=(\'pose\',\'gender\') tells it some')
+    ims = [sample(run, n, seed=seed, progress=False, **kw, **o) for o in rows]
+    titles = [name for o in rows for name in [', '.join(o.values()), *['']*(n-1)]]
+    return show_images(np.concatenate(ims), titles, ncols=n, size=size)
 
 # %% ../nbs/05_diffusion.ipynb #8350af96
 def interpolate(

@@ -6,10 +6,10 @@ Docs: https://pttface.github.io/pttface/training/labels.html.md"""
 
 # %% auto #0
 __all__ = ['LABELS', 'LEAST', 'label_columns', 'encode', 'mirror_codes', 'count_labels', 'label_codes', 'warn_of_few',
-           'drop_labels', 'asked_code']
+           'drop_labels', 'asked_code', 'askable']
 
 # %% ../../nbs/training/labels.ipynb #65f851b3
-import logging
+import itertools,logging
 
 import numpy as np
 import torch
@@ -130,3 +130,12 @@ def asked_code(
                            f'and at least {LEAST} are needed')
     if asked:
         return np.array([asked.get(k) == v for k,v in label_columns(labels)], np.float32)
+
+# %% ../../nbs/training/labels.ipynb #9802c58e
+def askable(
+    labels:tuple,  # What a run was trained with
+    counts:dict,   # … and from how many faces, label → value → number
+)->list[dict]: # Label → value
+    "Each combination of the values that were learned."
+    known = [[v for v in LABELS[k] if counts[k][v] >= LEAST] for k in labels]
+    return [dict(zip(labels, o)) for o in itertools.product(*known)] if labels else []
