@@ -912,7 +912,7 @@ def label_sheet(
     "Draw the same noises with each combination of the labels that a run has learned; raises `BadInput` without any."
     rows = askable(run.recipe.labels, run.record.get('labels', {}))
     if not rows:
-        raise BadInput(f'{run.path} was trained without labels: `train` with labels=(\'pose\',\'gender\') tells it some')
+        raise BadInput(f'{run.path} was trained without labels: there is nothing to ask it for')
     ims = [sample(run, n, seed=seed, progress=False, **kw, **o) for o in rows]
     titles = [name for o in rows for name in [', '.join(o.values()), *['']*(n-1)]]
     return show_images(np.concatenate(ims), titles, ncols=n, size=size)
