@@ -1,8 +1,8 @@
 """Scale: what an article and a link cost, from boards of one, three and ten sizes; measured on pages and ledgers.
 
-Each run is a process of its own. A ledger's rows are written here as a download leaves them, and then read by it.
+Each run is a process of its own. A ledger's rows are written here as a download leaves them, and then read by it. Last
+comes a folder of twenty years, written by `bench_years`, in which each stage goes on.
 """
-import hashlib
 import json
 import subprocess
 import sys
@@ -12,6 +12,7 @@ from pathlib import Path
 
 import numpy as np
 from bench_crawl import serving_apart, year
+from bench_years import link_row, make, make_pages
 
 here = Path(__file__).resolve()
 TIMES = (1, 3, 10)
@@ -59,24 +60,60 @@ def rows_of(root):
     "Write ledgers in which each link was looked at and turned down: a row as long as that of a kept photo."
     from pttface.download import plan
     from pttface.storage.files import write_jsonl
+    r, n = np.random.default_rng(0), 0
     for month, jobs in plan(root).items():
-        rows = []
-        for j in jobs:
-            sha = hashlib.sha256(j['url'].encode()).hexdigest()
-            rows.append(dict(url=j['url'], key=j['key'], article=j['article'], month=month, status='rejected',
-                             reason='no_face', bytes=412_345, sha256=sha, width=1080, height=1350, sharpness=231.52,
-                             face_score=.31, face_box=[312.5, 240.25, 640., 655.75], face_sharpness=180.25,
-                             phash=sha[:16], format='JPEG'))
-        write_jsonl(Path(root)/f'photos/ledger_{month}.jsonl', rows)
-    print(json.dumps(dict(rows=sum(map(len, plan(root).values())))))
+        write_jsonl(Path(root)/f'photos/ledger_{month}.jsonl', (link_row(job, r, False) for job in jobs))
+        n += len(jobs)
+    print(json.dumps(dict(rows=n)))
+
+
+def again(run):
+    "Run a stage that has nothing left to do, in this process."
+    before, start = memory('VmRSS'), used()
+    n = len(run())
+    print(json.dumps(dict(rows=n, cpu=used() - start, before=before, peak=memory('VmHWM'))))
 
 
 def resumed(root):
-    "Start a download that has nothing left to do, in this process."
+    "Go on with a download."
     from pttface.download import download
-    before, start = memory('VmRSS'), used()
-    got = download(root, gateway='http://127.0.0.1:9', progress=False)
-    print(json.dumps(dict(rows=len(got), cpu=used() - start, before=before, peak=memory('VmHWM'))))
+    again(lambda: download(root, gateway='http://127.0.0.1:9', progress=False).rows)
+
+
+def looked(root):
+    "Go on with the faces."
+    from pttface.faces import extract_faces
+    again(lambda: extract_faces(root, workers=1).rows)
+
+
+def reread(root, years):
+    "Crawl the cached pages once more."
+    from pttface.crawl import crawl
+    again(lambda: crawl('Beauty', '2005-01-01', f'{2004 + int(years)}-12-31', root, offline=True, progress=False).rows)
+
+
+def loaded(root):
+    "Read the rows of the lists and of the ledgers, as a person does who wants to look at them."
+    from pttface.crawl import Links
+    from pttface.download import Photos
+    again(lambda: [Links.load(root), Photos.load(root)])
+
+
+def long(years):
+    "Rows for the table: a folder of so many years, in which each stage goes on."
+    with tempfile.TemporaryDirectory() as d:
+        root = Path(d)/'root'
+        make(root, years)
+        ledgers, faces = measured('resumed', root), measured('looked', root)
+        make_pages(root)
+        crawl = measured('reread', root, years)
+    name = f'{years} years'
+    return [own(f'{name}: articles', crawl['rows'], 'articles', 1),
+            own(f'{name}: links', ledgers['rows'], 'links', 1),
+            own(f'{name}: photos looked at', faces['rows'], 'photos', 1),
+            own(f'{name}: peak memory of the crawl', crawl['peak'], 'MB', 1),
+            own(f'{name}: peak memory of that', ledgers['peak'], 'MB', 1),
+            own(f'{name}: peak memory of the faces going on', faces['peak'], 'MB', 1)]
 
 
 def one(articles):
@@ -123,8 +160,10 @@ def bench(smoke=False):
            ('CPU of the ledgers a link', links, [o['cpu'] for o in ledgers], 1e6, 'µs'),
            ('memory of the ledgers a link', links, [o['peak'] for o in ledgers], 1e3, 'kB'),
            ('disk of the ledgers a link', links, [o['disk'] for o in ledgers], 1e3, 'kB')]
-    return rows + [own(what, scale*slope(x, y), unit, len(TIMES)) for what, x, y, scale, unit in per]
+    rows += [own(what, scale*slope(x, y), unit, len(TIMES)) for what, x, y, scale, unit in per]
+    return rows + long(2 if smoke else 20)
 
 
 if __name__ == '__main__':
-    dict(crawled=crawled, rows_of=rows_of, resumed=resumed)[sys.argv[1]](*sys.argv[2:])
+    jobs = dict(crawled=crawled, rows_of=rows_of, resumed=resumed, looked=looked, reread=reread, loaded=loaded)
+    jobs[sys.argv[1]](*sys.argv[2:])

@@ -271,10 +271,12 @@ class MonthSummary:
 def summarise(
     m:MonthShard,  # A month
     rows,          # Its rows
+    lines=None,    # The same as JSON texts, where they are known
 )->MonthSummary:
     "Count a month's rows, and pack them."
-    rows,urls = list(rows),{j['url'] for j in m.jobs}
-    return MonthSummary(len(m.jobs), PackedRows(rows), Counter((r['status'], r['reason']) for r in rows),
+    rows,urls,packed = list(rows),{j['url'] for j in m.jobs},PackedRows()
+    packed.extend_lines(map(dumps, rows) if lines is None else lines)
+    return MonthSummary(len(m.jobs), packed, Counter((r['status'], r['reason']) for r in rows),
                         list(dict.fromkeys(r['shard'] for r in rows if 'shard' in r)),
                         urls <= {r['url'] for r in rows})
 
@@ -290,15 +292,15 @@ def write_shards(
         rows = m.final(first, shard)
         tars,left = _by_tar(rows),{r['was'] for r in m.ledger.rows.values() if 'was' in r}
         new = {tar:rs for tar,rs in tars.items() if tar in left or m.tars.get(tar) != rs}
-        text = m.path.read_bytes() if m.path.exists() else b''
-        if new or text != ''.join(dumps(r) + '\n' for r in rows).encode():
+        text,lines = m.path.read_bytes() if m.path.exists() else b'',[dumps(r) for r in rows]
+        if new or text != ''.join(o + '\n' for o in lines).encode():
             _write_month(m, rows, new)
         for f in m.folder.glob(f'*_{m.name}_part_*.tar'):
             if f.name not in tars:
                 remove(f)
         m.close()
         remove(m.spool)
-        m.summary = summarise(m, rows)
+        m.summary = summarise(m, rows, lines)
         m.release()
 
 # %% ../../nbs/storage/shards.ipynb #fd7cf160
