@@ -19,7 +19,7 @@ from pttface.storage.rows import PackedRows
 from pttface.storage.shards import MonthShard, drop_withdrawn, open_months, store_results, write_record, write_shards
 
 sys.path.insert(0, str(Path(__file__).parents[1]/'tools'))
-from bench_years import make, make_pages
+from long_folders import make, make_pages
 
 FEW, MANY = 1, 3  # Years of 240 articles
 
