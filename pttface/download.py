@@ -7,16 +7,18 @@ Docs: https://pttface.github.io/pttface/download.html.md"""
 # %% auto #0
 __all__ = ['DOWNLOAD_PRESETS', 'placeholders', 'NOT_ASKED', 'TRANSIENT', 'DEAD', 'measure', 'DownloadSettings', 'verdict',
            'removed', 'screen_answer', 'Gate', 'reduction', 'ask', 'HostRobots', 'fetch_link', 'fetch_links',
-           'is_transient', 'plan', 'why_not_asked', 'learn_optout', 'Photos', 'account', 'download', 'regate',
-           'link_rot', 'rot_picture']
+           'is_transient', 'PlannedLinks', 'plan', 'why_not_asked', 'ledger_rows', 'learn_optout', 'Photos', 'account',
+           'download', 'regate', 'link_rot', 'rot_picture']
 
 # %% ../nbs/01_download.ipynb #8c145f68
 import hashlib,logging,os,threading,time
 from collections import Counter,defaultdict
+from collections.abc import Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import closing,nullcontext
 from dataclasses import dataclass
 from functools import lru_cache,partial
+from itertools import chain
 from pathlib import Path
 from urllib.parse import urlsplit
 from weakref import WeakKeyDictionary
@@ -35,8 +37,9 @@ from .net.http import RETRYABLE,Client,Stopped,agent_with,check_proxy
 from .net.scheduler import HOST_LIMITS,OTHER_HOSTS,fetch_all,host_limits
 from .policy import (NO_OPTOUT,OptOut,Robots,decode_text,opted_out,read_optout,remember_addresses,
                             remember_optout,tagged,young)
-from .storage.files import (BadInput,Ledger,find_preset,locked,need,read_json,read_jsonl,read_tar,write_json,
+from .storage.files import (BadInput,Ledger,find_preset,iter_jsonl,locked,need,read_json,read_tar,write_json,
                                    write_tar)
+from .storage.rows import PackedRows
 from .storage.shards import (drop_photo,drop_withdrawn,open_months,photo_hashes,store_results,write_record,
                                     write_shards)
 from .vision.detectors import load_detector
@@ -363,33 +366,53 @@ def is_transient(
     return row['reason'] in TRANSIENT
 
 # %% ../nbs/01_download.ipynb #6fd526bf
-def _plan_month(month, rows, seen):
-    "The links of a month that are not in `seen`, to which they are added; a link seen before notes the article"
-    jobs = []
-    for row in rows:
-        written_http = {o['url'] for o in row.get('links', ()) if o.get('raw', '')[:5].lower() == 'http:'}
-        for url in row['images']:
-            if url in seen:
-                seen[url].setdefault('articles', []).append(row['url'])
-                continue
-            seen[url] = dict(url=url, key=f'{month}{len(jobs):05d}', article=row['url'], month=month,
-                             title=row['title'], http=url in written_http)
-            jobs.append(seen[url])
-    return jobs
+class PlannedLinks(Sequence):
+    "The links of a month, read from its list each time they are asked for"
+    def __init__(self,
+        file:Path,     # The month's list
+        month:str,     # Its label
+        n:int,         # How many links it has
+        several:dict,  # Links that stand in several places: URL → month of the first, and articles of the others
+    ):
+        self.file,self.month,self.n,self.several = file,month,n,several
+
+    def __len__(self):
+        return self.n
+    def __getitem__(self, i):
+        return list(self)[i]
+
+    def __iter__(self):
+        keys,made = (f'{self.month}{i:05d}' for i in range(self.n)),set()
+        for row in iter_jsonl(self.file):
+            written_http = {o['url'] for o in row.get('links', ()) if o.get('raw', '')[:5].lower() == 'http:'}
+            for url in row['images']:
+                first,others = self.several.get(url, (self.month, ()))
+                if first != self.month or url in made:
+                    continue
+                if others:
+                    made.add(url)
+                yield dict(url=url, key=next(keys), article=row['url'], month=self.month, title=row['title'],
+                           http=url in written_http, **(dict(articles=[*others]) if others else {}))
 
 # %% ../nbs/01_download.ipynb #50822457
 def plan(
     root,  # Artefact folder
-)->dict: # Month label → list of dict(url, key, article, month, title, http), `articles`: others
+)->dict: # Month label → its links: dict(url, key, article, month, title, http), `articles`: others
     "Every distinct link in the order of the crawl, by month of its first appearance; `http` when it was written so."
     folder = need(root, 'links/monthly_jsonl', 'crawl')
-    seen,months = {},{}
-    for f in sorted(folder.glob('image_links_*.jsonl')):
-        m = f.stem.removeprefix('image_links_')
-        months[m] = _plan_month(m, read_jsonl(f), seen)
-    if not months:
+    files = {f.stem.removeprefix('image_links_'):f for f in sorted(folder.glob('image_links_*.jsonl'))}
+    if not files:
         raise BadInput(f'{folder} holds no lists of links: run `pttface crawl` first')
-    return months
+    seen,several,n = {},{},Counter()
+    for m,f in files.items():
+        for row in iter_jsonl(f):
+            for url in row['images']:
+                if url in seen:
+                    several.setdefault(url, (seen[url], []))[1].append(row['url'])
+                else:
+                    seen[url] = m
+                    n[m] += 1
+    return {m:PlannedLinks(f, m, n[m], several) for m,f in files.items()}
 
 # %% ../nbs/01_download.ipynb #af0fdb5d
 def why_not_asked(
@@ -401,6 +424,14 @@ def why_not_asked(
     if opted_out(job, optout):
         return 'opt_out'
     return 'too_young_title' if settings.screen_titles and young(job['title']) else ''
+
+# %% ../nbs/01_download.ipynb #57ce62e1
+def ledger_rows(
+    root,  # Artefact folder
+): # Yields dicts
+    "The rows of all ledgers on disk, a month at a time."
+    for f in sorted((Path(root)/'photos').glob('ledger_*.jsonl')):
+        yield from Ledger(f, 'url').rows.values()
 
 # %% ../nbs/01_download.ipynb #ea385ab5
 def learn_optout(
@@ -414,8 +445,7 @@ def learn_optout(
         return 0
     shown = [j['url'] for js in jobs.values() for j in js if any(o in optout for o in _articles(j))]
     remember_addresses(root, optout, shown)
-    ledgers = [Ledger(f, 'url') for f in sorted((Path(root)/'photos').glob('ledger_*.jsonl'))]
-    rows = [r for o in (*ledgers, *(m.ledger for m in months)) for r in o.rows.values()]
+    rows = chain(ledger_rows(root), (r for m in months for r in m.ledger.rows.values()))
     photos = [r for r in rows if r['status'] != 'failed' and r.get('sha256') and opted_out(r, optout)]
     return remember_optout(root, optout, photos)
 
@@ -428,7 +458,7 @@ def _articles(job):
 class Photos:
     "What became of the links; shows its account as a table"
     def __init__(self,
-        rows:list,    # Rows of all ledgers
+        rows,         # Rows of all ledgers: a list, or `PackedRows`
         record:dict,  # Content of `download.json`
     ):
         self.rows,self.record = rows,record
@@ -439,8 +469,7 @@ class Photos:
     ): # `Photos`
         "What became of the links of `root`."
         record = read_json(need(root, 'photos/download.json', 'download'))
-        ledgers = [Ledger(f, 'url') for f in sorted((Path(root)/'photos').glob('ledger_*.jsonl'))]
-        return cls([r for o in ledgers for r in o.rows.values()], record)
+        return cls(PackedRows(ledger_rows(root)), record)
 
     @property
     def kept(self):
@@ -486,13 +515,11 @@ def _check(root, months, workers, streams, rate, proxy=None, contact=None, limit
 # %% ../nbs/01_download.ipynb #268e8c96
 def _to_ask(month, settings, optout, retry_failed):
     "The links of a month to ask for"
-    asked = []
-    for job in month.todo(lambda r: retry_failed or is_transient(r)):
+    def asked(job, row):
         if (why := why_not_asked(job, settings, optout)):
             month.put(job, dict(status='refused', reason=why))
-        else:
-            asked.append(job)
-    return asked
+        return not why
+    return month.todo(lambda r: retry_failed or is_transient(r)).where(asked)
 
 # %% ../nbs/01_download.ipynb #56b42bf8
 def _request_options(gateway, rate, allow_private, max_bytes, workers, streams, scheduler, proxy=None, contact=None,
@@ -516,10 +543,10 @@ def _fetch_twice(todo, fetch, months, shard, progress):
     disable = None if progress and any(todo.values()) else True
     with tqdm(total=_count(todo), desc='downloading', unit='link', disable=disable) as bar:
         _fetch_once(todo, fetch, months, shard, bar)
-        rest = {m:jobs for m in todo if (jobs := _unfinished(m, todo[m]))}
+        rest = {m:_unfinished(m, jobs) for m,jobs in todo.items()}
         bar.total = (bar.total or 0) + _count(rest)
-        if rest:
-            _fetch_once(rest, fetch, months, shard, bar)
+        if any(rest.values()):
+            _fetch_once({m:jobs for m,jobs in rest.items() if jobs}, fetch, months, shard, bar)
 
 # %% ../nbs/01_download.ipynb #6910f0f2
 def _fetch_once(todo, fetch, months, shard, bar):
@@ -530,7 +557,11 @@ def _fetch_once(todo, fetch, months, shard, bar):
 
 # %% ../nbs/01_download.ipynb #f2ad31d9
 def _unfinished(month, jobs):
-    return [j for j in jobs if (r := month.ledger.rows.get(j['url'])) is None or is_transient(r)]
+    if not jobs:
+        return jobs
+    left = jobs.where(lambda job, r: r is None or is_transient(r))
+    month.release()
+    return left
 
 # %% ../nbs/01_download.ipynb #39e643e7
 def _count(todo):
@@ -553,9 +584,12 @@ def _fetch_on_worker(jobs, client, settings, optout):
 # %% ../nbs/01_download.ipynb #df955feb
 def _check_outcome(rows, months):
     "Raise `BadInput` when all links of all months failed, for reasons that say nothing of the links"
-    reasons = Counter(r['reason'] for r in rows)
-    about_links = {*DEAD} - {'dns'}
-    if rows and all(r['status'] == 'failed' for r in rows) and not about_links & {*reasons}:
+    reasons,about_links = Counter(),{*DEAD} - {'dns'}
+    for r in rows:
+        if r['status'] != 'failed' or r['reason'] in about_links:
+            return
+        reasons[r['reason']] += 1
+    if reasons:
         listed = ', '.join(f'{n} {why}' for why,n in reasons.most_common())
         raise BadInput(f'None of the links of {", ".join(months)} could be fetched ({listed}): '
                        'check the network and the proxy, and run again')
@@ -586,12 +620,15 @@ def _stripped(photo, settings):
 # %% ../nbs/01_download.ipynb #e93fb198
 def _download_months(root, jobs, wanted, settings, options, retry_failed, force, progress):
     "Fetch what is missing of the months wanted, and write tars and record"
-    folder,optout = Path(root)/'photos',read_optout(root)
+    folder,optout,todo = Path(root)/'photos',read_optout(root),{}
     learn_optout(root, jobs, (), optout)
     before = {k:getattr(settings, k) for k in ('strip_metadata','robots_txt')} | dict(max_side=0)
     every = open_months(folder, jobs, settings, force, before=before)
-    drop_withdrawn(every.values(), optout)
-    todo = {every[m]:_to_ask(every[m], settings, optout, retry_failed) for m in wanted}
+    def look(m):
+        if m.name in wanted:
+            todo[m] = _to_ask(m, settings, optout, retry_failed)
+    drop_withdrawn(every.values(), optout, look)
+    todo = {every[m]:todo[every[m]] for m in wanted}
     robots = HostRobots(Path(root)/'robots.jsonl') if settings.robots_txt else None
     with Gate(settings, optout) as gate:
         here = partial(fetch_links, gate=gate, robots=robots)
@@ -630,7 +667,7 @@ def download(
         options = _request_options(gateway, rate, allow_private, settings.max_bytes, workers, streams, scheduler,
                                    proxy, contact, limits)
         photos = _download_months(root, jobs, wanted, settings, options, retry_failed, force, progress)
-    _check_outcome([r for r in photos.rows if r['month'] in wanted], wanted)
+    _check_outcome((r for r in photos.rows if r['month'] in wanted), wanted)
     return photos
 
 # %% ../nbs/01_download.ipynb #6fbb178a
@@ -663,6 +700,7 @@ def regate(
             for r in list(m.ledger.rows.values()):
                 if (new := _rejudge(r, settings, stored)) != r:
                     m.ledger.append(new)
+            m.release()
         write_shards([*every.values()], settings.shard)
         return Photos(*write_record(folder, every, settings))
 

@@ -683,7 +683,7 @@ class Faces:
     "Every photo's row, and the crops of those that are faces"
     def __init__(self,
         root,          # Artefact folder
-        rows,          # One dict a photo
+        rows,          # One dict a photo: a list, or `PackedRows`
         failed=None,   # Shards that could not be read, with the reason
     ):
         self.root,self.rows = Path(root),rows
@@ -706,7 +706,7 @@ class Faces:
         return age_screen(known, default['min_age'], default['age_margin'])
 
     def __len__(self):
-        return len(self.kept)
+        return sum(r['status'] == 'kept' for r in self.rows)
 
 # %% ../nbs/02_faces.ipynb #dace8b45
 @patch(as_prop=True)
@@ -724,7 +724,7 @@ def table(self:Faces)->Table:
         rows += [dict(photo='kept', what=f'{words} {size} px', photos=n[k], share=n[k]/len(self.rows))
                  for k,words in dict(faces='large enough for', too_small='too small for').items()]
     rows += [dict(photo='shard not read', what=f'{k}: {v}') for k,v in self.failed.items()]
-    title = f'{len(self.kept):,} faces from {len(self.rows):,} photos, {self.age_screen}'
+    title = f'{len(self):,} faces from {len(self.rows):,} photos, {self.age_screen}'
     return Table(rows, floatfmt='.1%', title=title)
 
 @patch

@@ -21,7 +21,7 @@ from urllib.parse import unquote,urljoin,urlsplit
 from protego import Protego
 
 from .ptt.urls import canonical,split_urls
-from .storage.files import OPTOUT_PHOTOS,Ledger,read_jsonl
+from .storage.files import OPTOUT_PHOTOS,Ledger,iter_jsonl,read_jsonl
 from .vision.images import Unusable,decode,perceptual_hash
 
 # %% ../nbs/policy.ipynb #28fc2da8
@@ -288,7 +288,7 @@ def remember_photos(
     known = {r.get('sha256') for r in _hash_rows(root)}
     if all(r['sha256'] in known for r in own):
         return 0
-    rows = [r for p in sorted((Path(root)/'photos').glob('ledger_*.jsonl')) for r in read_jsonl(p, skip_damaged=True)]
+    rows = (r for p in sorted((Path(root)/'photos').glob('ledger_*.jsonl')) for r in iter_jsonl(p, skip_damaged=True))
     twins = [r for r in rows if r.get('sha256') and out.is_twin(r['sha256'], r.get('phash'))]
     return _remember(root, out, own + [dict(sha256=r['sha256'], phash=r.get('phash')) for r in twins])
 

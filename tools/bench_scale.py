@@ -1,6 +1,7 @@
 """Scale: what an article and a link cost, from boards of one, three and ten sizes; measured on pages and ledgers.
 
 Each run is a process of its own. A ledger's rows are written here as a download leaves them, and then read by it.
+Memory is measured by `bench_years`, on folders of a year and of twenty.
 """
 import hashlib
 import json
@@ -28,17 +29,11 @@ def nbytes(folder):
 
 
 def measured(*command):
-    "What a process of its own prints, with its CPU seconds, and the memory in MB before its work and at its peak."
+    "What a process of its own prints, with its CPU seconds."
     r = subprocess.run([sys.executable, here, *map(str, command)], capture_output=True, text=True, timeout=1500)
     if r.returncode:
         raise RuntimeError(r.stderr[-2000:])
     return json.loads(r.stdout.splitlines()[-1])
-
-
-def memory(field):
-    "`VmRSS` or `VmHWM` of this process, MB."
-    lines = Path('/proc/self/status').read_text().splitlines()
-    return next(int(o.split()[1])/1024 for o in lines if o.startswith(field))
 
 
 def used():
@@ -49,10 +44,10 @@ def used():
 def crawled(url, root):
     "Crawl a year in this process."
     from pttface.crawl import crawl
-    before, start = memory('VmRSS'), used()
+    start = used()
     links = crawl('Beauty', *year, root, base_url=url, rate=0, workers=8, progress=False)
     counts = json.loads((Path(root)/'links/crawl.json').read_text())['counts']
-    print(json.dumps(dict(counts, requests=links.asked, cpu=used() - start, before=before, peak=memory('VmHWM'))))
+    print(json.dumps(dict(counts, requests=links.asked, cpu=used() - start)))
 
 
 def rows_of(root):
@@ -74,9 +69,9 @@ def rows_of(root):
 def resumed(root):
     "Start a download that has nothing left to do, in this process."
     from pttface.download import download
-    before, start = memory('VmRSS'), used()
+    start = used()
     got = download(root, gateway='http://127.0.0.1:9', progress=False)
-    print(json.dumps(dict(rows=len(got), cpu=used() - start, before=before, peak=memory('VmHWM'))))
+    print(json.dumps(dict(rows=len(got), cpu=used() - start)))
 
 
 def one(articles):
@@ -110,18 +105,14 @@ def bench(smoke=False):
                  own(f'{k}×: links', ledger['rows'], 'links', 1),
                  own(f'{k}×: requests of the crawl', crawl['requests'], 'requests', 1),
                  own(f'{k}×: CPU of the crawl', crawl['cpu'], 's', 1),
-                 own(f'{k}×: peak memory of the crawl', crawl['peak'], 'MB', 1),
                  own(f'{k}×: disk of pages and links', crawl['disk'], 'MB', 1),
                  own(f'{k}×: CPU to go on with the ledgers', ledger['cpu'], 's', 1),
-                 own(f'{k}×: peak memory of that', ledger['peak'], 'MB', 1),
                  own(f'{k}×: disk of the ledgers', ledger['disk'], 'MB', 1)]
     articles, links = [o['articles'] for o in crawls], [o['rows'] for o in ledgers]
     per = [('requests an article', articles, [o['requests'] for o in crawls], 1, 'requests'),
            ('CPU of the crawl an article', articles, [o['cpu'] for o in crawls], 1e3, 'ms'),
-           ('memory of the crawl an article', articles, [o['peak'] for o in crawls], 1e3, 'kB'),
            ('disk of pages and links an article', articles, [o['disk'] for o in crawls], 1e3, 'kB'),
            ('CPU of the ledgers a link', links, [o['cpu'] for o in ledgers], 1e6, 'µs'),
-           ('memory of the ledgers a link', links, [o['peak'] for o in ledgers], 1e3, 'kB'),
            ('disk of the ledgers a link', links, [o['disk'] for o in ledgers], 1e3, 'kB')]
     return rows + [own(what, scale*slope(x, y), unit, len(TIMES)) for what, x, y, scale, unit in per]
 

@@ -23,7 +23,8 @@ import numpy as np
 
 from .status import duration,last_log_row,pages_read,size
 from ..net.scheduler import limit_of
-from ..storage.files import read_jsonl,read_tar
+from ..storage.files import iter_jsonl,read_tar
+from ..storage.rows import PackedRows
 from ..vision.crop_sizes import ALWAYS,find_sizes,has_size,sizes_there
 from ..vision.detectors import load_detector
 from ..vision.images import decode
@@ -76,24 +77,25 @@ def pace(
 
 def links_left(
     root:Path,  # Artefact folder
-)->tuple[list,list]: # Addresses left, and the ledgers' rows
+)->tuple[list,PackedRows]: # Addresses left, and the ledgers' rows
     "The links that no ledger has."
     folders = Path(root)/'links/monthly_jsonl',Path(root)/'photos'
-    rows = [r for p in sorted(folders[1].glob('ledger_*.jsonl')) for r in read_jsonl(p, skip_damaged=True)]
+    ledgers,lists = sorted(folders[1].glob('ledger_*.jsonl')),sorted(folders[0].glob('*.jsonl'))
+    rows = PackedRows(r for p in ledgers for r in iter_jsonl(p, skip_damaged=True))
     done = {r.get('url') for r in rows}
-    links = [url for p in sorted(folders[0].glob('*.jsonl')) for r in read_jsonl(p) for url in r['images']]
-    return [url for url in dict.fromkeys(links) if url not in done],rows
+    links = dict.fromkeys(url for p in lists for r in iter_jsonl(p) for url in r['images'] if url not in done)
+    return [*links],rows
 
 # %% ../../nbs/app/forecast.ipynb #a1ba0a26
 BYTES_A_PHOTO = {False:450e3, True:160e3}  # As it comes; with a largest side of 1,024 px
 SHARE_KEPT = .45                           # Of all links
 
 def bytes_a_link(
-    rows:list,     # Of the ledgers
+    rows,          # Of the ledgers
     resized:bool,  # Are photos kept with a largest side?
 )->float: # Bytes that a link leaves on the disk, on the average
     "From what has come so far, once that is enough to go by."
-    kept = [r for r in rows if r.get('status') == 'kept' and r.get('bytes')]
+    kept = (r for r in rows if r.get('status') == 'kept' and r.get('bytes'))
     sizes = [r['bytes']*r.get('resized', 1.)**2 for r in kept]
     if len(sizes) < 50:
         return SHARE_KEPT*BYTES_A_PHOTO[resized]
@@ -103,10 +105,8 @@ def host_seconds(
     urls:list,  # Of links
 )->tuple[float,str]: # Seconds, and the host that takes longest
     "How long the hosts' limits make a download take, when all are asked side by side."
-    limits = [limit_of(url) for url in urls]
-    n = Counter(o.domain for o in limits)
-    rates = {o.domain:o.rate for o in limits}
-    took = {k:v/rates[k] for k,v in n.items() if rates[k]}
+    n = Counter(map(limit_of, urls))
+    took = {o.domain:k/o.rate for o,k in n.items() if o.rate}
     host = max(took, key=took.get, default='')
     return took.get(host, 0.),host
 
@@ -147,7 +147,7 @@ def expect_faces(
     _,ledger = links_left(root)
     kept = [r['key'] for r in ledger if r.get('status') == 'kept']
     faces,sizes = Path(root)/'faces/faces.jsonl',find_sizes(sizes, sizes_there(root))
-    rows = read_jsonl(faces, skip_damaged=True) if faces.exists() else []
+    rows = PackedRows(iter_jsonl(faces, skip_damaged=True) if faces.exists() else ())
     done = {r['key'] for r in rows}
     left = [k for k in kept if k not in done]
     if seen is None:

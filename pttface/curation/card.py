@@ -17,7 +17,7 @@ import numpy as np
 from .decisions import decision_about
 from ..display import Picture,montage
 from ..policy import NO_AGE_SCREEN,age_screen,left_out_by_face
-from ..storage.files import Ledger,content_hash,read_json,read_jsonl
+from ..storage.files import Ledger,content_hash,iter_jsonl,read_json
 
 # %% ../../nbs/curation/card.ipynb #193d224b
 def set_hash(
@@ -33,13 +33,14 @@ def funnel(
     "How many links, photos and faces there were on the way."
     root,steps = Path(root),{}
     if (p := root/'links/image_links.jsonl').exists():
-        steps['links'] = sum(len(r['images']) for r in read_jsonl(p))
-    tried = [r for p in sorted((root/'photos').glob('ledger_*.jsonl')) for r in Ledger(p, key='url').rows.values()]
+        steps['links'] = sum(len(r['images']) for r in iter_jsonl(p))
+    ledgers = (Ledger(p, key='url') for p in sorted((root/'photos').glob('ledger_*.jsonl')))
+    tried = Counter(r.get('status') for ledger in ledgers for r in ledger.rows.values())
     if tried:
-        steps |= {'links tried':len(tried), 'photos kept':sum(r.get('status') == 'kept' for r in tried)}
+        steps |= {'links tried':tried.total(), 'photos kept':tried['kept']}
     if (p := root/'faces/faces.jsonl').exists():
-        rows = read_jsonl(p)
-        steps |= {'photos looked at':len(rows), 'faces':sum(r['status'] == 'kept' for r in rows)}
+        looked_at = Counter(r['status'] for r in iter_jsonl(p))
+        steps |= {'photos looked at':looked_at.total(), 'faces':looked_at['kept']}
     return steps
 
 # %% ../../nbs/curation/card.ipynb #a7145c39
@@ -63,7 +64,7 @@ def _age_screen(root):
     record,rows = read_json(root/MADE_BY['faces']),root/'faces/faces.jsonl'
     if 'age_screen' in record:
         return record['age_screen']
-    known = rows.exists() and any(r.get('age') is not None for r in read_jsonl(rows))
+    known = rows.exists() and any(r.get('age') is not None for r in iter_jsonl(rows))
     rules = record['settings']
     return age_screen(known, rules.get('min_age', 0.), rules.get('age_margin', 0.))
 

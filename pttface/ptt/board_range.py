@@ -10,11 +10,13 @@ __all__ = ['seconds', 'NothingToCrawl', 'BoardRange', 'article_url', 'CrawlState
            'keep_apart']
 
 # %% ../../nbs/ptt/board_range.ipynb #681951c9
-import logging,re
+import json,logging,re,zlib
 from collections import Counter,deque
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
+from dataclasses import replace
 from datetime import datetime
+from itertools import chain,groupby
 from pathlib import Path
 from queue import SimpleQueue
 from urllib.parse import urljoin,urlsplit
@@ -26,8 +28,9 @@ from ..parallel import run_bounded
 from .cache import Pages
 from .parse import Index,Page,ids,parse_article,parse_index,posted,taipei
 from ..display import Picture,Table
-from ..storage.files import BadInput,MARKER,read_json,read_jsonl,write_json,write_jsonl
+from ..storage.files import BadInput,MARKER,dumps,iter_jsonl,read_json,write_json,write_jsonl
 from ..storage.files import note_removed,remove,remove_tree
+from ..storage.rows import PackedRows
 
 # %% ../../nbs/ptt/board_range.ipynb #9cc24792
 log = logging.getLogger(__name__)
@@ -168,7 +171,7 @@ def article_url(
 
 # %% ../../nbs/ptt/board_range.ipynb #2b8cfa4e
 class CrawlState:
-    "Rows of a range by ID, and articles `read` as pairs of `Page` and row of the list"
+    "Rows of a range by ID, and articles `read` as pairs of `Page`, without its links, and packed row of the list"
     def __init__(self,
         rng:BoardRange,  # The range
         wanted,          # Callable: row of the index → why it is left out, or ''
@@ -195,6 +198,13 @@ class CrawlState:
         about = {k:self.rows[id].get(k) for k in ('title','author','nrec')}
         return id,self.rng.pages.get(f'/bbs/{self.rng.board}/{id}.html', **about)
 
+    def row_of(self,
+        id:str,  # File name of an article that has been read
+    )->dict|None: # `None` when it could not be read
+        "The row of the list that an article has become."
+        packed = self.read[id][1]
+        return packed and json.loads(zlib.decompress(packed))
+
     def __repr__(self):
         return f'CrawlState({len(self.rows)} rows, {len(self.read)} articles read)'
 
@@ -211,7 +221,8 @@ def enter_article(self:CrawlState,
     except Exception:
         log.exception('%s cannot be read', id)
         page,row = Page('unreadable'),None
-    self.read[id] = page,row
+    packed = row and zlib.compress(dumps(row).encode(), 1)
+    self.read[id] = replace(page, title='', links=()),packed
     self.n_images += len(row['images']) if row else 0
 
 @patch
@@ -330,51 +341,68 @@ def _tally(items):
     return dict(sorted(Counter(items).items(), key=lambda o: (-o[1], o[0])))
 
 # %% ../../nbs/ptt/board_range.ipynb #b188dab7
-def _counts(state, links, failures):
+class _Tallies:
+    "What a list of articles holds, counted in one go"
+    def __init__(self, links):
+        self.articles = self.links = self.without_links = 0
+        self.hosts,self.extensions,self.origins,self.skipped = (Counter() for _ in range(4))
+        self.months,images = {},set()
+        for r in links:
+            self._add(r)
+            images.update(r['images'])
+        self.distinct = len(images)
+
+    def _add(self, r):
+        n,month = len(r['images']),self.months.setdefault(r['time'][:7], dict(articles=0, links=0))
+        month['articles'] += 1
+        month['links'] += n
+        self.articles += 1
+        self.links += n
+        self.without_links += not n
+        self.hosts.update(l['host'] for l in r['links'])
+        self.extensions.update(extension(l['url']) for l in r['links'])
+        self.origins.update(l['origin'] for l in r['links'])
+        self.skipped.update(s['reason'] for s in r['skipped'])
+
+# %% ../../nbs/ptt/board_range.ipynb #e9c76b06
+def _counts(state, found, failures):
     "What became of the rows and of the links, as numbers"
     rng,reasons = state.rng,Counter(r['left_out'] for r in state.rows.values())
-    images = Counter(u for r in links for u in r['images'])
     removed,deleted = sum(f['reason'] in ('404','410') for f in failures),deleted_in(rng)
     return dict(pages=max(rng.hi - rng.lo + 1, 0), rows=len(state.rows) + deleted, deleted=deleted,
                 **{k:reasons[k] for k in ('announcement','young','opt_out','few_pushes','other_tag')},
-                articles=len(links), removed=removed, failed=len(failures) - removed,
-                without_links=sum(not r['images'] for r in links),
-                links=images.total(), distinct=len(images), repeats=images.total() - len(images),
-                albums=sum(s['reason'] == 'album' for r in links for s in r['skipped']))
+                articles=found.articles, removed=removed, failed=len(failures) - removed,
+                without_links=found.without_links, links=found.links, distinct=found.distinct,
+                repeats=found.links - found.distinct, albums=found.skipped['album'])
 
 # %% ../../nbs/ptt/board_range.ipynb #b2a919f7
 def audit(
     state:CrawlState,  # Has been read
-    links:list,        # Rows of the articles
+    links,             # Rows of the articles
 )->dict: # Content of `crawl.json`, but for the settings
     "Counts of everything in the range, and whatever is wrong."
-    read,every = sorted(state.read.items()),[l for r in links for l in r['links']]
-    failures = [dict(url=article_url(state.rng.board, i), reason=p.reason) for i,(p,_) in read if p.reason]
-    months = {}
-    for r in links:
-        month = months.setdefault(r['time'][:7], dict(articles=0, links=0))
-        month['articles'] += 1
-        month['links'] += len(r['images'])
+    read,found = sorted((i,p) for i,(p,_) in state.read.items()),_Tallies(links)
+    failures = [dict(url=article_url(state.rng.board, i), reason=p.reason) for i,p in read if p.reason]
     newest = state.rng.pages.store.about(state.rng.path(''))
-    skipped = [s['reason'] for r in links for s in r['skipped']]
-    return dict(counts=_counts(state, links, failures), index=index_check(state.rng), failures=failures,
-                cut=[i for i,(p,_) in read if p.cut],
-                other_time=sum(bool(p.time) and p.time[:10] != str(posted(i))[:10] for i,(p,_) in read),
-                hosts=_tally(l['host'] for l in every), extensions=_tally(extension(l['url']) for l in every),
-                origins=_tally(l['origin'] for l in every), skipped=_tally(skipped),
-                months=dict(sorted(months.items())), closed=newest['time'] > state.rng.end)
+    return dict(counts=_counts(state, found, failures), index=index_check(state.rng), failures=failures,
+                cut=[i for i,p in read if p.cut],
+                other_time=sum(bool(p.time) and p.time[:10] != str(posted(i))[:10] for i,p in read),
+                hosts=_tally(found.hosts), extensions=_tally(found.extensions), origins=_tally(found.origins),
+                skipped=_tally(found.skipped), months=dict(sorted(found.months.items())),
+                closed=newest['time'] > state.rng.end)
 
 # %% ../../nbs/ptt/board_range.ipynb #939d64ed
 @patch
-def links(self:CrawlState)->list[dict]: # Rows of the list
+def links(self:CrawlState)->PackedRows: # Rows of the list
     "The articles that could be read, in the order of posting."
-    return sorted((r for _,r in self.read.values() if r), key=lambda r: (posted(r['id']), r['id']))
+    order = sorted((i for i,(_,packed) in self.read.items() if packed), key=lambda i: (seconds(i), i))
+    return PackedRows(map(self.row_of, order))
 
 # %% ../../nbs/ptt/board_range.ipynb #c5ed24a0
 class Links:
     "What a crawl found; shows its account as a table"
     def __init__(self,
-        rows:list,    # One dict an article
+        rows,         # One dict an article: a list, or `PackedRows`
         record:dict,  # Content of `crawl.json`
         asked:int=0,  # Requests of this run
     ):
@@ -387,7 +415,7 @@ class Links:
     ): # `Links`
         "What was found by the crawl into `root`."
         folder = Path(root)/'links'
-        return cls(read_jsonl(folder/'image_links.jsonl'), read_json(folder/'crawl.json'))
+        return cls(PackedRows(iter_jsonl(folder/'image_links.jsonl')), read_json(folder/'crawl.json'))
 
     def table(self):
         "The account as a `Table`"
@@ -439,25 +467,23 @@ def plot(self:Links)->Picture:
 # %% ../../nbs/ptt/board_range.ipynb #c25fce22
 def save_links(
     folder:Path,   # `links` in the root
-    links:list,    # Rows of the articles
+    links,         # Rows of the articles, in the order of posting
     record:dict,   # Gets the names of the `files`
     emptied=(),    # Names of articles that were opted out: their months have a list, though it may be empty
 ):
     "Write the list and its months, and last the record that says they are whole."
-    single = len({record['settings'][k][:4] for k in ('since','until')}) == 1
-    months = {}
-    for r in links:
-        months.setdefault(_label(r['id'], single), []).append(r)
-    for id in emptied:
-        months.setdefault(_label(id, single), [])
+    single,months = len({record['settings'][k][:4] for k in ('since','until')}) == 1,[]
     (folder/'crawl.json').unlink(missing_ok=True)
     write_jsonl(folder/'image_links.jsonl', links)
-    for m,part in months.items():
-        write_jsonl(folder/'monthly_jsonl'/f'image_links_{m}.jsonl', part)
+    for m,part in chain(groupby(links, key=lambda r: _label(r['id'], single)),
+                        ((_label(id, single), ()) for id in emptied)):
+        if m not in months:
+            write_jsonl(folder/'monthly_jsonl'/f'image_links_{m}.jsonl', part)
+            months.append(m)
     for f in (folder/'monthly_jsonl').glob('image_links_*.jsonl'):
         if f.stem.removeprefix('image_links_') not in months:
             remove(f)
-    write_json(folder/'crawl.json', record | dict(files=list(months)))
+    write_json(folder/'crawl.json', record | dict(files=months))
 
 def _label(id, single):
     "The month of an article, with its year unless all are of a `single` one"

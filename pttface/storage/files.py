@@ -6,8 +6,8 @@ Docs: https://pttface.github.io/pttface/storage/files.html.md"""
 
 # %% auto #0
 __all__ = ['MARKER', 'PERSONAL', 'OPTOUT_PHOTOS', 'PRIVATE', 'JOURNAL', 'LOCK', 'BadInput', 'open_root', 'sweep', 'sync_file',
-           'replace_file', 'atomic_path', 'dumps', 'write_json', 'read_json', 'write_jsonl', 'read_jsonl', 'write_npz',
-           'read_npz', 'append_whole', 'cut_torn_line', 'Ledger', 'write_tar', 'read_tar', 'same_settings',
+           'replace_file', 'atomic_path', 'dumps', 'write_json', 'read_json', 'write_jsonl', 'iter_jsonl', 'read_jsonl',
+           'write_npz', 'read_npz', 'append_whole', 'cut_torn_line', 'Ledger', 'write_tar', 'read_tar', 'same_settings',
            'find_preset', 'need', 'whole_folder', 'check_new', 'on_network_disk', 'cut_and_unlink', 'note_removed',
            'remove', 'remove_tree', 'Lease', 'locked', 'content_hash', 'sha256_file']
 
@@ -264,20 +264,26 @@ def _jsonl_lines(path):
             except (ValueError, RecursionError) as e:
                 yield i,line,ValueError(str(e))
 
+# %% ../../nbs/storage/files.ipynb #a9d7d8b9
+def iter_jsonl(
+    path:str|os.PathLike,      # File to read
+    skip_damaged:bool=False,   # Leave out damaged lines, with a warning, in place of raising?
+): # Yields its rows
+    "The rows of a JSONL file, one at a time; raises `BadInput` with the line's number when one is damaged."
+    for i,_,row in _jsonl_lines(path):
+        if not isinstance(row, ValueError):
+            yield row
+        elif skip_damaged:
+            log.warning('%s: line %d is damaged and left out', path, i)
+        else:
+            raise BadInput(f'{path} line {i} is damaged ({row}): delete the file and run the stage again') from row
+
 def read_jsonl(
     path:str|os.PathLike,      # File to read
     skip_damaged:bool=False,   # Leave out damaged lines, with a warning, in place of raising?
 )->list[dict]: # Its rows
     "The rows of a JSONL file; raises `BadInput` with the line's number when one is damaged."
-    rows = []
-    for i,_,row in _jsonl_lines(path):
-        if not isinstance(row, ValueError):
-            rows.append(row)
-        elif skip_damaged:
-            log.warning('%s: line %d is damaged and left out', path, i)
-        else:
-            raise BadInput(f'{path} line {i} is damaged ({row}): delete the file and run the stage again') from row
-    return rows
+    return list(iter_jsonl(path, skip_damaged))
 
 # %% ../../nbs/storage/files.ipynb #9065df4b
 def write_npz(

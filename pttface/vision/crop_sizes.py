@@ -19,7 +19,7 @@ import numpy as np
 # %% ../../nbs/vision/crop_sizes.ipynb #e2b55bd1
 from ..checks import check_number
 from ..parallel import run_tasks
-from ..storage.files import BadInput,read_json,read_jsonl,read_npz,read_tar,remove,write_json,write_npz
+from ..storage.files import BadInput,iter_jsonl,read_json,read_npz,read_tar,remove,write_json,write_npz
 from ..storage.shards import crop_labels,month_of
 from .images import Unusable,decode
 
@@ -198,6 +198,8 @@ def cut_sizes(
     scheduler:str|None=None,  # Address of a dask.distributed scheduler, or `None`
 )->int: # Crops cut now
     "Bring the crops of other sizes than 60 and 64 up to date with `rows`."
+    if not set(sizes) - set(ALWAYS):
+        return 0
     todo,n = _Sizes(root, rows, sizes),0
     tasks = [(Path(root)/f'photos/{shard}.tar', wanted, cut, settings)
              for shards in todo.shards.values() for shard,wanted in shards.items()]
@@ -222,9 +224,12 @@ def size_counts(
     sizes,      # Sides, px
 )->dict: # Size (text) → `faces` that have a crop of it, and those that are `too_small`
     "How many faces have a crop of each size, of those that not all have."
-    kept = [r for r in rows if r['status'] == 'kept']
-    have = {s:sum(has_size(r, s) for r in kept) for s in sizes if s not in ALWAYS}
-    return {str(s):dict(faces=n, too_small=len(kept) - n) for s,n in have.items()}
+    others,kept,have = [s for s in sizes if s not in ALWAYS],0,Counter()
+    for r in rows if others else ():
+        if r['status'] == 'kept':
+            kept += 1
+            have.update(s for s in others if has_size(r, s))
+    return {str(s):dict(faces=have[s], too_small=kept - have[s]) for s in others}
 
 def note_sizes(
     root,       # Artefact folder
@@ -244,7 +249,7 @@ def note_sizes(
 def _before_reduction(root, rows):
     "Width of each square in the photo as it came, px"
     ledgers = sorted((Path(root)/'photos').glob('ledger_*.jsonl'))
-    reduced = {o['key']:o['resized'] for p in ledgers for o in read_jsonl(p, skip_damaged=True) if o.get('resized')}
+    reduced = {o['key']:o['resized'] for p in ledgers for o in iter_jsonl(p, skip_damaged=True) if o.get('resized')}
     return [r['side']/reduced.get(r['key'], 1.) for r in rows]
 
 def too_small_for(

@@ -24,7 +24,7 @@ from tqdm.auto import tqdm
 from ..checks import one_of
 from ..display import Table
 from ..policy import left_out_by_face,opted_out,optout_photos,read_optout,remember_faces,remember_photos
-from ..storage.files import OPTOUT_PHOTOS,PERSONAL,BadInput,locked,need,open_root,read_json,read_jsonl,read_npz
+from ..storage.files import OPTOUT_PHOTOS,PERSONAL,BadInput,iter_jsonl,locked,need,open_root,read_json,read_npz
 from ..storage.files import read_tar,remove_tree,sha256_file,write_npz
 from .attributes import attribute_chip,warp_chip
 from .detectors import load_detector
@@ -224,7 +224,7 @@ def embed_faces(
     found = find_identity(network, chip, threshold)
     root = need(root, 'faces/faces.jsonl', 'faces').parent.parent
     out = read_optout(root)
-    rows = [r for r in read_jsonl(root/'faces/faces.jsonl')
+    rows = [r for r in iter_jsonl(root/'faces/faces.jsonl')
             if r['status'] == 'kept' and r.get('kps') and not opted_out(r, out)]
     with locked(root, 'identity'):
         _update(root, rows, identity := Identity(found), progress)
