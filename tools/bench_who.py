@@ -1,6 +1,7 @@
 """Who is on a photo: cost of age, gender and identity, and how well they are told of drawn people.
 
-Photos that were drawn are kept in `runs/bench/who`, so a run that was cut off goes on from there.
+Photos that were drawn are kept in `runs/bench/who`, so a run that was cut off goes on from there. `WHO_PEOPLE` is the
+number of people, 300 by default, with four photos each.
 """
 import os
 import time
@@ -122,7 +123,7 @@ def real_faces(identity):
 def bench(smoke=False):
     "Rows of figures; identity where PTTFACE_IDENTITY_MODEL names dlib's network as an ONNX file."
     cv2.setNumThreads(1)
-    found, looks = photos_of_people(*((4, 2) if smoke else (300, 4)))
+    found, looks = photos_of_people(*((4, 2) if smoke else (int(os.environ.get('WHO_PEOPLE', 300)), 4)))
     pairs, person = [(im, f) for im, f, _ in found], np.array([k for *_, k in found])
     some, attributes, detect = pairs[:100], Attributes(), load_detector()
     cost = milliseconds(attributes.describe, some)
