@@ -7,7 +7,7 @@ Docs: https://pttface.github.io/pttface/curation/quality.html.md"""
 # %% auto #0
 __all__ = ['KINDS', 'ALL_KINDS', 'REACH', 'SKIN_HUES', 'SKIN_CHROMA', 'HIGHEST_CHROMA', 'ASIDE', 'deviations', 'deviation_score',
            'crop_landmarks', 'cut_patches', 'hog_features', 'fit_lda', 'negative_patches', 'patch_scores',
-           'log_brightness', 'darker_than_nose', 'usable_landmarks', 'face_colour', 'robust_curve',
+           'log_brightness', 'darker_than_nose', 'usable_landmarks', 'redness_of_lips', 'face_colour', 'robust_curve',
            'reach_of_neighbours', 'without_trend', 'feature_measures', 'yaw_measure', 'without_level',
            'colour_measures', 'photo_measures', 'outlier_measure', 'QualityScores', 'score_faces', 'load_faces',
            'quality_scores', 'recall']
@@ -179,6 +179,22 @@ def usable_landmarks(
     points[lost] = usual if lost.all() else np.median(points[~lost], 0)
     return points,lost
 
+# %% ../../nbs/curation/quality.ipynb #c0ffee05
+def redness_of_lips(
+    ims:np.ndarray,     # Faces, (N,S,S,3) uint8
+    points:np.ndarray,  # Landmarks in them, (N,5,2) px
+    unit:np.ndarray,    # Distance from eyes to mouth, (N,) px
+    least:float=4.,     # Mean distance from grey, in L*a*b*, below which a picture has no colour
+)->np.ndarray: # (N,), at least 0; NaN where the picture has no colour
+    "The logarithm of how much redder the mouth is than both cheeks."
+    lab = np.stack([cv2.cvtColor(o, cv2.COLOR_RGB2LAB) for o in ims]).astype(np.float32)
+    middle = lambda at: cut_patches(lab[...,1], at, unit)[:,3:13,4:20].reshape(len(ims), -1)
+    mouth = np.quantile(middle(points[:,3:].mean(1)), .8, axis=1)
+    cheeks = [np.median(middle((points[:,i] + points[:,i+3])/2), 1) for i in (0,1)]
+    red = np.log1p(np.clip(mouth - np.maximum(*cheeks), 0, None))
+    colour = np.linalg.norm(lab[...,1:] - 128, axis=-1).mean((1,2))
+    return np.where(colour < least, np.nan, red)
+
 # %% ../../nbs/curation/quality.ipynb #5921f434
 def face_colour(
     ims:np.ndarray,   # Faces, (N,S,S,3) uint8
@@ -247,8 +263,10 @@ def feature_measures(
     unit = np.clip(np.linalg.norm(mouth - points[:,:2].mean(1), axis=1), .1*ims.shape[1], None)
     eyes = patch_scores(bright, [points[:,0],points[:,1]], unit)
     nose,lips = (patch_scores(bright, [at], unit)[0] for at in (points[:,2],mouth))
-    measures = (-eyes.max(0), -nose, -lips, darker_than_nose(bright, points, unit))
-    missing = np.max([deviations(without_trend(o, light)) for o in measures], 0)
+    pale = -redness_of_lips(ims, points, unit)
+    measures = (-eyes.max(0), darker_than_nose(bright, points, unit), -lips, pale, -nose)
+    far = [deviations(without_trend(o, light)) for o in measures]
+    missing = np.max([far[0] + far[1], far[2] + far[3], far[4]], 0)
     unlike,apart = (without_trend(o, light) for o in (-eyes.min(0), eyes.max(0) - eyes.min(0)))
     hidden = (deviations(unlike) + deviations(apart))/2
     hidden,missing = (deviations(without_trend(o, light)) for o in (hidden, missing))
@@ -422,7 +440,7 @@ def quality_scores(
     rows,ims = load_faces(root)
     people = people_of(root, rows)
     labels = label_measures(rows, age_limit(root), article_titles(root), people)
-    source = content_hash(6, rows, outliers, {k:v.tolist() for k,v in labels.items()})
+    source = content_hash(7, rows, outliers, {k:v.tolist() for k,v in labels.items()})
     path = Path(root)/'dataset/suggestions.npz'
     if path.exists() and str((kept := read_npz(path))['source']) == source:
         return QualityScores(kept['key'], kept['scores'], kept['kinds'].tolist(), kept['group'], people)
