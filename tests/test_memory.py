@@ -11,10 +11,10 @@ from pathlib import Path
 
 import pytest
 
-from pttface.crawl import Links, crawl
-from pttface.download import DownloadSettings, Photos, _fetch_twice, _to_ask, download, plan
+from pttface.crawl import crawl
+from pttface.download import DownloadSettings, _fetch_twice, _to_ask, download, ledger_rows, plan
 from pttface.faces import extract_faces
-from pttface.storage.files import read_jsonl
+from pttface.storage.files import iter_jsonl, read_jsonl
 from pttface.storage.rows import PackedRows
 from pttface.storage.shards import MonthShard, drop_withdrawn, open_months, store_results, write_record, write_shards
 
@@ -74,8 +74,9 @@ def test_an_article_takes_little_memory_when_pages_are_read(folders):
 
 
 def test_rows_that_are_loaded_take_little_memory(folders):
-    assert 0 < slope(lambda root: Photos.load(root).rows, folders) < 400
-    assert 0 < slope(lambda root: Links.load(root).rows, folders) < 1000
+    assert 0 < slope(lambda root: PackedRows(ledger_rows(root)), folders) < 400
+    lists = 'links/image_links.jsonl'
+    assert 0 < slope(lambda root: PackedRows(iter_jsonl(root/lists)), folders) < 1000
 
 
 def test_what_is_to_be_fetched_takes_little_memory(folders, tmp_path):

@@ -1,4 +1,4 @@
-"""Memory of a year and of twenty years of one board: each stage goes on in a folder in which all is done.
+"""Memory of one, two and twenty years of one board: each stage goes on in a folder in which all is done.
 
 Each step is a process of its own. What it found is kept in runs/bench/years, so a run that is cut off goes on.
 """
@@ -13,7 +13,7 @@ from long_folders import make, make_pages
 
 here = Path(__file__).resolve()
 work = here.parents[1]/'runs/bench/years'
-YEARS = (1, 20)
+YEARS = (1, 2, 20)
 
 
 def memory(field):
@@ -47,19 +47,13 @@ def reread(root, years):
     again(lambda: crawl('Beauty', '2005-01-01', f'{2004 + int(years)}-12-31', root, offline=True, progress=False).rows)
 
 
-def state(root, years):
-    "Show the status."
-    from pttface.app.status import status
-    again(lambda: status(root).rows)
-
-
 def made(root, years):
     "Make the folder anew."
     shutil.rmtree(root, ignore_errors=True)
     make(root, int(years))
 
 
-STEPS = dict(make=made, resumed=resumed, looked=looked, state=state,
+STEPS = dict(make=made, resumed=resumed, looked=looked,
              pages=lambda root, years: make_pages(root), reread=reread)
 
 
@@ -79,23 +73,29 @@ def own(name, value, unit):
     return dict(what=name, value=float(value), unit=unit, peer=None, peer_value=None, ratio=None, n=1, spread=None)
 
 
-def bench(smoke=False):
-    "Rows for the table: both folders, and what one more row takes."
-    rows, found = [], {}
-    work.mkdir(parents=True, exist_ok=True)
-    for years in (1, 2) if smoke else YEARS:
-        root = work/str(years)
-        found[years] = {name: step(name, root, years) for name in STEPS}
-    parts = dict(reread=('crawl', 'article'), resumed=('download', 'link'), looked=('faces', 'photo'))
-    for name, (stage, what) in parts.items():
-        for years, o in found.items():
-            rows += [own(f'{years}: {what}s', o[name]['rows'], f'{what}s'),
-                     own(f'{years}: peak memory of the {stage}', o[name]['peak'], 'MB'),
-                     own(f'{years}: CPU of the {stage}', o[name]['cpu'], 's')]
-        few, many = (o[name] for o in found.values())
+PARTS = dict(reread=('crawl', 'article'), resumed=('download', 'link'), looked=('faces', 'photo'))
+
+
+def rows_of(found):
+    "Rows for the table, from years → step → what it found: each folder, and what one more row takes."
+    rows = []
+    for name, (stage, what) in PARTS.items():
+        seen = {years: o[name] for years, o in found.items() if name in o}
+        for years, o in seen.items():
+            rows += [own(f'{years}: {what}s', o['rows'], f'{what}s'),
+                     own(f'{years}: peak memory of the {stage}', o['peak'], 'MB'),
+                     own(f'{years}: CPU of the {stage}', o['cpu'], 's')]
+        few, many = (seen[k] for k in (min(seen), max(seen)))
         per = (many['peak'] - few['peak'])/(many['rows'] - few['rows'])
         rows.append(own(f'memory of the {stage} a {what}', per*1e3, 'kB'))
-    return rows + [own(f'{years}: peak memory of the status', o['state']['peak'], 'MB') for years, o in found.items()]
+    return rows
+
+
+def bench(smoke=False):
+    "Rows for the table: folders of so many years, in which each stage goes on."
+    work.mkdir(parents=True, exist_ok=True)
+    years = (1, 2) if smoke else YEARS
+    return rows_of({k: {name: step(name, work/str(k), k) for name in STEPS} for k in years})
 
 
 if __name__ == '__main__':
