@@ -314,10 +314,11 @@ def distill_run(
     budget:str=None,       # How long, as for `train`; half as many pictures as the teacher saw by default
     name:str=None,         # Folder under `runs/`; `RUN-distilled` by default
     mid:float=.8,          # Noise level of the second evaluation
-    targets:str=None,      # `guided`, from the guided teacher (by default), or `data`, from the faces alone
-    doublings:int=None,    # Stages of the training; 3 by default
+    method:str='matching', # How: `matching` of what is drawn, or `consistency` tuning
+    targets:str=None,      # Of `consistency`: `guided`, by the teacher (default), or `data`, by the faces alone
+    doublings:int=None,    # Of `consistency`: stages of the training; 3 by default
     batch:int=None,        # Images a step; the teacher's by default
-    lr:float=None,         # Peak learning rate; half of the teacher's by default
+    lr:float=None,         # Peak learning rate; reckoned from the teacher's by default
     device:str=None,       # `cpu`, `cuda`, …; the fastest there is by default
     force:bool=False,      # Begin anew where another recipe's or data set's run stands? That one is kept aside
     accumulate:str='auto', # Parts a batch is cut into; by default as few as memory allows
@@ -328,7 +329,7 @@ def distill_run(
     "Train a copy of a run that draws a picture in two evaluations, from where it stopped."
     from pttface.diffusion import Run
     from pttface.distill import distill
-    return distill(Run.open(root, run), None, root, budget, name, device, mid, targets, doublings, batch, lr,
+    return distill(Run.open(root, run), None, root, budget, name, device, mid, method, targets, doublings, batch, lr,
                    accumulate, trackers, speed, None, force, progress)
 
 # %% ../../nbs/app/cli.ipynb #df3c7e23
@@ -511,7 +512,8 @@ COMMANDS['distill'] = Command(
     'Reads ROOT/runs/RUN and ROOT/dataset, writes ROOT/runs/NAME, a run like any other. The same command goes on.',
     (('a guided run, with half as many pictures as it has seen', 'pttface distill --root data --run edm'),
      ('then', 'pttface sample --root data --run edm-distilled --n 10000'),
-     ('without the teacher, from the faces alone', 'pttface distill --root data --run edm --targets data')))
+     ('by consistency tuning, from the faces alone',
+      'pttface distill --root data --run edm --method consistency --targets data')))
 
 COMMANDS['sample'] = Command(
     'pttface.app.cli:sample_run', 'draw pictures from a run', 'Reads ROOT/runs/RUN, writes one file, and with --png '
