@@ -14,7 +14,7 @@ except PackageNotFoundError:
     __version__ = '0+unknown'
 
 _stages = dict(crawl='crawl', download='download', extract_faces='faces', pack='dataset', FaceData='dataset',
-               train='diffusion', sample='diffusion', evaluate='fid',
+               train='diffusion', sample='diffusion', evaluate='fid', distill='distill',
                export_run='export', load_model='export')
 __all__ = [*_stages]
 

@@ -111,7 +111,7 @@ class Denoiser(nn.Module):
         one_of(parameterization, ('edm','linear'), 'parameterization')
         self.net,self.autocast = net,None
         self.label = None  # Code of the labels that pictures are asked with, (D,)
-        self.levels = ()   # Noise levels at which a consistency model is asked; none of any other
+        self.levels = ()   # Noise levels at which a distilled network is asked; none of any other
         self.linear,self.sigma_data = parameterization == 'linear',sigma_data
         self.register_buffer('table', linear_sigmas(), persistent=False)
         self.sigma_min,self.sigma_max = self.table[[0,-1]].tolist() if self.linear else (.002,80.)
@@ -370,10 +370,10 @@ def sigmas_for(
 
 def plan_sampling(
     denoise,           # A `Denoiser`, or one that is `Guided`
-    sampler:str,       # A name of `SAMPLERS`; not asked of a consistency model
-    steps:int,         # How many, of a consistency model at most as many as it has levels
+    sampler:str,       # A name of `SAMPLERS`; not asked of a distilled one
+    steps:int,         # How many, of a distilled one at most as many as it has levels
 )->tuple: # The sampler, and its noise levels
-    "Which sampler draws, and at which levels: a consistency model (page `distill`) brings its own."
+    "Which sampler draws, and at which levels: one that was distilled (page `distill`) brings its own."
     levels = getattr(denoise, 'levels', ())
     if levels:
         return multistep,torch.tensor([*levels[:steps], 0.], dtype=torch.float64)
@@ -650,7 +650,7 @@ def sampled_denoiser(
     weight,low,high = guidance_of(run, guidance, interval)
     check_guidance(weight, low, high)
     if weight != 1 and run.recipe.levels:
-        raise BadInput(f'guidance={weight:g} cannot be asked of a consistency model: what guided its teacher is in its '
+        raise BadInput(f'guidance={weight:g} cannot be asked of a distilled run: what guided its teacher is in its '
                        'weights')
     code,guide = check_labels(run, guide, **asked),guide or 'both'
     if ema is not None and getattr(run, 'weight', 0):
@@ -851,7 +851,7 @@ def check_sampler(
     if not recipe.levels:
         one_of(sampler or recipe.sampler, SAMPLERS, 'sampler')
     elif sampler not in (None,recipe.sampler):
-        raise BadInput(f'{recipe.name} is a consistency model, and the sampler {sampler!r} needs a denoiser: '
+        raise BadInput(f'{recipe.name} is distilled, and the sampler {sampler!r} needs a denoiser: '
                        'leave the sampler out')
     elif steps is not None and steps > len(recipe.levels):
         raise BadInput(f'{recipe.name} is drawn in 1 to {len(recipe.levels)} evaluations, not in {steps}')

@@ -1,4 +1,4 @@
-"A run distilled into two evaluations: resumed, refused, drawn, exported, and turned with the mouse."
+"A run distilled into two evaluations, either way: resumed, refused, drawn, exported, and turned with the mouse."
 import re
 import shlex
 import sys
@@ -17,7 +17,7 @@ from pttface.app.cli import run_safely
 from pttface.app.status import status
 from pttface.dataset import FaceData
 from pttface.diffusion import Run, evaluations, interpolate, sample, train, trajectory
-from pttface.distill import Explorer, NewestOnly, distill
+from pttface.distill import METHODS, QUICKER, Explorer, NewestOnly, distill
 from pttface.evaluation.samples import newest, sample_to
 from pttface.export import export_run, load_model
 from pttface.fid import Watch
@@ -27,6 +27,7 @@ from pttface.training.consistency import consistency_loss, earlier_level, multis
 
 STILL = dict(device='cpu', progress=False)
 GUIDED = replace(SMALL, guidance=2., report='32 images')
+TUNED = dict(method='consistency')
 
 
 def taught(run, name=None, budget='64 images', **kw):
@@ -39,35 +40,87 @@ def teacher(tmp_path_factory):
     return train(data(), GUIDED, root=root, budget='64 images', **STILL)
 
 
+@pytest.fixture(scope='module', params=METHODS)
+def student(request, teacher):
+    return taught(teacher, request.param, method=request.param)
+
+
 @pytest.fixture(scope='module')
-def student(teacher):
+def matched(teacher):
     return taught(teacher)
 
 
-@pytest.mark.parametrize('targets', ['guided', 'data'])
-def test_a_distillation_that_was_cut_ends_as_one_that_was_not(targets, teacher, tmp_path):
-    whole = taught(teacher, 'whole', root=tmp_path/'root', targets=targets)
+@pytest.fixture(scope='module')
+def tuned(teacher):
+    return taught(teacher, 'tuned', **TUNED)
+
+
+@pytest.mark.parametrize('how', [{}, TUNED | dict(targets='guided'), TUNED | dict(targets='data')])
+def test_a_distillation_that_was_cut_ends_as_one_that_was_not(how, teacher, tmp_path):
+    whole = taught(teacher, 'whole', root=tmp_path/'root', **how)
 
     def interrupt(t, row):
         if t.images == 32:
             raise KeyboardInterrupt
     with pytest.raises(KeyboardInterrupt):
-        taught(teacher, 'cut', root=tmp_path/'root', targets=targets, callback=interrupt)
+        taught(teacher, 'cut', root=tmp_path/'root', callback=interrupt, **how)
     assert Run.open(tmp_path/'root', 'cut').pinned()[0]['images'] == 32
-    cut = taught(teacher, 'cut', root=tmp_path/'root', targets=targets)
+    cut = taught(teacher, 'cut', root=tmp_path/'root', **how)
     states = [o.pinned()[0] for o in (whole, cut)]
-    assert all(torch.equal(states[0]['net'][k], v) for k, v in states[1]['net'].items())
+    for part in ('net',) if how else ('net', 'own'):
+        assert all(torch.equal(states[0][part][k], v) for k, v in states[1][part].items())
     assert [r['loss'] for r in whole.log] == [r['loss'] for r in cut.log]
     assert not all(torch.equal(p, q) for p, q in zip(whole.weights(), teacher.weights()))
 
 
-def test_guided_targets_are_not_those_of_the_data(teacher, student, tmp_path):
-    other = taught(teacher, root=tmp_path/'root', targets='data')
-    assert not all(torch.equal(p, q) for p, q in zip(student.weights(), other.weights()))
+def test_guided_targets_are_not_those_of_the_data(teacher, tuned, tmp_path):
+    other = taught(teacher, root=tmp_path/'root', targets='data', **TUNED)
+    assert not all(torch.equal(p, q) for p, q in zip(tuned.weights(), other.weights()))
     assert other.record['guidance'] == [2., .1, 2.] and other.record['init']['run'] == 'small'
 
 
-def test_what_cannot_be_distilled_is_one_sentence_before_any_work(teacher, student):
+def test_student_and_denoiser_begin_as_the_teacher_and_go_ways_of_their_own(teacher, matched, tmp_path):
+    first = {}
+
+    def look(t, row):
+        first.update(own=[p.detach().clone() for p in t.module.own.parameters()],
+                     times=[g.get('times', 1.) for g in t.opt.param_groups],
+                     rates={g['lr'] for g in t.opt.param_groups})
+    taught(teacher, root=tmp_path/'root', budget='8 images', lr=1e-9, callback=look)
+    begun = Run.open(tmp_path/'root', 'small-distilled').weights()
+    for weights in (begun, first['own']):
+        assert all(torch.allclose(p, q, atol=1e-6) for p, q in zip(weights, teacher.weights()))
+    assert first['times'] == [1., QUICKER] and max(first['rates'])/min(first['rates']) == pytest.approx(QUICKER)
+    state = matched.pinned()[0]
+    assert state['net'].keys() == state['own'].keys()
+    assert not any(torch.equal(state['net'][k], v) for k, v in state['own'].items() if v.numel() > 100)
+    assert len(matched.weights()) == len(teacher.weights())
+
+
+def test_a_matched_student_hears_of_its_teacher_and_not_of_the_pictures(teacher, matched, tmp_path):
+    black = data()
+    black.arrays['images'] = black.arrays['images']*0
+    black = distill(teacher, black, root=tmp_path/'root', budget='64 images', **STILL)
+    assert all(torch.equal(p, q) for p, q in zip(black.weights(), matched.weights()))
+    other = train(data(), GUIDED, root=tmp_path/'root', budget='32 images', **STILL)
+    other = taught(other, root=tmp_path/'root', name='other')
+    assert not any(torch.equal(p, q) for p, q in zip(other.weights(), matched.weights()) if p.numel() > 100)
+
+
+def test_a_batch_cut_into_parts_and_labels_are_matched_too(teacher, matched, tmp_path):
+    parts = taught(teacher, root=tmp_path/'root', accumulate=4)
+    assert all(torch.allclose(p, q, atol=1e-2) for p, q in zip(parts.weights(), matched.weights()))
+    few = data().arrays
+    arrays = dict(images=np.tile(few['images'], (9, 1, 1, 1)), split=np.tile(few['split'], 9), key=np.arange(216))
+    pose = np.array(['frontal', 'left', 'right'])[np.arange(216) % 3]
+    told = FaceData(arrays | dict(pose=pose), dict(hash='told216'))
+    run = train(told, replace(GUIDED, name='told', labels=('pose',)), root=tmp_path/'root', budget='64 images', **STILL)
+    pupil = distill(run, told, budget='32 images', **STILL)
+    left, right = (sample(pupil, 2, pose=o, **STILL) for o in ('left', 'right'))
+    assert not np.array_equal(left, right)
+
+
+def test_what_cannot_be_distilled_is_one_sentence_before_any_work(teacher, matched):
     root = teacher.path.parents[1]
     linear = replace(SMALL, name='linear', net='stronger', net_args=dict(widths=(2, 2), mid=2, emb=4, heads=1),
                      parameterization='linear')
@@ -80,17 +133,22 @@ def test_what_cannot_be_distilled_is_one_sentence_before_any_work(teacher, stude
     before = sorted(o.name for o in (root/'runs').iterdir())
     for run, kw, words in ((linear, {}, "parameterization 'linear' and cannot be distilled"),
                            (Run.open(root, 'half'), {}, r'has not spent its budget \(32 images so far\)'),
-                           (student, {}, 'drawn in 2 evaluations already'),
+                           (matched, {}, 'drawn in 2 evaluations already'),
                            (teacher, dict(mid=0.), 'mid cannot be 0'), (teacher, dict(mid='x'), "mid cannot be 'x'"),
                            (teacher, dict(doublings=0), 'doublings cannot be 0'),
+                           (teacher, dict(method='magic'), 'choose one of matching, consistency'),
+                           (teacher, dict(targets='data'), "targets cannot be given to matching: add method="),
                            (teacher, dict(targets='magic'), 'choose one of guided, data'),
                            (teacher, dict(lr=-1.), 'lr cannot be -1'), (teacher, dict(batch=999), 'at least 999'),
                            (teacher, dict(budget='soon'), 'is no budget')):
         with pytest.raises(BadInput, match=words):
             taught(run, 'new', **{**dict(budget='64 images'), **kw})
     assert sorted(o.name for o in (root/'runs').iterdir()) == before
+    with pytest.raises(BadInput, match=re.escape("method='matching' (now 'consistency')")):
+        taught(teacher, **TUNED)
+    taught(teacher, 'stages', budget='8 images', **TUNED)
     with pytest.raises(BadInput, match=re.escape('doublings=3 (now 4)')):
-        taught(teacher, doublings=4)
+        taught(teacher, 'stages', doublings=4, **TUNED)
 
 
 def test_a_teacher_that_was_trained_further_is_noticed(teacher, tmp_path):
@@ -98,13 +156,15 @@ def test_a_teacher_that_was_trained_further_is_noticed(teacher, tmp_path):
 
     def stop(t, row):
         raise KeyboardInterrupt
-    for targets in ('guided', 'data'):
+    hows = dict(matching={}, guided=TUNED, data=TUNED | dict(targets='data'))
+    for name, how in hows.items():
         with pytest.raises(KeyboardInterrupt):
-            taught(other, targets, targets=targets, callback=stop)
+            taught(other, name, callback=stop, **how)
     other = train(data(), GUIDED, root=tmp_path/'root', budget='72 images', **STILL)
-    with pytest.raises(BadInput, match='was begun with the weights'):
-        taught(other, 'guided', targets='guided')
-    taught(other, 'data', targets='data')
+    for name in ('matching', 'guided'):
+        with pytest.raises(BadInput, match='was begun with the weights'):
+            taught(other, name, **hows[name])
+    taught(other, 'data', **hows['data'])
 
 
 def test_a_picture_is_the_same_in_any_batch_and_by_any_function(student):
@@ -117,23 +177,28 @@ def test_a_picture_is_the_same_in_any_batch_and_by_any_function(student):
     assert evaluations(student.denoiser('cpu')) == student.evaluations() == 2
     between = interpolate(student, 0, 5, 4, device='cpu')
     assert np.abs(between[[0, -1]].astype(int) - ims[[0, 5]]).max() <= 1
-    assert trajectory(student, 3, device='cpu')[2].tolist() == pytest.approx([80., .8])
+    assert trajectory(student, 3, device='cpu')[2].tolist() == pytest.approx(student.recipe.levels)
 
 
 @pytest.mark.parametrize('kw, words', [(dict(steps=3), 'in 1 to 2 evaluations, not in 3'),
                                        (dict(sampler='heun'), "the sampler 'heun' needs a denoiser"),
                                        (dict(sampler='dpm2m'), "the sampler 'dpm2m' needs a denoiser"),
                                        (dict(guidance=2.), 'guidance=2 cannot be asked')])
-def test_what_a_consistency_model_cannot_do_is_said(kw, words, student):
+def test_what_a_distilled_run_cannot_do_is_said(kw, words, student):
     with pytest.raises(BadInput, match=words):
         sample(student, 1, **STILL, **kw)
 
 
 def test_the_recipe_travels_as_plain_json_and_old_ones_stay_what_they_were(student):
     settings = read_json(student.path/'recipe.json')['settings']
-    assert settings['levels'] == [80., .8] and settings['sampler'] == 'consistency' and settings['steps'] == 2
+    of_matching = dict(method='matching', levels=[10., .8], sampler='multistep')
+    of_tuning = dict(doublings=3, targets='guided', levels=[80., .8], sampler='consistency')  # No `method`, as before
+    expected, others = (of_matching, of_tuning)[::1 if student.recipe.method == 'matching' else -1]
+    assert expected.items() <= settings.items() and settings['steps'] == 2
+    assert not (others.keys() - expected.keys()) & settings.keys()
     assert read_recipe(settings) == student.recipe and student.guidance is None
-    assert not {'levels', 'doublings', 'targets'} & (recipe_record(SMALL).keys() | training_record(SMALL).keys())
+    names = {'levels', 'doublings', 'targets', 'method'}
+    assert not names & (recipe_record(SMALL).keys() | training_record(SMALL).keys())
     assert read_recipe(recipe_record(SMALL)) == SMALL
 
 
@@ -142,20 +207,23 @@ def test_an_export_draws_the_same(student, tmp_path):
     model = load_model(tmp_path/'model')
     for steps in (1, 2):
         assert np.array_equal(sample(model, 3, steps=steps, **STILL), sample(student, 3, steps=steps, **STILL))
-    assert read_json(tmp_path/'model/config.json')['settings']['levels'] == [80., .8]
-    assert 'consistency, 2 steps' in (tmp_path/'model/README.md').read_text()
+    assert read_json(tmp_path/'model/config.json')['settings']['levels'] == [*student.recipe.levels]
+    assert f'{student.recipe.sampler}, 2 steps' in (tmp_path/'model/README.md').read_text()
 
 
 def test_samples_on_disk_reports_and_watching(student, teacher, tmp_path):
     out = sample_to(sample, newest(student), 4, tmp_path/'some.npz', **STILL)
     assert np.array_equal(np.load(out)['images'], sample(student, 4, **STILL))
     watch = Watch(data(), n=6, protocol=lambda ims: ims.reshape(len(ims), -1)[:, ::50].astype(np.float32))
-    taught(teacher, 'watched', budget='32 images', callback=watch)
+    how = dict(method=student.recipe.method)
+    taught(teacher, f'watched-{student.recipe.method}', budget='32 images', callback=watch, **how)
     assert watch.rows and np.isfinite([o['distance'] for o in watch.rows]).all()
-    assert {'ema_loss', 'heldout_loss', 'by_sigma'} <= student.log[-1].keys() and (student.path/'loss.png').exists()
+    assert np.isfinite(student.log[-1]['ema_loss']) and (student.path/'loss.png').exists()
+    assert ('by_sigma' in student.log[-1]) == (student.recipe.method == 'consistency')
 
 
-def test_the_command_goes_on_where_status_says(teacher, tmp_path):
+@pytest.mark.parametrize('method', METHODS)
+def test_the_command_goes_on_where_status_says(method, tmp_path):
     root = tmp_path/'root'
     np.savez(tmp_path/'own.npz', images=data().images)
     faces = FaceData.from_npz(tmp_path/'own.npz').save(root)
@@ -164,14 +232,16 @@ def test_the_command_goes_on_where_status_says(teacher, tmp_path):
     def stop(t, row):
         raise KeyboardInterrupt
     with pytest.raises(KeyboardInterrupt):
-        distill(Run.open(root, 'small'), budget='64 images', callback=stop, **STILL)
+        distill(Run.open(root, 'small'), budget='64 images', method=method, callback=stop, **STILL)
     step = next(r for r in status(root).rows if r['what'].startswith('small-distilled') and r['stage'] == 'train')
     words = shlex.split(step['command'])
     assert words[:2] == ['pttface', 'distill'] and '--run' in words
     rc, run, error = run_safely('distill', [*words[2:], '--device', 'cpu', '--no-progress'])
     assert (rc, error) == (0, None) and run.path.name == 'small-distilled' and run.log[-1]['images'] == 64
     for more, said in ((['--mid', '0'], 'mid cannot be 0'), (['--doublings', '0'], 'doublings cannot be 0'),
-                       (['--run', 'nobody'], "no run 'nobody'"), (['--targets', 'x'], 'guided, data')):
+                       (['--run', 'nobody'], "no run 'nobody'"), (['--targets', 'x'], 'guided, data'),
+                       (['--method', 'x'], 'matching, consistency'),
+                       (['--targets', 'data'], 'cannot be given to matching')):
         rc, _, error = run_safely('distill', ['--root', str(root), '--run', 'small', *more])
         assert rc == 2 and said in error
 

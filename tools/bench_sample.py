@@ -118,7 +118,7 @@ def distilled_rows(student, teacher, folders, n, side, held):
     r, d = teacher.recipe, sampled_denoiser(teacher, 'cpu')
     usual = distances(d, folders[0], 'guided', [(r.sampler, r.steps)], n, side, held)[r.sampler, r.steps]
     peer = f'{r.sampler}, {evaluations(d, r.sampler, r.steps)} evaluations, guided'
-    tried = [('consistency', 2), ('consistency', 1)]
+    tried = [(student.recipe.sampler, 2), (student.recipe.sampler, 1)]
     found = distances(student.denoiser('cpu'), folders[1], 'distilled', tried, n, side, held)
     rows = []
     for (name, steps), (value, error, fd) in found.items():

@@ -324,10 +324,11 @@ def distill_run(
     budget:str=None,       # How long, as for `train`; half as many pictures as the teacher saw by default
     name:str=None,         # Folder under `runs/`; `RUN-distilled` by default
     mid:float=.8,          # Noise level of the second evaluation
-    targets:str=None,      # `guided`, from the guided teacher (by default), or `data`, from the faces alone
-    doublings:int=None,    # Stages of the training; 3 by default
+    method:str='matching', # How: `matching` of what is drawn, or `consistency` tuning
+    targets:str=None,      # Of `consistency`: `guided`, by the teacher (default), or `data`, by the faces alone
+    doublings:int=None,    # Of `consistency`: stages of the training; 3 by default
     batch:int=None,        # Images a step; the teacher's by default
-    lr:float=None,         # Peak learning rate; half of the teacher's by default
+    lr:float=None,         # Peak learning rate; reckoned from the teacher's by default
     device:str=None,       # `cpu`, `cuda`, …; the fastest there is by default
     force:bool=False,      # Begin anew where another recipe's or data set's run stands? That one is kept aside
     accumulate:str='auto', # Parts a batch is cut into; by default as few as memory allows
@@ -338,7 +339,7 @@ def distill_run(
     "Train a copy of a run that draws a picture in two evaluations, from where it stopped."
     from pttface.diffusion import Run
     from pttface.distill import distill
-    return distill(Run.open(root, run), None, root, budget, name, device, mid, targets, doublings, batch, lr,
+    return distill(Run.open(root, run), None, root, budget, name, device, mid, method, targets, doublings, batch, lr,
                    accumulate, trackers, speed, None, force, progress)
 
 # %% ../../nbs/app/cli.ipynb #7d6fc425
@@ -540,7 +541,8 @@ COMMANDS['distill'] = Command(
     'Reads ROOT/runs/RUN and ROOT/dataset, writes ROOT/runs/NAME, a run like any other. The same command goes on.',
     (('a guided run, with half as many pictures as it has seen', 'pttface distill --root data --run edm'),
      ('then', 'pttface sample --root data --run edm-distilled --n 10000'),
-     ('without the teacher, from the faces alone', 'pttface distill --root data --run edm --targets data')))
+     ('by consistency tuning, from the faces alone',
+      'pttface distill --root data --run edm --method consistency --targets data')))
 
 # %% ../../nbs/app/cli.ipynb #cc2682b3
 COMMANDS['sample'] = Command(

@@ -536,7 +536,7 @@ def set_memory_format(self:Trainer,
     if speed not in SPEEDS:
         raise BadInput(f'There is no speed {speed!r}: choose one of auto, {", ".join(SPEEDS)}')
     self.speed,self.layout = speed,torch.contiguous_format if speed == 'plain' else torch.channels_last
-    self.net.to(memory_format=self.layout)
+    self.module.to(memory_format=self.layout)
     for p,s in self.opt.state.items():
         for k in s.keys() & {'exp_avg','exp_avg_sq'}:
             s[k] = torch.empty_like(p).copy_(s[k])
@@ -587,7 +587,7 @@ def training_step(self:Trainer,
     epoch = 1/self.budget.amount if self.budget.unit == 'epochs' else 0.
     lr = lr_at(r, self.progress, self.images, epoch, self.begun)
     for g in self.opt.param_groups:
-        g['lr'] = lr
+        g['lr'] = lr*g.get('times', 1.)  # What is trained beside the network may be quicker than it
     loss = self.fitting_gradients(x0)
     norm = a.clip_grad_norm_(self.model.parameters(), r.clip)
     self.unread.append((self.step, lr, loss, norm))
