@@ -12,14 +12,22 @@ import time
 from contextlib import contextmanager
 from pathlib import Path
 
+import numpy as np
+
 top = Path(__file__).resolve().parent.parent
 sys.path[:0] = [str(top), str(top / 'tests')]
 from browser import Browser, lacks  # noqa: E402
 from lab import jupyter_lab, stop, write_notebook  # noqa: E402
 from test_curator import make  # noqa: E402
 
+from pttface.curation.quality import load_faces  # noqa: E402
+from pttface.evaluation.features import load_protocol  # noqa: E402
+from pttface.storage.files import content_hash, write_npz  # noqa: E402
+
 CODE = """from pttface.curation.curator import Curator
 Curator({!r}, outliers=False, progress=False)"""
+PICKED = "getComputedStyle(document.querySelector('.pf-at{}')).getPropertyValue('--pf-picked').trim() == '1'"
+LABEL = "getComputedStyle(document.querySelector('.pf-at{}'), '::after').content.startsWith('\"{}')"
 DROPPED = "document.querySelector('.pf-head').innerText.includes('{} dropped')"
 
 
@@ -51,8 +59,34 @@ def notebook_server(python, folder):
         stop(server)
 
 
+def look_for_more(b, screenshot):
+    "Select two faces, one by key and one by mouse, see those like them, and go back: nothing is decided by that."
+    b.eval("document.querySelector('.pf-at7').focus()")
+    b.key('s')
+    b.wait(PICKED.format(7))
+    b.click('.pf-select')
+    b.click('.pf-at9')
+    b.wait(PICKED.format(9))
+    b.click('.pf-select')
+    b.wait("document.querySelector('.pf-more').innerText.includes('More like these 2')")
+    b.click('.pf-more')
+    b.wait("document.querySelector('.pf-return').offsetWidth > 0")
+    for k, label in enumerate(('this', 'this', 'near')):
+        b.wait(LABEL.format(k, label))
+    if screenshot:
+        b.screenshot(screenshot)
+    b.eval("document.querySelector('.pf-at2').focus()")
+    b.key('m')
+    b.wait(f"!{LABEL.format(1, 'this')}")  # Only one face was given this time
+    for _ in range(2):
+        b.key('b')
+    b.wait("document.querySelector('.pf-return').offsetWidth == 0")
+    b.wait(DROPPED.format(2))
+    b.eval("document.querySelector('.pf-at3').focus()")
+
+
 def drive(b, decisions, screenshot):
-    "Drop two faces, one by mouse and one by key, and turn the page."
+    "Drop two faces, one by mouse and one by key, look for faces like others, and turn the page."
     b.wait("document.querySelectorAll('.pf-face').length == 50", 90)
     b.wait("getComputedStyle(document.querySelector('.pf-face')).backgroundImage.startsWith('url')")
     b.wait("!!document.querySelector('[data-lm-suppress-shortcuts]')")
@@ -63,10 +97,17 @@ def drive(b, decisions, screenshot):
     b.wait(DROPPED.format(2))
     written = [json.loads(o) for o in decisions.read_text().splitlines()]
     assert len(written) == 2 and all(o['drop'] for o in written), written
-    if screenshot:
-        b.screenshot(screenshot)
+    look_for_more(b, screenshot)
+    assert len(decisions.read_text().splitlines()) == 2, 'looking for faces decides nothing'
     b.key('n')
     b.wait("document.querySelector('.pf-head').innerText.includes('50 looked at')")
+
+
+def with_features(root):
+    "Leave features where the curator looks for them, so that no kernel has to compute them"
+    ims = load_faces(root)[1]
+    feats = np.random.default_rng(0).normal(size=(len(ims), 64)).astype(np.float32)
+    write_npz(root / f'eval/real-{load_protocol().version}-{content_hash(ims)}.npz', features=feats)
 
 
 def in_classic_notebook(folder, python, decisions, screenshot):
@@ -105,6 +146,7 @@ def main(runtime, screenshot=None, lab=None):
         sys.exit(124)
     with tempfile.TemporaryDirectory() as folder:
         root = make(Path(folder) / 'root', 120)
+        with_features(root)
         write_notebook(Path(folder) / 'a.ipynb', "print('ready', 'to', 'draw')", CODE.format(str(root)),
                        kernel='runtime' if lab else 'python3')
         python = Path(runtime).absolute() / 'bin/python'
