@@ -72,8 +72,8 @@ def euler_step(
 
 # %% ../nbs/distill.ipynb #ce7fef3c
 METHODS = ('matching','consistency')  # Ways to distil a run
-SLOWER = 30.                          # The teacher's learning rate, over that of a student that is matched …
-QUICKER = 15.                         # … and how many times that the denoiser beside it has
+SLOWER = 24.                          # The teacher's learning rate, over that of a student that is matched …
+QUICKER = 10.                         # … and how many times that the denoiser beside it has
 
 def matched_settings(
     r:Recipe,   # The teacher's
@@ -81,7 +81,7 @@ def matched_settings(
 )->dict: # What is other than the teacher's
     "Settings of distribution matching."
     args = r.net_args | dict(dropout=0.) if r.net == 'unet' else r.net_args
-    return dict(method='matching', levels=(10.,float(mid)), sampler='multistep', mean=.4, std=1.4, net_args=args,
+    return dict(method='matching', levels=(10.,float(mid)), sampler='multistep', mean=-.2, std=2., net_args=args,
                 lr=r.lr/SLOWER, lr_end=r.lr_end/SLOWER, warmup=20.*r.batch, augment=0.)
 
 def tuned_settings(

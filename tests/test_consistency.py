@@ -1,4 +1,5 @@
 "A run distilled into two evaluations, either way: resumed, refused, drawn, exported, and turned with the mouse."
+import inspect
 import re
 import shlex
 import sys
@@ -53,6 +54,15 @@ def matched(teacher):
 @pytest.fixture(scope='module')
 def tuned(teacher):
     return taught(teacher, 'tuned', **TUNED)
+
+
+def test_the_function_is_imported_as_those_of_the_stages_are(teacher):
+    import pttface.distill
+    from pttface import distill as imported
+    assert imported is pttface.distill and imported.Explorer is Explorer and 'distill' in dir(pttface)
+    assert inspect.signature(imported).parameters.keys() == inspect.signature(distill).parameters.keys()
+    with pytest.raises(BadInput, match='mid cannot be 0'):
+        imported(teacher, data(), mid=0)
 
 
 @pytest.mark.parametrize('how', [{}, TUNED | dict(targets='guided'), TUNED | dict(targets='data')])

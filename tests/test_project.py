@@ -309,7 +309,7 @@ def test_import_pttface_costs_nothing():
     assert heavy == '[]'
     names = in_a_fresh_process('import pttface; print(*(n for n in pttface.__all__ if n in dir(pttface)))')
     assert names.split() == ['crawl', 'download', 'extract_faces', 'pack', 'FaceData', 'train', 'sample', 'evaluate',
-                             'export_run', 'load_model']
+                             'distill', 'export_run', 'load_model']
 
 
 @pytest.mark.parametrize('first', ['', 'import pttface.crawl, pttface.download', 'from pttface.crawl import crawl'])
