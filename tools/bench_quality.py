@@ -5,12 +5,12 @@ peers with as many parameters: the original's recipe, drawn by the same fast sam
 code; diffusers' unconditional example; and denoising-diffusion-pytorch's Trainer. Each peer gets the best of three
 learning rates (LRS), found on heads with a fifth of the samples. Refining and distilling come after the training and
 cost more than the others' minutes; their own minutes are rows of the table. Refining chooses on held-out pictures of
-its own.
+its own; both are done with one training of the first set.
 
-MINUTES (10) of two cores for each training, or SETS=heads,fruit:5 for other minutes for one of the sets: how many
-pictures that is for each comes from its own CPU seconds a picture, measured in turns, so a busy machine changes
-nothing. Each training has one thread, JOBS (2) run side by side. What is trained and drawn stays in
-runs/bench/quality-MINUTES, so a bench that was cut off goes on from there; remove the folders to begin anew.
+MINUTES (10) of two cores for each training, or SETS=heads,fruit:5:200 for other minutes and other than 500 samples for
+one of the sets: how many pictures that is for each comes from its own CPU seconds a picture, measured in turns, so a
+busy machine changes nothing. Each training has one thread, JOBS (2) run side by side. What is trained and drawn stays
+in runs/bench/quality-MINUTES, so a bench that was cut off goes on from there; remove the folders to begin anew.
 """
 import json
 import os
@@ -30,8 +30,8 @@ from PIL import Image
 top = Path(__file__).resolve().parent.parent
 MINUTES = float(os.environ.get('MINUTES', 10))
 JOBS = int(os.environ.get('JOBS', 2))
-ASKED = [o.partition(':') for o in os.environ.get('SETS', 'heads,fruit').split(',')]
-SETS = {k: float(m or MINUTES) for k, _, m in ASKED}
+ASKED = [[*o.split(':'), '', ''] for o in os.environ.get('SETS', 'heads,fruit').split(',')]
+SETS = {k: (float(m or MINUTES), int(n or 500)) for k, m, n, *_ in ASKED}  # Minutes of a training, samples
 OURS = 'tiny'
 PEERS = {'tiny-original': "the original's recipe, clipped, DPM++(2M)",
          'diffusers': "diffusers' unconditional example",
@@ -279,7 +279,7 @@ def scores(ims, real, floor, held):
     from pttface.evaluation.metrics import Stats, kid
     from pttface.fid import frechet_distance
     f = features(ims, device='cpu')
-    bottom = frechet_distance(Stats.of(floor), Stats.of(real))
+    bottom = frechet_distance(Stats.of(floor[:len(f)]), Stats.of(real))
     return kid(f, held)[0], frechet_distance(Stats.of(f), Stats.of(real)) - bottom
 
 
@@ -291,9 +291,8 @@ def bench(smoke=False):
     from pttface.storage.files import read_json, write_json
     from pttface.training.config import find_recipe
     from pttface.unet import n_params
-    minutes = dict(heads=.01) if smoke else SETS
-    n, samples, seeds, lrs = (150, 10, [0], LRS[-1:]) if smoke else (3*TRAIN//2, 500, [0, 1], LRS)
-    trial = min(samples, 100)
+    sets = dict(heads=(.01, 10)) if smoke else SETS
+    n, seeds, lrs = (150, [0], LRS[-1:]) if smoke else (3*TRAIN//2, [0, 1], LRS)
     peers = [p for p in PEERS if p not in THEIRS or peers_python(make=not smoke)]
     rows = []
 
@@ -307,7 +306,8 @@ def bench(smoke=False):
         add('parameters', params, PEERS[p], theirs)
     best_lr, lines = {}, []
     with ThreadPoolExecutor(JOBS) as pool:
-        for kind, m in minutes.items():
+        for kind, (m, samples) in sets.items():
+            trial, first_set = min(samples, 100), not best_lr
             folder = top/f'runs/bench/quality-{"smoke" if smoke else f"{m:g}"}'
             if smoke:
                 shutil.rmtree(folder, ignore_errors=True)
@@ -321,7 +321,7 @@ def bench(smoke=False):
             contest = Contest(kind, folder, n, samples, seen, pool, 3 if smoke else 0)
             held = features(ims[n*2//3:], device='cpu')
             real, floor = held[:len(held)//2], held[len(held)//2:]
-            if not best_lr:  # On the first set, which is heads
+            if first_set:  # Which is heads
                 contest.race([(p, lr, 0, '') for p in peers for lr in lrs], trial)
                 tried = {(p, lr): scores(contest.images(p, lr, 0, '', trial), real, floor, held)[0]
                          for p in peers for lr in lrs}
@@ -330,7 +330,8 @@ def bench(smoke=False):
                     rows.append(dict(what=f'{kind}: best learning rate of {", ".join(f"{o:g}" for o in lrs)}',
                                      peer=PEERS[p], peer_value=best_lr[p]))
             entries = {p: [(p, best_lr[p], s, '') for s in seeds] for p in peers}
-            entries |= {way: [(OURS, 0, s, way) for s in seeds] for way in WAYS}
+            entries |= {way: [(OURS, 0, s, way) for s in (seeds[:1] if way in MORE else seeds)]
+                        for way in WAYS if first_set or way not in MORE}
             contest.race([o for v in entries.values() for o in v], samples)
             got = {k: np.array([scores(contest.images(*o, samples), real, floor, held) for o in v])
                    for k, v in entries.items()}
@@ -344,19 +345,21 @@ def bench(smoke=False):
                     spread=spread[first])
                 for p in peers:
                     add(f'{kind}: {what}, {first}', mean[first], PEERS[p], mean[p], n=len(seeds), spread=spread[p])
-                for way in [*WAYS][1:]:
-                    add(f'{kind}: {what}, {way}', mean[way], PEERS[best], mean[best], n=len(seeds), spread=spread[way])
+                for way in [o for o in entries if o in WAYS and o != first]:
+                    add(f'{kind}: {what}, {way}', mean[way], PEERS[best], mean[best], n=len(entries[way]),
+                        spread=spread[way])
             for p in peers:
                 add(f'{kind}: pictures seen in {m:g} minutes', seen[OURS], PEERS[p], seen[p], 'images')
                 add(f'{kind}: CPU minutes of a training', spent[first][0], PEERS[p], spent[p][0], 'min')
                 add(f'{kind}: CPU minutes of drawing {samples}', spent[first][2], PEERS[p], spent[p][2], 'min')
-            for way in MORE:
+            for way in [o for o in MORE if o in entries]:
                 add(f'{kind}: CPU minutes more, {way}', spent[way][1], 'the training', spent[way][0], 'min')
                 add(f'{kind}: CPU minutes of drawing {samples}, {way}', spent[way][2], first, spent[first][2], 'min')
-            for o in entries['refined']:
+            for o in entries.get('refined', []):
                 rows.append(dict(what=f'{kind}: w of refining, guided, seed {o[2]}', value=contest.found(*o)['guided']))
             lines += [ims[n*2//3:][:12]]
-            lines += [contest.images(*entries[k][0], samples)[:12] for k in (*peers, *reversed(WAYS))]
+            ways = (*peers, *(o for o in reversed(WAYS) if o in entries))
+            lines += [contest.images(*entries[k][0], samples)[:12] for k in ways]
     sheet = montage(np.concatenate(lines), ncols=len(lines[0]))
     picture = top/f'runs/bench/quality{"-smoke" if smoke else ""}.jpg'
     Image.fromarray(sheet.repeat(2, 0).repeat(2, 1)).save(picture, quality=90)
