@@ -42,6 +42,7 @@ WAYS = {  # Name: the way that it was tried against, and what differs from OLD
     'Muon, lr 0.016, wider and shallower': (AT, MUON | dict(net_args=dict(ch=40, mults=(1, 2, 2)))),
     'Muon, lr 0.016, inverse square root decay': (AT, MUON | dict(schedule='inverse square root')),
     'Muon, lr 0.016, uncertainty weighting': (AT, MUON | dict(uncertainty=True)),
+    'Muon, lr 0.012, inverse square root decay': (BEST, MUON | dict(lr=.012, schedule='inverse square root')),
 }
 
 
