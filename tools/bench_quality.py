@@ -5,7 +5,7 @@ peers with as many parameters: the original's recipe, drawn by the same fast sam
 code; diffusers' unconditional example; and denoising-diffusion-pytorch's Trainer. Each peer gets the best of three
 learning rates (LRS), found on heads with a fifth of the samples. Refining and distilling come after the training and
 cost more than the others' minutes; their own minutes are rows of the table. Refining chooses on held-out pictures of
-its own; both are done with one training of the first set.
+its own; both are done with one training of the first set, and not at all with MORE=''.
 
 MINUTES (10) of two cores for each training, or SETS=heads,fruit:5:200 for other minutes and other than 500 samples for
 one of the sets: how many pictures that is for each comes from its own CPU seconds a picture, measured in turns, so a
@@ -38,8 +38,8 @@ PEERS = {'tiny-original': "the original's recipe, clipped, DPM++(2M)",
          'ddpm': "denoising-diffusion-pytorch's Trainer"}
 THEIRS = ('diffusers', 'ddpm')     # Those that run under the peers' Python
 LRS = (2e-4, 6e-4, 2e-3)           # Tried for each peer
-WAYS = dict(guided={}, plain=dict(guidance=1.), refined={}, distilled={})  # Of ours; the first is the recipe's
-MORE = ('refined', 'distilled')    # Those that take more than a training
+MORE = tuple(filter(None, os.environ.get('MORE', 'refined,distilled').split(',')))  # What takes more than a training
+WAYS = dict(guided={}, plain=dict(guidance=1.)) | {k: {} for k in MORE}  # To draw from ours; the first is the recipe's
 TRAIN, SIZE = 2000, 32
 
 
