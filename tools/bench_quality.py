@@ -240,7 +240,7 @@ class Contest:
         "Refine or distil a training unless that has been done."
         d = self.home(who, lr, seed)
         if way in MORE and not (d/f'{way}.json').exists():
-            judges, images = min(self.samples, 300), max(64, self.seen[OURS]//2)
+            judges, images = min(self.samples, 300), max(64, self.seen[OURS]//8)
             run_alone(sys.executable, __file__, 'more', d, way, self.kind, self.n, judges, images)
 
     def race(self, entries, samples):
