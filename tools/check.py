@@ -62,17 +62,6 @@ def generated():
     note('export and clean leave no diff', not changed, output, time.time() - start)
 
 
-def imports():
-    "Each module can be imported by itself, two at a time."
-    modules = ['.'.join(p.relative_to(top/'pttface').with_suffix('').parts)
-               for p in sorted(top.glob('pttface/**/[!_]*.py'))]
-    with ThreadPoolExecutor(2) as pool:
-        jobs = [pool.submit(check, f'import pttface.{m} in a fresh process', sys.executable, 'tools/imports.py', m)
-                for m in modules]
-    for job in jobs:
-        job.result()
-
-
 def notebooks():
     "Each notebook runs from top to bottom, two at a time."
     paths = [p.relative_to(top) for p in sorted(top.glob('nbs/**/*.ipynb'))]
@@ -84,34 +73,27 @@ def notebooks():
 
 
 def tests():
-    "The pytest suite, in parts of every eighth file, two at a time; every test counts."
-    files = sorted(str(p.relative_to(top)) for p in top.glob('tests/test_*.py'))
-    with ThreadPoolExecutor(2) as pool:
-        jobs = [pool.submit(some_tests, files[i::8]) for i in range(8)]
-    for job in jobs:
-        job.result()
-
-
-def some_tests(files):
-    "Run some files of the suite; failed and skipped tests are named."
+    "The pytest suite; every test counts."
     start = time.time()
     how = '-x' if '--exitfirst' in sys.argv else '--tb=short'
-    rc, output = run(sys.executable, '-m', 'pytest', '-q', '-rfEs', how, '--durations=5', *files, timeout=3600)
+    rc, output = run(sys.executable, '-m', 'pytest', '-q', '-rfEs', how, '--durations=8',
+                     timeout=3600)
     summary = output.splitlines()[-1] if output.strip() else ''
     count = {k: int(v) for v, k in re.findall(r'(\d+) (passed|failed|error|skipped)', summary)}
     passed, skipped = count.get('passed', 0), count.get('skipped', 0)
     failed = count.get('failed', 0) + count.get('error', 0)
-    name = f'pytest {" ".join(Path(f).stem.removeprefix("test_") for f in files)}: {passed} tests'
-    note(name, rc == 0, output, time.time() - start, (passed, max(failed, int(rc != 0)), skipped))
+    note(f'pytest, {passed} tests', rc == 0, output, time.time() - start, (passed, max(failed, int(rc != 0)), skipped))
     failures.extend(line[:300] for line in re.findall(r'^(?:FAILED|ERROR) .*', output, re.M))
-    for line in re.findall(r'^(?:SKIPPED|[0-9.]+s (?:call|setup)) .*', output, re.M):
+    for line in re.findall(r'^SKIPPED .*', output, re.M):
         print(f'     {line}', flush=True)
 
 
 start = time.time()
 generated()
 check('ruff', sys.executable, '-m', 'ruff', 'check', 'pttface', 'tools', 'tests', 'setup.py')
-imports()
+for p in sorted(top.glob('pttface/**/[!_]*.py')):
+    module = '.'.join(p.relative_to(top/'pttface').with_suffix('').parts)
+    check(f'import pttface.{module} in a fresh process', sys.executable, 'tools/imports.py', module)
 check('README is current', sys.executable, 'tools/readme.py', '--check')
 notebooks()
 check('docs site', sys.executable, 'tools/docs.py')
