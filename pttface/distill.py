@@ -105,9 +105,9 @@ def distilled_recipe(
     if method == 'matching' and (others := [k for k in ('targets','doublings') if k in changed]):
         raise BadInput(f"{' and '.join(others)} cannot be given to matching: add method='consistency'")
     settings = dict(matching=matched_settings, consistency=tuned_settings)[method](r, mid)
-    half = max(1, run.pinned()[0]['images']//2)
+    images = max(1, run.pinned()[0]['images']//dict(matching=8, consistency=2)[method])
     return replace(r, name=name or f'{run.path.name}-distilled', steps=2, guidance=1., snapshots=0,
-                   budget=f'{half} images', **settings | changed)
+                   budget=f'{images} images', **settings | changed)
 
 # %% ../nbs/distill.ipynb #eff702d8
 @torch.no_grad()
@@ -266,7 +266,7 @@ def distill(
     run:Run,               # A trained run of an EDM recipe
     data=None,             # `FaceData`; the packed set of `root` by default
     root:str|os.PathLike=None,  # Folder of all artefacts, the run's own by default; the new run is `root/runs/NAME`
-    budget:str=None,       # How much, as for `train`; half as many pictures as the teacher saw by default
+    budget:str=None,       # How much, as for `train`; an eighth (consistency: half) of the teacher's pictures by default
     name:str=None,         # Of the new run; the teacher's with `-distilled` by default
     device:str=None,       # 'cpu', or the best there is
     mid:float=.8,          # Noise level of the second evaluation
