@@ -1,4 +1,4 @@
-"""The curator over 5,000 faces: scoring them, faces like a given one, and both as a browser shows them.
+"""The curator over 5,000 faces: scoring them, and faces like a given one. `bench_data` times the turning of its pages.
 
 What the kernel does is in CPU milliseconds, what a browser shows by the clock; `CURATOR_BROWSER=off` leaves that out,
 on a machine that is too busy for it to mean anything.
@@ -10,7 +10,7 @@ from pathlib import Path
 
 import bench_data
 import numpy as np
-from bench_data import TURN
+from bench_data import TURN, curator_in_jupyterlab
 
 
 def milliseconds(f, times):
@@ -35,32 +35,19 @@ def with_features(root):
 
 
 def in_jupyterlab(tmp, root, turns):
-    "Milliseconds from click to picture: the next page, and faces like one; nothing without JupyterLab and a browser"
-    from browser import Browser, lacks
-    from lab import jupyter_lab, needs_lab
-    from test_curator import notebook
-    if os.environ.get('CURATOR_BROWSER') == 'off' or lacks or needs_lab.args[0]:
-        return [], []
-    notebook(tmp/'clean.ipynb', root)
-    with jupyter_lab(tmp, tmp/'home') as lab, Browser() as b:
-        b.goto(lab.address('clean.ipynb'))
-        b.page.locator('.jp-Notebook .cm-content').first.click()
-        b.wait("document.querySelector('.jp-Notebook-ExecutionIndicator')?.dataset.status == 'idle'")
-        b.key('Shift+Enter')
-        b.wait("!!document.querySelector('[data-lm-suppress-shortcuts]')")
-        def shown(script):
+    "Milliseconds from click to picture of faces like one; nothing without JupyterLab and a browser"
+    if os.environ.get('CURATOR_BROWSER') == 'off':
+        return []
+    found = []
+    with curator_in_jupyterlab(tmp, root) as b:
+        def shown(button):
             time.sleep(.3)
-            return b.page.evaluate(script)
-        pages = [shown(TURN) for _ in range(turns)]
-        like, back = (TURN.replace('.pf-next', name) for name in ('.pf-more', '.pf-return'))
-        shown(like)  # The first time the kernel reads the features
-        shown(back)
-        found = []
-        for _ in range(turns):
-            found.append(shown(like))
-            shown(back)
-            shown(TURN)  # Another face is the first one there
-        return pages, found
+            return b.page.evaluate(TURN.replace('.pf-next', button))
+        for _ in range(turns + 1 if b else 0):
+            found.append(shown('.pf-more'))
+            shown('.pf-return')
+            shown('.pf-next')  # Another face is the first one there
+    return found[1:]  # At first the kernel reads the features
 
 
 def bench(smoke=False):
@@ -89,8 +76,5 @@ def bench(smoke=False):
             found += milliseconds(lambda _, i=i: like(i), 1)
             c.back_to_all()
         row('more like this, kernel', found)
-        row('next page, kernel', milliseconds(lambda _: c.next_button.click(), turns))
-        pages, likes = in_jupyterlab(Path(tmp), root, turns)
-        row('next page, JupyterLab', pages, 'ms')
-        row('more like this, JupyterLab', likes, 'ms')
+        row('more like this, JupyterLab', in_jupyterlab(Path(tmp), root, turns), 'ms')
     return rows

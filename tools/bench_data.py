@@ -4,6 +4,7 @@ import os
 import sys
 import tempfile
 import time
+from contextlib import contextmanager
 from pathlib import Path
 
 import cv2
@@ -122,13 +123,30 @@ TURN = '''() => new Promise((done, fail) => {
 })'''
 
 
+@contextmanager
+def curator_in_jupyterlab(tmp, root):
+    "A browser in which JupyterLab shows the curator of `root`; `None` where one of them is missing."
+    from browser import Browser, lacks
+    from lab import jupyter_lab, needs_lab
+    from test_curator import notebook
+    if lacks or needs_lab.args[0]:
+        yield None
+        return
+    notebook(tmp/'clean.ipynb', root)
+    with jupyter_lab(tmp, tmp/'home') as lab, Browser() as b:
+        b.goto(lab.address('clean.ipynb'))
+        b.page.locator('.jp-Notebook .cm-content').first.click()
+        b.wait("document.querySelector('.jp-Notebook-ExecutionIndicator')?.dataset.status == 'idle'")
+        b.key('Shift+Enter')
+        b.wait("!!document.querySelector('[data-lm-suppress-shortcuts]')")
+        yield b
+
+
 def curator(tmp, n, turns):
     """Turning a page of the curator: in the kernel, decisions on disk included, and from click to picture in JupyterLab
     where there is a browser"""
-    from browser import Browser, lacks
-    from lab import jupyter_lab, needs_lab
     from pttface.curation.curator import Curator
-    from test_curator import make, notebook
+    from test_curator import make
     root = make(tmp/'faces', n, _faces(256))
     c = Curator(root, outliers=False, progress=False)
     in_kernel, in_browser = [], []
@@ -136,17 +154,10 @@ def curator(tmp, n, turns):
         t = time.perf_counter()
         c.next_button.click()
         in_kernel.append(1000*(time.perf_counter() - t))
-    if not lacks and not needs_lab.args[0]:
-        notebook(tmp/'clean.ipynb', root)
-        with jupyter_lab(tmp, tmp/'home') as lab, Browser() as b:
-            b.goto(lab.address('clean.ipynb'))
-            b.page.locator('.jp-Notebook .cm-content').first.click()
-            b.wait("document.querySelector('.jp-Notebook-ExecutionIndicator')?.dataset.status == 'idle'")
-            b.key('Shift+Enter')
-            b.wait("!!document.querySelector('[data-lm-suppress-shortcuts]')")
-            for _ in range(turns):
-                time.sleep(.3)
-                in_browser.append(b.page.evaluate(TURN))
+    with curator_in_jupyterlab(tmp, root) as b:
+        for _ in range(turns if b else 0):
+            time.sleep(.3)
+            in_browser.append(b.page.evaluate(TURN))
     rows = {'curator page, kernel': in_kernel, 'curator page, JupyterLab': in_browser}
     return [_row(what, float(np.median(ms)) if ms else None, 'ms', n=len(ms), spread=_spread(ms))
             for what, ms in rows.items()]
