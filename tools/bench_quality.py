@@ -169,15 +169,15 @@ def trained(root):
     return Run(Path(root)/read_json(Path(root)/'spent.json')['run'])
 
 
-def do_more(root, way, kind, n, judges, images):
-    "Refine a training, or distil it with `images` pictures; `WAY.json` says what it cost."
+def do_more(root, way, kind, n, judges):
+    "Refine a training, or distil it; `WAY.json` says what it cost."
     from pttface.distill import distill
     from pttface.evaluation.refine import refine
     from pttface.storage.files import write_json
     start, quiet = time.process_time(), dict(device='cpu', progress=False)
     if way == 'distilled':
         data = face_data(pictures(kind, n), n*2//3)
-        found = distill(trained(root), data, name=way, budget=f'{images} images', force=True, **quiet).path.name
+        found = distill(trained(root), data, name=way, force=True, **quiet).path.name
     else:
         ims = pictures(kind, n)[:n*2//3]
         data = face_data(np.concatenate([ims, pictures(kind, judges, 1)]), len(ims))
@@ -240,8 +240,7 @@ class Contest:
         "Refine or distil a training unless that has been done."
         d = self.home(who, lr, seed)
         if way in MORE and not (d/f'{way}.json').exists():
-            judges, images = min(self.samples, 300), max(64, self.seen[OURS]//8)
-            run_alone(sys.executable, __file__, 'more', d, way, self.kind, self.n, judges, images)
+            run_alone(sys.executable, __file__, 'more', d, way, self.kind, self.n, min(self.samples, 300))
 
     def race(self, entries, samples):
         "Train and draw all `entries` (who, lr, seed, way), JOBS at a time."
