@@ -269,7 +269,7 @@ def distill(
     run:Run,               # A trained run of an EDM recipe
     data=None,             # `FaceData`; the packed set of `root` by default
     root:str|os.PathLike=None,  # Folder of all artefacts, the run's own by default; the new run is `root/runs/NAME`
-    budget:str=None,       # How much, as for `train`; an eighth (consistency: half) of the teacher's pictures by default
+    budget:str=None,       # As for `train`; an eighth (consistency: half) of the teacher's pictures by default
     name:str=None,         # Of the new run; the teacher's with `-distilled` by default
     device:str=None,       # 'cpu', or the best there is
     mid:float=.8,          # Noise level of the second evaluation

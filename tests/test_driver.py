@@ -232,7 +232,7 @@ def test_the_notebook_asks_for_a_t4_and_reads_its_choices_as_they_stand():
         if options.startswith('['):
             assert json.loads(options)[0] == value, f'{line}: the first choice is not the one that stands'
     names = [line.split(' = ')[0] for line in lines]
-    assert names == ['what', 'since', 'until', 'budget', 'photos', 'keep', 'clean', 'release']
+    assert names == ['what', 'since', 'until', 'budget', 'photos', 'keep', 'labels', 'clean', 'release']
     text = '\n'.join(code)
     assert "what = 'drawn heads'" in text and 'release = False' in text and "clean = 'skip'" in text
     imports = [line for s in code for line in s.splitlines() if line.startswith(('import ', 'from '))]

@@ -321,7 +321,7 @@ def refine_run(
 def distill_run(
     root:str|os.PathLike='data',  # Artefact folder, after `pttface train`
     run:str='edm',         # The teacher: folder under `runs/`
-    budget:str=None,       # How long, as for `train`; an eighth (consistency: half) of the teacher's pictures by default
+    budget:str=None,       # As for `train`; an eighth (consistency: half) of the teacher's pictures by default
     name:str=None,         # Folder under `runs/`; `RUN-distilled` by default
     mid:float=.8,          # Noise level of the second evaluation
     method:str='matching', # How: `matching` of what is drawn, or `consistency` tuning
