@@ -22,6 +22,6 @@ setup(
     long_description=(here / 'README.md').read_text(encoding='utf-8'), long_description_content_type='text/markdown',
     packages=find_packages(include=['pttface', 'pttface.*']),
     install_requires=lines('requirements'),
-    extras_require={k: lines(f'{k}_requirements') for k in ('insightface', 'gpu', 'export', 'dev', 'bench')},
+    extras_require={k: lines(f'{k}_requirements') for k in ('insightface', 'gpu', 'export', 'map', 'dev', 'bench')},
     entry_points={'console_scripts': lines('console_scripts'), 'nbdev': ['pttface=pttface._modidx:d']},
 )

@@ -35,7 +35,7 @@ def test_metadata_agrees():
 
 
 def test_requirements_have_lower_bounds_only():
-    keys = ('requirements', 'insightface_requirements', 'export_requirements', 'dev_requirements',
+    keys = ('requirements', 'insightface_requirements', 'export_requirements', 'map_requirements', 'dev_requirements',
             'bench_requirements')
     reqs = [Requirement(r) for k in keys for r in ini[k].splitlines() if r.strip()]
     assert len(reqs) > 20
