@@ -218,11 +218,12 @@ def test_a_map_by_identity_leaves_out_faces_without_a_vector(tmp_path, on_a_map)
     c = on_a_map(root, by='identity')
     assert len(c.places) == 38 and '22 without a vector are not on it' in repr(c.places)
     assert len(c.scatter.coloured[-1]) == 38
+    assert not c.views and len(c.shown) == 20 and ringed(c) == set(c.shown) & set(range(38)) != set(c.shown)
     catch(c, range(9))
     assert set(c.shown) == set(range(9))
     c.order = np.arange(55, 60)
     c.show_page(0)
-    assert ringed(c) <= set(range(38))
+    assert ringed(c) == set() and c.shown.tolist() == list(range(55, 60)) and len(c.views) == 1
     written = str([c.places.__dict__[k] for k in ('by', 'layout', 'kept', 'k', 'variance')])
     assert 'vectors' not in c.places.__dict__ and len(written) < 300
 

@@ -121,7 +121,7 @@ def __repr__(self:FaceMap):
     held = f', which hold {self.variance.sum():.0%} of the variance' if self.layout == 'pca' else ''
     left = len(self.ims) - n
     return (f'{n:,} faces by {self.by}, {LAYOUTS[self.layout]}{held}: of the {k} faces nearest to a face, '
-            f'{self.kept*k:.1f} are among the {k} nearest here, and {k*k/(n - 1):.1f} would be by chance'
+            f'{self.kept*k:.1f} are among the {k} nearest here, and {k*k/(n - 1):.1g} would be by chance'
             + (f'; {left:,} without a vector are not on it' if left else ''))
 
 # %% ../../nbs/curation/map.ipynb #1a5567a3
@@ -178,8 +178,10 @@ def picture(self:FaceMap,
     "The map as it stands, without a lasso."
     span = np.ptp(self.xy, axis=0)
     half,edge = span.max()*faces/2,span.max()*max(.6*faces, .03)
-    fig = Picture(figsize=(size, size*(span[1] + 2*edge)/(span[0] + 2*edge)))
-    ax,labels = fig.subplots(),[''] * len(self) if labels is None else [str(o) for o in labels]
+    labels = [''] * len(self) if labels is None else [str(o) for o in labels]
+    height = size*(span[1] + 2*edge)/(span[0] + 2*edge) + .25*-(-len(set(labels))//4)
+    fig = Picture(figsize=(size, height))
+    ax = fig.subplots()
     for text,colour in label_colours(labels).items():
         ax.scatter(*self.xy[[o == text for o in labels]].T, s=9, color=colour, label=text or None)
     for i in far_apart(self.xy, 2.2*half) if faces else ():
@@ -189,7 +191,7 @@ def picture(self:FaceMap,
     (x0,y0),(x1,y1) = self.xy.min(0) - edge,self.xy.max(0) + edge
     ax.set(aspect='equal', xticks=[], yticks=[], xlim=(x0,x1), ylim=(y0,y1))
     if any(labels):
-        ax.legend(fontsize=8, markerscale=2, loc='best')
+        ax.legend(fontsize=8, markerscale=2, loc='upper center', bbox_to_anchor=(.5,0), ncols=4, frameon=False)
     return fig
 
 # %% ../../nbs/curation/map.ipynb #1a55f589
@@ -260,7 +262,8 @@ def face_scatter(
     table = pd.DataFrame(dict(x=xy[:,0], y=xy[:,1], face=[_data_url(places.ims[i], 85) for i in places.which]))
     half = 1.1*max(np.abs(xy[:,1]).max(), np.abs(xy[:,0]).max()*height/WIDTH)
     return jscatter.Scatter(
-        data=table, x='x', y='y', x_scale=(-half,half), y_scale=(-half,half), height=height, size=6, opacity=1,
+        data=table, x='x', y='y', x_scale=(-half,half), y_scale=(-half,half), height=height, opacity=1,
+        size=float(np.clip(300/len(xy)**.5, 2, 6)),
         opacity_unselected=.5, background_color='white', axes=False, legend=True, mouse_mode='lasso',
         tooltip=True, tooltip_properties=[], tooltip_preview='face', tooltip_preview_type='image',
         options=dict(actionKeyMap=dict(merge='alt'), pointSizeSelected=3))
@@ -282,6 +285,7 @@ class MapCurator(Curator):
         jscatter = load_scatter()
         super().__init__(root, per_page=per_page, **kw)
         self.places = self.session.face_map(by, layout)
+        self.point_of = {i:p for p,i in enumerate(self.places.which.tolist())}
         self.colour = Dropdown(options=[(text,k) for k,text in COLOURS.items()], description='colour')
         self.scatter = face_scatter(jscatter, self.places, height)
         self.plot = self.scatter.show(['pan_zoom','lasso','full_screen','reset'])
@@ -308,7 +312,8 @@ def map_box(self:MapCurator)->HBox:
 # %% ../../nbs/curation/map.ipynb #1a556b71
 @patch(as_prop=True)
 def highlighted(self:MapCurator)->np.ndarray:
-    return self.order if self.views else self.shown  # Indices of the faces that are ringed on the map
+    every = self.order if self.views else self.shown
+    return np.array([i for i in every.tolist() if i in self.point_of], int)  # Faces that are ringed on the map
 
 @patch
 def lasso(self:MapCurator,
@@ -344,7 +349,6 @@ def paint(self:MapCurator):
         self.scatter.color(by=labels, map={k:colours[k] for k in sorted(colours)}, selected=colours[labels[0]],
                            labeling=dict(variable=self.colour.value))
         self.painted = labels
-    point = {i:p for p,i in enumerate(self.places.which.tolist())}
-    ringed = [point[i] for i in self.highlighted.tolist() if i in point]
+    ringed = [self.point_of[i] for i in self.highlighted.tolist()]
     if set(ringed) != set(np.asarray(self.plot.selection, int).tolist()):
         self.scatter.selection(ringed)
