@@ -1,4 +1,6 @@
-"""The curator over 5,000 faces: scoring them, and faces like a given one. `bench_data` times the turning of its pages.
+"""The curator over 5,000 faces: scoring them, faces like a given one, and a map of all.
+
+`bench_data` times the turning of its pages.
 
 What the kernel does is in CPU milliseconds, what a browser shows by the clock; `CURATOR_BROWSER=off` leaves that out,
 on a machine that is too busy for it to mean anything.
@@ -6,6 +8,7 @@ on a machine that is too busy for it to mean anything.
 import os
 import tempfile
 import time
+from importlib.util import find_spec
 from pathlib import Path
 
 import bench_data
@@ -52,6 +55,7 @@ def in_jupyterlab(tmp, root, turns):
 
 def bench(smoke=False):
     from pttface.curation.curator import Curator
+    from pttface.curation.map import MapCurator
     from pttface.curation.quality import quality_scores
     from test_curator import make
     n, turns, rows = 300 if smoke else 5000, 2 if smoke else 20, []
@@ -76,5 +80,10 @@ def bench(smoke=False):
             found += milliseconds(lambda _, i=i: like(i), 1)
             c.back_to_all()
         row('more like this, kernel', found)
+        for layout in ('neighbours', 'pca'):
+            row(f'map of all faces, {layout}', milliseconds(lambda _, o=layout: c.session.face_map(layout=o), 3))
+        if find_spec('jscatter'):
+            opened = milliseconds(lambda _: MapCurator(root, outliers=False, progress=False), 3)
+            row('opening the curator with a map', opened[1:])  # At first pandas is imported
         row('more like this, JupyterLab', in_jupyterlab(Path(tmp), root, turns), 'ms')
     return rows
