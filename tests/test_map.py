@@ -17,6 +17,7 @@ from lab import jupyter_lab, needs_lab, write_notebook
 from test_curator import lines, make, until, with_vectors
 
 from pttface.curation import map as map_page
+from pttface.curation.curator import _data_url
 from pttface.curation.decisions import CurationSession
 from pttface.curation.map import (COLOURS, NEUTRAL, FaceMap, MapCurator, label_colours, map_points, nearest_of,
                                   neighbour_layout, neighbours_kept, principal_axes)
@@ -297,26 +298,35 @@ def test_a_lasso_in_jupyterlab(tmp_path):
         b.wait("document.querySelector('.jp-OutputArea canvas')?.getBoundingClientRect().width > 300")
         b.wait("document.body.innerText.includes('page 1 of 14') && document.body.innerText.includes('by chance')")
         b.wait("[...document.querySelectorAll('.jp-OutputArea')].some(o => o.innerText.includes('not looked at'))")
-        time.sleep(1)  # until the points are drawn
         box = b.eval("(r => [r.x, r.y, r.width, r.height])(document.querySelector('.jp-OutputArea canvas')"
                      ".getBoundingClientRect())")
         half = 1.1*max(np.abs(xy[:, 1]).max(), np.abs(xy[:, 0]).max()*320/800)
         reach = 1.15*np.abs(xy[group == mine] - middle).max()
         scale = box[3]/2/half  # px
-        lasso(b, box[0] + box[2]/2 + scale*middle[0], box[1] + box[3]/2 - scale*middle[1], scale*reach)
-        b.wait("document.querySelector('.pf-return').offsetWidth > 0")
+        def at(place):
+            return box[0] + box[2]/2 + scale*place[0], box[1] + box[3]/2 - scale*place[1]
+        def caught():
+            lasso(b, *at(middle), scale*reach)
+            time.sleep(1)
+            return b.eval("document.querySelector('.pf-return').offsetWidth > 0")
+        until(caught, 60)  # The map does not listen before its points are drawn
         b.wait("document.body.innerText.includes('page 1 of 4')")
         if shots := os.environ.get('PTTFACE_SHOTS'):
             time.sleep(1)
             b.screenshot(f'{shots}/map.png')
         b.click('.pf-drop')
         until(lambda: len(lines(root)) == 30)
-        at = {r['key']: i for i, r in enumerate(d.rows)}
-        assert {group[at[o['key']]] for o in lines(root)} == {mine}, 'the curator showed the faces in the lasso'
+        numbers = {r['key']: i for i, r in enumerate(d.rows)}
+        assert {group[numbers[o['key']]] for o in lines(root)} == {mine}, 'the curator showed the faces in the lasso'
         b.wait("[...document.querySelectorAll('.jp-OutputArea')].some(o => /not looked at/.test(o.innerText) && "
                "/Color[^]*dropped/.test(o.innerText))")
         b.click('.pf-undo')
         b.wait("/(^|\\s)0 dropped/.test(document.querySelector('.pf-head').innerText)")
+        alone = int(np.argmax(np.sort(cdist(xy, xy), 1)[:, 1]))
+        b.page.mouse.move(*at(xy[alone]), steps=5)
+        face = _data_url(d.ims[alone], 85)[-80:]
+        b.wait("[...document.querySelectorAll('.jp-OutputArea *')]"
+               f".some(o => o.style.backgroundImage.includes('{face}'))")
         b.page.mouse.dblclick(box[0] + box[2] - 8, box[1] + box[3] - 8)
         b.wait("document.querySelector('.pf-return').offsetWidth == 0")
         b.wait("document.body.innerText.includes('page 1 of 14')")
