@@ -309,7 +309,7 @@ def test_a_lasso_in_jupyterlab(tmp_path):
             lasso(b, *at(middle), scale*reach)
             time.sleep(1)
             return b.eval("document.querySelector('.pf-return').offsetWidth > 0")
-        until(caught, 60)  # The map does not listen before its points are drawn
+        until(caught, 120)  # The map does not listen before its points are drawn
         b.wait("document.body.innerText.includes('page 1 of 4')")
         if shots := os.environ.get('PTTFACE_SHOTS'):
             time.sleep(1)
