@@ -6,8 +6,8 @@ Docs: https://pttface.github.io/pttface/fid.html.md"""
 
 # %% auto #0
 __all__ = ['MEASURES', 'frechet_distance', 'trace_of_root', 'extrapolated', 'equal_n', 'blurred_noise', 'standard_rows',
-           'equal_n_rows', 'all_samples_rows', 'embed_all', 'make_report', 'measure_sets', 'add_people', 'evaluate',
-           'equally_good', 'sweep', 'Watch']
+           'equal_n_rows', 'all_samples_rows', 'embed_all', 'compare_all_pairs', 'make_report', 'measure_sets',
+           'add_people', 'evaluate', 'equally_good', 'sweep', 'Watch']
 
 # %% ../nbs/06_fid.ipynb #f0e8420b
 import os
@@ -24,7 +24,7 @@ from .evaluation.diagnostics import band_picture,colours,detect_all,histograms
 from .evaluation.features import Protocol,cached_features,check_reference,features,load_protocol
 from .evaluation.memorization import (article_numbers,closest_pairs,find_originality,plant_copies,
                                              power_picture,ratio_picture)
-from .evaluation.metrics import (ShareCounts,Stats,bootstrap_error,draw_rows,effective_rank,kid,mind,prdc,
+from .evaluation.metrics import (KidSums,ShareCounts,Stats,bootstrap_error,draw_rows,effective_rank,kid,mind,prdc,
                                         vendi_score)
 from .evaluation.people import PEOPLE_CAPTIONS,people_report
 from .evaluation.report import (CAPTIONS,FLOOR,NOISE,Report,failure_rows,figures,memorization_rows,metric_row,
@@ -162,8 +162,7 @@ def _measures(label, n, device):
         ref,  # Of as many training faces
     ):
         shares = prdc(ref, a, device=device) if n > 5 else {}
-        return {distance:_distance_of_features(a, ref), sliced:mind(a, ref, device=device),
-                'Vendi score, equal N':vendi_score(a, device), **shares}
+        return {distance:_distance_of_features(a, ref), sliced:mind(a, ref, device=device), **shares}
     return measure,distance
 
 # %% ../nbs/06_fid.ipynb #ca1e2166
@@ -185,9 +184,12 @@ def equal_n_rows(
         errors[distance,FLOOR] = bootstrap_error(x['held'], articles, to_few, n)
     ranks,rows = {distance:effective_rank(few)},[]
     for of,ds in out.items():
-        for k in ds[0]:
-            drawn = ds[:1] if k.startswith('Vendi') and len(sets[of]) == n else ds  # the same pictures in each draw
-            rows.append(metric_row(k, of, [d[k] for d in drawn], n, errors.get((k, of)), ranks.get(k)))
+        draws = 1 if len(sets[of]) == n else len(ds)  # or the pictures are the same in each draw
+        vendi = [vendi_score(draw_rows(sets[of], n, seed), device) for seed in range(draws)]
+        d,m,*shares = ds[0]
+        found = {k:[o[k] for o in ds] for k in (d, m)} | {'Vendi score, equal N':vendi}
+        found |= {k:[o[k] for o in ds] for k in shares}
+        rows += [metric_row(k, of, v, n, errors.get((k, of)), ranks.get(k)) for k,v in found.items()]
     return rows
 
 # %% ../nbs/06_fid.ipynb #dcf11231
@@ -208,12 +210,13 @@ def _fit_rows(label, fits, rank):
     return rows
 
 # %% ../nbs/06_fid.ipynb #9998902b
-def _kid_rows(x, device):
-    each = [kid(f, x['train'], device=device) for f in x['samples']]
+def _kid_rows(x, device, kids):
+    of_set = lambda f: kid(f, x['train'], device=device)
+    each = kids[:len(x['samples'])] or [of_set(f) for f in x['samples']]
     error = 1000*each[0][1] if len(each) == 1 else None
     rows = [metric_row('KID × 1000', 'samples', [1000*k for k,_ in each], min(map(len, x['samples'])), error)]
     if len(x['held']) > 1:
-        value,error = kid(x['held'], x['train'], device=device)
+        value,error = kids[len(each)] if len(kids) > len(each) else of_set(x['held'])
         rows.append(metric_row('KID × 1000', FLOOR, 1000*value, len(x['held']), 1000*error))
     return rows
 
@@ -223,11 +226,12 @@ def all_samples_rows(
     x:dict,       # Features, as for `equal_n_rows`, and perhaps `reference`, as for `standard_rows`
     device=None,  # Where to compute; a GPU if there is one
     four=None,    # Precision, recall, density and coverage of each set, where they are known
+    kids=(),      # KID of each set, and perhaps of the held-out faces, where they are known
 )->tuple: # Rows, and the fits to infinite N by what they are of
     "Rows with all the samples there are, the published figure first, and the fits that lead to infinite N."
     rows,ref = standard_rows(label, x, x.get('reference', 'train'), device)
     fits = _fitted(x, ref)
-    rows += _fit_rows(label, fits, rows[0]['rank']) + _kid_rows(x, device)
+    rows += _fit_rows(label, fits, rows[0]['rank']) + _kid_rows(x, device, kids)
     n = min(len(x['train']), *map(len, x['samples']))
     train = draw_rows(x['train'], n)
     four = four or [prdc(train, draw_rows(f, n), device=device) for f in x['samples']]
@@ -262,6 +266,30 @@ def embed_all(
                 noise=cached_features(noise, p, kind='noise', **kw), planted=_embed_planted(p, planted or {}, kw),
                 reference=p.reference, articles=article_numbers(real, 0), held_articles=article_numbers(real, 1))
 
+# %% ../nbs/06_fid.ipynb #7825bc2d
+def compare_all_pairs(
+    x:dict,       # What `embed_all` gave
+    ims:list,     # Pictures of training faces, these in the mirror, held-out faces and samples, (N,H,W,3) uint8
+    planted=None, # Planted copies by kind, as for `embed_all`
+    device=None,  # Where to compute; a GPU if there is one
+)->tuple: # `Originality`; the four shares of each set; KID of each set and, of twenty or more, of the held-out faces
+    "What follows from the distances of all pictures to all training faces."
+    train,held = x['train'],x['held']
+    sums = KidSums(train, [*x['samples'], *([held] if len(held) >= 20 else [])], device=device)
+    counts = ShareCounts(train, x['samples'], device=device, looks=[o.look for o in sums.own])
+    def look_train(rows, d):
+        counts.look_train(rows, d)
+        sums.look_train(rows, d)
+    def look_samples(rows, d):
+        counts.look_samples(rows, d)
+        sums.look_samples(rows, d)
+    def look_held(rows, d):
+        if len(held) >= 20:
+            sums.cross[-1].look(rows, d[:,:len(train)])
+    found = find_originality([train, x['mirrored'], held, np.concatenate(x['samples'])], ims, x['articles'],
+                             (x['planted'], planted or {}), device, (look_train, look_samples, look_held))
+    return found,counts.shares,sums.values
+
 # %% ../nbs/06_fid.ipynb #af98a1d8
 def make_report(
     p:Protocol,     # Names the distance
@@ -274,14 +302,12 @@ def make_report(
 )->Report:
     "Everything that follows from the features and the detections."
     train,ims = real.train,np.concatenate(sets)
-    counts = ShareCounts(x['train'], x['samples'], device=device)
-    found = find_originality([x['train'], x['mirrored'], x['held'], np.concatenate(x['samples'])],
-                             [train, train[:,:,::-1], real.heldout[:len(x['held'])], ims], x['articles'],
-                             (x['planted'], planted or {}), device, (counts.look_train, counts.look_samples))
+    found,shares,kids = compare_all_pairs(x, [train, train[:,:,::-1], real.heldout[:len(x['held'])], ims],
+                                          planted or {}, device)
     space,n = found.spaces['features'],min(len(train), *map(len, sets))
     kinds = {'train':train, 'samples':ims, FLOOR:real.heldout}
     coloured = {k:colours(draw_rows(o, 5000)) for k,o in kinds.items() if len(o) > 1}
-    at_all,fits = all_samples_rows(p.label, x, device, counts.shares)
+    at_all,fits = all_samples_rows(p.label, x, device, shares, kids)
     rows = at_all[:3] + equal_n_rows(p.label, x, device) + at_all[3:]
     rows += memorization_rows(found, len(ims)) + failure_rows(space, detected, coloured)
     notes = notes_on(p.label, x['train'].shape[1], n, len(x['noise']), sets, len(x['held']), found.near_duplicates,

@@ -3,10 +3,10 @@
 MINUTES (2) of one core for each training. How many pictures that is comes from a way's own CPU seconds a picture
 beside those of AdamW at its old settings, measured in turns; PACE (0.0167) are the seconds that those count as, so that
 a busy machine changes nothing. First the ways one after another on heads, told apart by the loss of 500 held-out
-pictures, which is the same for all; then the winner and the old recipe with several seeds on heads and on fruit, told
-apart by KID and FD of 200 samples too, which are guided by the average after an eighth of the pictures. What is done is
-kept in runs/bench/recipes-MINUTES: a bench that was cut off goes on from there, and one that is whole only prints its
-table.
+pictures, which is the same for all; then the kept recipe, the old one and those that came near it, with several seeds
+on heads and on fruit, told apart by KID and FD of 200 samples too, which are guided by the average after an eighth of
+the pictures. What is done is kept in runs/bench/recipes-MINUTES: a bench that was cut off goes on from there, and one
+that is whole only prints its table.
 """
 import copy
 import math
@@ -22,7 +22,7 @@ import numpy as np
 top = Path(__file__).resolve().parent.parent
 MINUTES, PACE = (float(os.environ.get(k, v)) for k, v in (('MINUTES', 2), ('PACE', .0167)))
 WIDTHS = (.05, .10, .15)  # Averages that are measured; samples come from the second
-SEEDS = dict(heads=3, fruit=2)  # Trainings of the winner and of the old recipe
+SEEDS = dict(heads=3, fruit=2)  # Trainings of the kept recipe and of each finalist
 OLD = dict(optimizer='adamw', lr=2e-3, batch=16, net_args=dict(ch=32, mults=(1, 2, 2, 2)))  # `tiny` of release 0.1.0
 MUON = dict(optimizer='muon', lr=.016)
 FIRST, AT, BEST = 'AdamW, lr 0.002', 'Muon, lr 0.016', 'Muon, lr 0.012'
@@ -43,7 +43,12 @@ WAYS = {  # Name: the way that it was tried against, and what differs from OLD
     'Muon, lr 0.016, inverse square root decay': (AT, MUON | dict(schedule='inverse square root')),
     'Muon, lr 0.016, uncertainty weighting': (AT, MUON | dict(uncertainty=True)),
     'Muon, lr 0.012, inverse square root decay': (BEST, MUON | dict(lr=.012, schedule='inverse square root')),
+    'Muon, lr 0.012, uncertainty weighting': (BEST, MUON | dict(lr=.012, uncertainty=True)),
+    'Muon, lr 0.012, inverse square root decay and uncertainty weighting':
+        (BEST, MUON | dict(lr=.012, schedule='inverse square root', uncertainty=True)),
 }
+FINALISTS = (FIRST, 'Muon, lr 0.012, inverse square root decay', 'Muon, lr 0.012, uncertainty weighting',
+             'Muon, lr 0.012, inverse square root decay and uncertainty weighting')  # Beside BEST, with several seeds
 
 
 def recipe_of(changes, seed=0):
@@ -264,12 +269,15 @@ def bench(smoke=False):
         rows.append(dict(what=f'{name}: held-out loss', value=mine[width], peer=against, peer_value=theirs.get(width),
                          ratio=theirs[width]/mine[width] if against else None, n=1))
     for kind, several in seeds.items():
-        got = {k: [kept.get(k, kind, s, samples) for s in range(several)] for k in (BEST, FIRST)}
-        for what in (width, 'KID', 'excess FD'):
-            new, old = (np.array([o[what] for o in got[k]]) for k in (BEST, FIRST))
-            rows.append(dict(what=f'{kind}: {"held-out loss" if what == width else what}', value=new.mean(), peer=FIRST,
-                             peer_value=old.mean(), ratio=old.mean()/new.mean(), n=several,
-                             spread=float(np.ptp(new)/2/abs(new.mean()))))
+        best = [kept.get(BEST, kind, s, samples) for s in range(several)]
+        for name in FINALISTS[:1 if smoke else None]:
+            theirs = [kept.get(name, kind, s, samples) for s in range(several)]
+            for what in (width, 'KID', 'excess FD'):
+                a, b = (np.array([o[what] for o in got]) for got in (best, theirs))
+                said = what if what != width else 'held-out loss'
+                said = f'{kind}: {said}' + (f', beside {name}' if name != FIRST else '')
+                rows.append(dict(what=said, value=a.mean(), peer=name, peer_value=b.mean(),
+                                 ratio=b.mean()/a.mean(), n=several, spread=float(np.ptp(a)/2/abs(a.mean()))))
     return rows
 
 

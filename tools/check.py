@@ -62,41 +62,50 @@ def generated():
     note('export and clean leave no diff', not changed, output, time.time() - start)
 
 
-def notebooks():
-    "Each notebook runs from top to bottom, two at a time."
-    paths = [p.relative_to(top) for p in sorted(top.glob('nbs/**/*.ipynb'))]
-    paths = [p for p in paths if not any(part.startswith(('.', '_')) for part in p.parts)]
+def two_at_a_time(checks):
+    "Make checks (name, command …), each printed as it ends."
     with ThreadPoolExecutor(2) as pool:
-        jobs = [pool.submit(check, f'notebook {p}', str(bin / 'nbdev-test'), str(p), '--n-workers', '0') for p in paths]
+        jobs = [pool.submit(check, *o) for o in checks]
     for job in jobs:
         job.result()
 
 
+def imports():
+    "Each module can be imported by itself."
+    modules = ['.'.join(p.relative_to(top/'pttface').with_suffix('').parts)
+               for p in sorted(top.glob('pttface/**/[!_]*.py'))]
+    return [(f'import pttface.{m} in a fresh process', sys.executable, 'tools/imports.py', m) for m in modules]
+
+
+def notebooks():
+    "Each notebook runs from top to bottom."
+    paths = [p.relative_to(top) for p in sorted(top.glob('nbs/**/*.ipynb'))]
+    paths = [p for p in paths if not any(part.startswith(('.', '_')) for part in p.parts)]
+    return [(f'notebook {p}', str(bin / 'nbdev-test'), str(p), '--n-workers', '0') for p in paths]
+
+
 def tests():
-    "The pytest suite; every test counts."
+    "The pytest suite in two processes; every test counts."
     start = time.time()
     how = '-x' if '--exitfirst' in sys.argv else '--tb=short'
-    rc, output = run(sys.executable, '-m', 'pytest', '-q', '-rfEs', how, '--durations=8',
-                     timeout=3600)
+    rc, output = run(sys.executable, '-m', 'pytest', '-q', '-rfEs', how, '-n', '2', '--dist', 'worksteal',
+                     '--durations=8', timeout=3600)
     summary = output.splitlines()[-1] if output.strip() else ''
     count = {k: int(v) for v, k in re.findall(r'(\d+) (passed|failed|error|skipped)', summary)}
     passed, skipped = count.get('passed', 0), count.get('skipped', 0)
     failed = count.get('failed', 0) + count.get('error', 0)
     note(f'pytest, {passed} tests', rc == 0, output, time.time() - start, (passed, max(failed, int(rc != 0)), skipped))
     failures.extend(line[:300] for line in re.findall(r'^(?:FAILED|ERROR) .*', output, re.M))
-    for line in re.findall(r'^SKIPPED .*', output, re.M):
+    for line in re.findall(r'^(?:SKIPPED|[0-9.]+s (?:call|setup)) .*', output, re.M):
         print(f'     {line}', flush=True)
 
 
 start = time.time()
 generated()
 check('ruff', sys.executable, '-m', 'ruff', 'check', 'pttface', 'tools', 'tests', 'setup.py')
-for p in sorted(top.glob('pttface/**/[!_]*.py')):
-    module = '.'.join(p.relative_to(top/'pttface').with_suffix('').parts)
-    check(f'import pttface.{module} in a fresh process', sys.executable, 'tools/imports.py', module)
+two_at_a_time(imports())
 check('README is current', sys.executable, 'tools/readme.py', '--check')
-notebooks()
-check('docs site', sys.executable, 'tools/docs.py')
+two_at_a_time([('docs site', sys.executable, 'tools/docs.py'), *notebooks()])
 tests()
 passed, failed, skipped = (sum(o) for o in zip(*results))
 for line in failures:

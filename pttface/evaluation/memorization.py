@@ -179,11 +179,11 @@ def find_copies(
     articles=None,        # Article of each training face, (M,) numbers; each its own by default
     planted:dict=None,    # Features of planted copies by kind, (n,D) each
     device=None,          # Where to compute; a GPU if there is one
-    looks=(None,None),    # See the distances of training faces and of samples, see `metrics.neighbours`
+    looks=(None,)*3,      # See the distances of training faces, samples and held-out faces, see `metrics.neighbours`
 )->Space: # What was found
     "Compare samples with training faces in one space; raises `BadInput` on fewer than 3 training faces."
     faces = TrainingFaces(train, mirrored, articles=articles, device=device, look=looks[0])
-    near,near_held = faces.nearest(samples, looks[1]),faces.nearest(held) if len(held) else None
+    near,near_held = faces.nearest(samples, looks[1]),faces.nearest(held, looks[2]) if len(held) else None
     space = Space(near, near_held, faces.ratio, faces.distance, np.zeros(len(samples), bool), 1.)
     real = space.real_ratio
     space.copies,space.p = are_copies(near.ratio, real),copies_test(near.ratio, space.all_ratio)
@@ -247,7 +247,7 @@ def find_originality(
     articles=None,  # Article of each training face, (M,) numbers; each its own by default
     planted=None,   # Features of planted copies by kind, and their pictures by kind; none by default
     device=None,    # Where to compute; a GPU if there is one
-    looks=(None,None), # See the distances in features, as for `find_copies`
+    looks=(None,)*3,   # See the distances in features, as for `find_copies`
 )->Originality:
     "Compare samples with training faces in features and in pixels."
     features,pictures = planted or ({}, {})

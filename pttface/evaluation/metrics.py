@@ -6,7 +6,7 @@ Docs: https://pttface.github.io/pttface/evaluation/metrics.html.md"""
 
 # %% auto #0
 __all__ = ['check_finite', 'Stats', 'effective_number', 'effective_rank', 'row_blocks', 'on_device', 'kid', 'draw_rows', 'mind',
-           'vendi_score', 'neighbours', 'BallCounts', 'prdc', 'ShareCounts', 'bootstrap_error']
+           'vendi_score', 'neighbours', 'BallCounts', 'prdc', 'ShareCounts', 'KernelSums', 'KidSums', 'bootstrap_error']
 
 # %% ../../nbs/evaluation/metrics.ipynb #012aec57
 import numpy as np
@@ -100,7 +100,7 @@ def effective_rank(
 def row_blocks(
     n:int,             # Rows
     columns:int,       # Numbers in each
-    most:int=2**25,    # Numbers in a block, at most
+    most:int=2**24,    # Numbers in a block, at most
 )->list: # Slices
     "Cut rows into blocks that fit into memory."
     size = max(1, most//max(columns, 1))
@@ -146,9 +146,12 @@ def kid(
     if folds < 1:
         raise BadInput(f'Found {len(a)} and {len(b)} features: the kernel distance needs at least 2 of each')
     pa,pb = (on_device(o, device).tensor_split(folds) for o in (a, b))
-    saa,sbb = _kernel_sums(pa, pa, True),_kernel_sums(pb, pb, True)
-    sab = _kernel_sums(pa, pb)
-    na,nb = (np.array([len(o) for o in p]) for p in (pa, pb))
+    sizes = [np.array([len(o) for o in p]) for p in (pa, pb)]
+    return _from_sums(_kernel_sums(pa, pa, True), _kernel_sums(pb, pb, True), _kernel_sums(pa, pb), *sizes)
+
+def _from_sums(saa, sbb, sab, na, nb):
+    "The kernel distance and its error, from the sums over blocks of `na` and `nb` pictures."
+    folds = len(na)
     def distance(w): # w: 1 for the blocks that count, 0 for others
         n,m = (w*na).sum(),(w*nb).sum()
         return w@saa@w/(n*(n-1)) + w@sbb@w/(m*(m-1)) - 2*(w@sab@w)/(n*m)
@@ -216,10 +219,11 @@ def neighbours(
     a,b = on_device(a, device),on_device(b, device)
     middle = b.mean(0)  # differences are exact where numbers are small
     a,b = a - middle,b - middle
+    square = b.square().sum(1)
     ga,gb = (torch.as_tensor(o, device=a.device) for o in groups) if groups else (None, None)
     dist,which = np.zeros((len(a),k), np.float32),np.zeros((len(a),k), int)
     for rows in row_blocks(len(a), len(b)):
-        d = torch.cdist(a[rows], b)
+        d = torch.addmm(square, a[rows], b.T, alpha=-2).add_(a[rows].square().sum(1)[:,None]).clamp_min_(0).sqrt_()
         if look:
             look(rows, d)
         if groups:
@@ -278,6 +282,7 @@ class ShareCounts:
         sets:list,         # Features of the samples, (N,D) a seed
         k:int=5,           # Which neighbour the balls reach
         device=None,       # Where the distances are
+        looks=None,        # Of each set: sees the distances of its samples to each other, where all are asked for
     ):
         self.m,self.k = len(train),k
         self.device,self.n = device,min(len(train), *map(len, sets))
@@ -288,7 +293,9 @@ class ShareCounts:
         self.starts = np.cumsum([0, *map(len, sets[:-1])])
         self.drawn = [draw_rows(np.arange(len(f)), self.n) for f in sets]
         drawn = [f[i] for f,i in zip(sets, self.drawn)]
-        self.fake_radius = [neighbours(f, f, k, own=True, device=device)[0][:,-1] for f in drawn]
+        looks = [look if self.n == len(f) else None for look,f in zip(looks or [None]*len(sets), sets)]
+        self.fake_radius = [neighbours(f, f, k, own=True, look=look, device=device)[0][:,-1]
+                            for f,look in zip(drawn, looks)]
         self.counts = None
 
     def _to_drawn(self, rows, d, drawn):
@@ -320,6 +327,77 @@ class ShareCounts:
     @property
     def shares(self)->list: # The four of each set
         return [o.shares for o in self.counts]
+
+# %% ../../nbs/evaluation/metrics.ipynb #9868d78a
+class KernelSums:
+    "Sums of the kernel over each pair of blocks of two sets, counted while their distances pass by"
+    def __init__(self,
+        a:np.ndarray, # Features of one set, (N,D)
+        b:np.ndarray, # Of the other, (M,D); `a` itself where a set is compared with itself
+        folds:int,    # Blocks of each
+        device=None,  # Where the distances are
+    ):
+        self.a,self.b,self.folds = a,b,folds
+        self.device,self.dim,self.seen = device,a.shape[1],0
+        self.sides = [on_device((np.asarray(o, np.float64)**2).sum(1), device) for o in (a, b)]
+        self.blocks = [torch.arange(len(o), device=self.sides[0].device).tensor_split(folds) for o in (a, b)]
+        self.fold = torch.cat([torch.full_like(o, i) for i,o in enumerate(self.blocks[0])])
+        self.total = torch.zeros(folds, folds, dtype=torch.float64, device=self.fold.device)
+
+    def look(self,
+        rows:slice,      # Of `a`
+        d:torch.Tensor,  # Their distances to `b`
+    ):
+        k = d.square().sub_(self.sides[0][rows,None]).sub_(self.sides[1]).mul_(-.5/self.dim).add_(1).pow_(3)
+        parts = [k[:,o[0]:o[-1]+1].sum(1, dtype=torch.float64) for o in self.blocks[1]]
+        self.total.index_add_(0, self.fold[rows], torch.stack(parts, 1))
+        self.seen += len(d)
+
+    @property
+    def sums(self)->np.ndarray: # (folds,folds); a picture is not compared with itself
+        if self.seen != len(self.a):
+            parts = [on_device(o, self.device).tensor_split(self.folds) for o in (self.a, self.b)]
+            return _kernel_sums(*parts, self.a is self.b)
+        out = self.total.cpu().numpy().copy()
+        if self.a is self.b:
+            own = (self.sides[0].double()/self.dim + 1).pow(3)
+            out -= np.diag([float(own[o].sum()) for o in self.blocks[0]])
+        return out
+
+# %% ../../nbs/evaluation/metrics.ipynb #80dd9ddf
+class KidSums:
+    "KID of sets against the training faces, from the distances that a search for copies computes"
+    def __init__(self,
+        train:np.ndarray, # Features of the training faces, (M,D)
+        sets:list,        # Features of the sets, (N,D) each
+        folds:int=10,     # Blocks left out in turn for the error
+        device=None,      # Where the distances are
+    ):
+        self.m,self.folds = len(train),min(folds, len(train)//2, *(len(f)//2 for f in sets))
+        if self.folds < 1:
+            raise BadInput(f'Found {min(map(len, sets))} and {self.m} features: the kernel distance needs at least 2 '
+                           'of each')
+        self.starts = np.cumsum([0, *map(len, sets)])
+        self.train = KernelSums(train, train, self.folds, device)
+        self.own = [KernelSums(f, f, self.folds, device) for f in sets]
+        self.cross = [KernelSums(f, train, self.folds, device) for f in sets]
+
+    def look_train(self, rows, d):
+        "Training faces, and their distances to all of them and perhaps to others behind these."
+        self.train.look(rows, d[:,:self.m])
+
+    def look_samples(self, rows, d):
+        "Sets in a row, and their distances to the training faces and perhaps to others behind these."
+        for start,stop,sums in zip(self.starts, self.starts[1:], self.cross):
+            first,last = max(rows.start, start),min(rows.stop, stop)
+            if first < last:
+                sums.look(slice(first - start, last - start), d[first-rows.start:last-rows.start,:self.m])
+
+    @property
+    def values(self)->list: # `kid` of each set: the distance, and its standard error
+        sizes = [[np.array([len(o) for o in part]) for part in s.blocks] for s in self.cross]
+        return [_from_sums(own.sums, self.train.sums, cross.sums, *n)
+                for own,cross,n in zip(self.own, self.cross, sizes)]
 
 # %% ../../nbs/evaluation/metrics.ipynb #d867366b
 def bootstrap_error(
