@@ -286,7 +286,8 @@ def compare_all_pairs(
     def look_held(rows, d):
         if len(held) >= 20:
             sums.cross[-1].look(rows, d[:,:len(train)])
-    found = find_originality([train, x['mirrored'], held, np.concatenate(x['samples'])], ims, x['articles'],
+    samples = np.concatenate(x['samples']) if len(x['samples']) > 1 else x['samples'][0]
+    found = find_originality([train, x['mirrored'], held, samples], ims, x['articles'],
                              (x['planted'], planted or {}), device, (look_train, look_samples, look_held))
     return found,counts.shares,sums.values
 

@@ -54,8 +54,10 @@ class Ours:
     def __init__(self, kind):
         import torch
 
+        from pttface import fid
         from pttface.evaluation.features import Protocol
         net, _ = feature_net(kind)
+        self.fid = fid
 
         def embed(ims):
             return net(torch.from_numpy(ims).permute(0, 3, 1, 2).float())
@@ -67,17 +69,16 @@ class Ours:
 
     def distance(self, mu, a, mv, b):
         from pttface.evaluation.metrics import Stats
-        from pttface.fid import frechet_distance
-        return frechet_distance(Stats(mu, a, 10**6), Stats(mv, b, 10**6))
+        return self.fid.frechet_distance(Stats(mu, a, 10**6), Stats(mv, b, 10**6))
 
     def report(self, real, fake):
         from types import SimpleNamespace
 
         from pttface.evaluation.features import as_images
-        from pttface.fid import evaluate
         train = as_images(real)
         data = SimpleNamespace(train=train, heldout=pictures(max(6, len(train)//9), train.shape[1], 7))
-        return evaluate(fake, data, self.protocol, n=len(train), batch=500, device='cpu', progress=False, detector=None)
+        return self.fid.evaluate(fake, data, self.protocol, n=len(train), batch=500, device='cpu', progress=False,
+                                 detector=None)
 
 
 class CleanFid:
@@ -177,6 +178,7 @@ def worker(side, kind):
         for context in (contextlib.redirect_stdout(null), contextlib.redirect_stderr(null), torch.inference_mode()):
             stack.enter_context(context)
         it = SIDES[side](kind)
+        loaded = resource.getrusage(resource.RUSAGE_CHILDREN).ru_maxrss  # torch started ldconfig, which shared its own
         for line in sys.stdin:
             what, *args = json.loads(line)
             if what == 'distance':
@@ -185,7 +187,8 @@ def worker(side, kind):
             t = time.perf_counter()
             got = getattr(it, what)(*args)
             s = time.perf_counter() - t
-            mb = sum(resource.getrusage(o).ru_maxrss for o in (resource.RUSAGE_SELF, resource.RUSAGE_CHILDREN))/1024
+            own, others = (resource.getrusage(o).ru_maxrss for o in (resource.RUSAGE_SELF, resource.RUSAGE_CHILDREN))
+            mb = (own + (others if others > loaded else 0))/1024
             value = float(np.mean(got)) if isinstance(got, (float, np.ndarray, np.floating)) else None
             print(json.dumps(dict(s=s, mb=mb, value=value)), file=answers, flush=True)
 

@@ -218,12 +218,13 @@ def neighbours(
         groups = np.arange(len(a)),np.arange(len(b))
     a,b = on_device(a, device),on_device(b, device)
     middle = b.mean(0)  # differences are exact where numbers are small
-    a,b = a - middle,b - middle
+    b = b - middle
     square = b.square().sum(1)
     ga,gb = (torch.as_tensor(o, device=a.device) for o in groups) if groups else (None, None)
     dist,which = np.zeros((len(a),k), np.float32),np.zeros((len(a),k), int)
     for rows in row_blocks(len(a), len(b)):
-        d = torch.addmm(square, a[rows], b.T, alpha=-2).add_(a[rows].square().sum(1)[:,None]).clamp_min_(0).sqrt_()
+        mine = a[rows] - middle
+        d = torch.addmm(square, mine, b.T, alpha=-2).add_(mine.square().sum(1)[:,None]).clamp_min_(0).sqrt_()
         if look:
             look(rows, d)
         if groups:
@@ -339,7 +340,7 @@ class KernelSums:
     ):
         self.a,self.b,self.folds = a,b,folds
         self.device,self.dim,self.seen = device,a.shape[1],0
-        self.sides = [on_device((np.asarray(o, np.float64)**2).sum(1), device) for o in (a, b)]
+        self.sides = [on_device(np.einsum('nd,nd->n', o, o, dtype=np.float64), device) for o in (a, b)]
         self.blocks = [torch.arange(len(o), device=self.sides[0].device).tensor_split(folds) for o in (a, b)]
         self.fold = torch.cat([torch.full_like(o, i) for i,o in enumerate(self.blocks[0])])
         self.total = torch.zeros(folds, folds, dtype=torch.float64, device=self.fold.device)
