@@ -199,7 +199,7 @@ class Session:
         content:Path=None,          # Colab's /content; elsewhere a temporary folder by default
         mount=None,                 # Colab's `drive.mount`, looked up by default
         every:float=300,            # Seconds between two copies to Drive
-        n_photos:int=90,            # Of the board of drawn heads
+        n_photos:int=None,          # Of the board of drawn heads; `PTTFACE_PHOTOS`, or 400 by default
     ):
         self.chosen,self.every = chosen,every
         self.content = Path(content or ('/content' if in_colab() else tempfile.mkdtemp()))
@@ -231,7 +231,8 @@ def _find_drive(self:Session, mount):
 @patch
 def _serve(self:Session, n_photos):
     from pttface.synthetic.board import make_board,serve
-    url = self.servers.enter_context(serve(make_board(n_photos=n_photos))).url
+    board = make_board(n_photos=n_photos or int(os.environ.get('PTTFACE_PHOTOS', 400)))
+    url = self.servers.enter_context(serve(board)).url
     return dict(base_url=url, rate=0),url
 
 @patch
