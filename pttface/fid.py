@@ -24,8 +24,8 @@ from .evaluation.diagnostics import band_picture,colours,detect_all,histograms
 from .evaluation.features import Protocol,cached_features,check_reference,features,load_protocol
 from .evaluation.memorization import (article_numbers,closest_pairs,find_originality,plant_copies,
                                              power_picture,ratio_picture)
-from .evaluation.metrics import (KidSums,ShareCounts,Stats,bootstrap_error,draw_rows,effective_rank,kid,mind,prdc,
-                                        vendi_score)
+from .evaluation.metrics import (KidSums,ShareCounts,Stats,bootstrap_error,draw_rows,effective_rank,kid,mind,
+                                        prdc,vendi_score)
 from .evaluation.people import PEOPLE_CAPTIONS,people_report
 from .evaluation.report import (CAPTIONS,FLOOR,NOISE,Report,failure_rows,figures,memorization_rows,metric_row,
                                        name_of,name_with_n,notes_on,samples_to_look_at,save_report)
@@ -272,23 +272,18 @@ def compare_all_pairs(
     ims:list,     # Pictures of training faces, these in the mirror, held-out faces and samples, (N,H,W,3) uint8
     planted=None, # Planted copies by kind, as for `embed_all`
     device=None,  # Where to compute; a GPU if there is one
-)->tuple: # `Originality`; the four shares of each set; KID of each set and, of twenty or more, of the held-out faces
+)->tuple: # `Originality`; the four shares of each set; KID of each set, then of twenty or more held-out faces
     "What follows from the distances of all pictures to all training faces."
     train,held = x['train'],x['held']
-    sums = KidSums(train, [*x['samples'], *([held] if len(held) >= 20 else [])], device=device)
+    more = [held] if len(held) >= 20 else []
+    sums = KidSums(train, [*x['samples'], *more], device=device)
     counts = ShareCounts(train, x['samples'], device=device, looks=[o.look for o in sums.own])
-    def look_train(rows, d):
-        counts.look_train(rows, d)
-        sums.look_train(rows, d)
-    def look_samples(rows, d):
-        counts.look_samples(rows, d)
-        sums.look_samples(rows, d)
-    def look_held(rows, d):
-        if len(held) >= 20:
-            sums.cross[-1].look(rows, d[:,:len(train)])
+    both = lambda *looks: lambda rows,d: [look(rows, d) for look in looks]
+    looks = (both(counts.look_train, sums.look_train), both(counts.look_samples, sums.look_samples),
+             sums.look_last if more else None)
     samples = np.concatenate(x['samples']) if len(x['samples']) > 1 else x['samples'][0]
     found = find_originality([train, x['mirrored'], held, samples], ims, x['articles'],
-                             (x['planted'], planted or {}), device, (look_train, look_samples, look_held))
+                             (x['planted'], planted or {}), device, looks)
     return found,counts.shares,sums.values
 
 # %% ../nbs/06_fid.ipynb #af98a1d8

@@ -10,8 +10,7 @@ from pathlib import Path
 top = Path(__file__).resolve().parent.parent
 bin = Path(sys.executable).parent
 env = {**os.environ, 'TQDM_DISABLE': '1', 'OMP_NUM_THREADS': '1', 'PTTFACE_BUDGET': '8s', 'PTTFACE_PHOTOS': '90',
-       'MPLBACKEND': 'agg',
-       'PYTHONWARNINGS': 'ignore', 'PATH': f'{bin}{os.pathsep}{os.environ["PATH"]}'}
+       'MPLBACKEND': 'agg', 'PYTHONWARNINGS': 'ignore', 'PATH': f'{bin}{os.pathsep}{os.environ["PATH"]}'}
 models = top.parent / 'shared/models/insightface/scrfd_500m'
 identity = top.parent / 'shared/models/identity/face_recognition.onnx'
 if identity.is_file():

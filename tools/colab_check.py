@@ -22,8 +22,7 @@ PINS = top / 'tools/colab_pins.txt'
 INSIDE = top / 'tools/colab_inside.py'
 NOTEBOOKS = ['nbs/colab.ipynb', *sorted(str(p.relative_to(top)) for p in top.glob('nbs/0?_*.ipynb'))]
 LIMITS = {'TQDM_DISABLE': '1', 'OMP_NUM_THREADS': '1', 'PTTFACE_BUDGET': '8s', 'PTTFACE_PHOTOS': '90',
-          'MPLBACKEND': 'agg',
-          'PYTHONWARNINGS': 'ignore,error:Passing unrecognized arguments:DeprecationWarning',
+          'MPLBACKEND': 'agg', 'PYTHONWARNINGS': 'ignore,error:Passing unrecognized arguments:DeprecationWarning',
           'PIP_DISABLE_PIP_VERSION_CHECK': '1', 'PIP_NO_WARN_SCRIPT_LOCATION': '1'}
 
 

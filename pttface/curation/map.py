@@ -44,16 +44,10 @@ def nearest_of(
     which=None,    # Indices of the points whose neighbours are looked for; all by default
 )->np.ndarray: # Indices, nearest first, (len(which),k)
     "The nearest other points of each point, by distance."
-    x = np.asarray(x, np.float32)
-    which = np.arange(len(x)) if which is None else np.asarray(which)
-    square,step,found = (x**2).sum(1),max(1, 2**24//len(x)),[]
-    for s in range(0, len(which), step):
-        mine = which[s:s+step]
-        distance = square - 2*x[mine]@x.T
-        distance[range(len(mine)), mine] = np.inf
-        first = np.argpartition(distance, k - 1, 1)[:,:k]
-        found.append(np.take_along_axis(first, np.take_along_axis(distance, first, 1).argsort(1, kind='stable'), 1))
-    return np.concatenate(found)
+    from pttface.evaluation.metrics import neighbours
+    every = np.arange(len(x))
+    which = every if which is None else np.asarray(which)
+    return neighbours(x[which], x, k, groups=(which, every))[1]
 
 def neighbours_kept(
     near:np.ndarray,    # From `nearest_of` in many dimensions, (N,k)

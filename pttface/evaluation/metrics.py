@@ -383,12 +383,22 @@ class KidSums:
         self.own = [KernelSums(f, f, self.folds, device) for f in sets]
         self.cross = [KernelSums(f, train, self.folds, device) for f in sets]
 
-    def look_train(self, rows, d):
-        "Training faces, and their distances to all of them and perhaps to others behind these."
+    def look_train(self,
+        rows:slice,      # Which training faces
+        d:torch.Tensor,  # Their distances to all of them, and perhaps to others behind these
+    ):
         self.train.look(rows, d[:,:self.m])
 
-    def look_samples(self, rows, d):
-        "Sets in a row, and their distances to the training faces and perhaps to others behind these."
+    def look_last(self,
+        rows:slice,      # Which pictures of the last set
+        d:torch.Tensor,  # Their distances to the training faces, and perhaps to others behind these
+    ):
+        self.cross[-1].look(rows, d[:,:self.m])
+
+    def look_samples(self,
+        rows:slice,      # Which pictures, all sets in a row
+        d:torch.Tensor,  # As for `look_last`
+    ):
         for start,stop,sums in zip(self.starts, self.starts[1:], self.cross):
             first,last = max(rows.start, start),min(rows.stop, stop)
             if first < last:
