@@ -546,7 +546,8 @@ def compiled_model(self:Trainer):
     "The model, compiled if that is how"
     if self.speed != 'compile':
         return self.model
-    self._compiled = getattr(self, '_compiled', None) or torch.compile(self.model)
+    if not hasattr(self, '_compiled'):  # Some versions of torch refuse to say whether a compiled model is true
+        self._compiled = torch.compile(self.model)
     return self._compiled
 
 # %% ../../nbs/training/trainer.ipynb #ba979865
