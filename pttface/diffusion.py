@@ -39,6 +39,7 @@ from .training.labels import askable,asked_code,drop_labels,label_codes,label_co
 from .training.samplers import Noise,add_churn,slerp,unipc
 from .training.trainer import Trainer,TrainingRun,begin_run,check_arguments,check_recipe,check_weights
 from .training.trainer import find_trackers,fit_to_data,run_training,save_images
+from .training.uncertainty import Weighed,WeighedTrainer
 from .unet import StrongerUNet,UNet,n_params
 
 # %% ../nbs/05_diffusion.ipynb #237c4a86
@@ -705,10 +706,12 @@ def make_trainer(
     "Hand the denoiser, what is random, the loss and what to measure to a `Trainer`."
     r,d = run.recipe,make_denoiser(run.recipe, run.record['sigma_data'])
     half = HALF[pick_precision(r.precision, pick_device(device))]
-    def loss(model, batch, rng):  # One for each picture
-        x0,sigma,eps,aug,code = batch
-        return denoising_loss(model, x0, sigma, eps, partial(loss_weight, d), aug, code)
-    return Trainer(run, d, loss, data, budget, device, accumulate, trackers, speed, net=d.net,
+    def of(denoise, x0, sigma, eps, aug, code):  # One for each picture
+        return denoising_loss(denoise, x0, sigma, eps, partial(loss_weight, d), aug, code)
+    def loss(model, batch, rng):
+        return model(*batch) if r.uncertainty else of(model, *batch)
+    make,model = (WeighedTrainer,Weighed(d, of)) if r.uncertainty else (Trainer,d)
+    return make(run, model, loss, data, budget, device, accumulate, trackers, speed, net=d.net,
                    draw=partial(draw_noise, recipe=r), measure=partial(measure_averages, recipe=r, half=half),
                    sheet=partial(draw_sheet, shape=run.shape, seed=r.seed, half=half))
 
@@ -828,8 +831,8 @@ def fine_tune(
     progress:bool=True,    # Show a bar?
 )->Run: # The copy, trained
     "Train a copy of a run's averaged weights on other pictures, from where that stopped."
-    r = replace(run.recipe, optimizer='adamw', lr=lr, lr_end=lr, warmup=0., per_epoch=False, seed=seed,
-                ema='power 0.10', snapshots=0, guidance=1., report='1000M images')
+    r = replace(run.recipe, optimizer='adamw', lr=lr, lr_end=lr, warmup=0., per_epoch=False, schedule='cosine',
+                uncertainty=False, seed=seed, ema='power 0.10', snapshots=0, guidance=1., report='1000M images')
     weights,kept = run.weights(),{k:v for k,v in run.record.items() if k in ('sigma_data','parameters')}
     init = dict(run=run.path.name, weights=run.weights_id())
     described = dict(kept, images=len(data.train), init=init)

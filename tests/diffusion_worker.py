@@ -1,5 +1,6 @@
 "A small training that can be told to die; run by test_diffusion.py, alone or under `accelerate launch`"
 import os,resource,signal,sys
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -61,7 +62,7 @@ if __name__ == '__main__':
     if what == 'sample':
         work(root, name, recipe=still, budget='32 images', stop=0)
     else:
-        work(root, name, recipe=still, budget='96 images', stop=int(what))
+        work(root, name, recipe=replace(still, uncertainty=True), budget='96 images', stop=int(what))
     if os.environ.get('RANK', '0') == '0':
         print(PartialState().num_processes, 'processes')
     if what == 'sample':

@@ -1,4 +1,6 @@
 "Budgets: two units at once, more after the end, and steps that do not fit into memory at once."
+from dataclasses import replace
+
 import numpy as np
 import pytest
 import torch
@@ -127,9 +129,15 @@ def test_parts_that_cannot_be(tmp_path, parts):
         learn(tmp_path, '80 images', accumulate=parts)
 
 
-def test_every_recipe_rises_from_where_it_ended():
-    for r in RECIPES.values():
-        for end in (161, 180, 320, 5000):
-            rates = [lr_at(r, p, 10**9, begun=160/end) for p in np.linspace(160/end, 1, 4001)]
-            assert rates[0] == pytest.approx(r.lr_end, abs=1e-12) and rates[-1] == pytest.approx(r.lr_end, abs=1e-12)
-            assert max(np.abs(np.diff(rates))) < .01*r.lr and max(rates) <= r.lr
+@pytest.mark.parametrize('end', [161, 180, 320, 5000])
+@pytest.mark.parametrize('name', RECIPES)
+def test_every_recipe_goes_on_from_where_it_ended(name, end):
+    for r in (RECIPES[name], replace(RECIPES[name], schedule='cosine')):
+        rates = [lr_at(r, p, 10**9, begun=160/end) for p in np.linspace(160/end, 1, 4001)]
+        before = lr_at(r, 1., 10**9)
+        assert rates[0] == pytest.approx(before, abs=1e-12)
+        assert max(np.abs(np.diff(rates))) < .01*r.lr and max(rates) <= r.lr
+        if r.schedule == 'cosine':
+            assert rates[-1] == pytest.approx(r.lr_end, abs=1e-12)
+        else:
+            assert (np.diff(rates) < 0).all() and rates[-1] == pytest.approx(before*(160/end)**.5)

@@ -22,7 +22,7 @@ from pttface.diffusion import SAMPLERS,Denoiser,Run,evaluations,find_guide,gener
 from pttface.diffusion import sample,sampled_denoiser,train
 from pttface.training import trainer
 from pttface.training.checkpoint import Checkpoints
-from pttface.training.config import RECIPES,Budget,read_recipe,recipe_record,training_record
+from pttface.training.config import EARLIER,RECIPES,Budget,read_recipe,recipe_record,training_record
 from pttface.training.ema import posthoc
 from pttface.training.trainer import Trainer,TrainingMonitor,begin_run
 from pttface.dataset import FaceData
@@ -76,16 +76,20 @@ def test_ten_power_cuts(root, whole):
     same(whole, cut)
     assert not list(cut.path.glob('checkpoint-*.pt.*')), 'a torn file was left'
 
-def test_muon_with_a_power_cut(root):
-    "The averages of its gradients are kept too; another optimizer is another training"
-    muon = replace(SMALL, name='muon', optimizer='muon')
-    assert run_in_child(str(root), 'muon-whole', recipe=muon) == 0
-    assert run_in_child(str(root), 'muon-cut', at=10, recipe=muon) == -9
-    assert run_in_child(str(root), 'muon-cut', recipe=muon) == 0
-    same(*(Run.open(root, name) for name in ('muon-whole', 'muon-cut')))
-    assert Run.open(root, 'muon-cut').recipe == muon
+@pytest.mark.parametrize('changed', [{}, dict(schedule='inverse_sqrt', uncertainty=True)], ids=['plain','weighed'])
+def test_muon_with_a_power_cut(root, changed):
+    "The averages of its gradients are kept too, and what noise levels are weighed by; another optimizer is another run"
+    muon = replace(SMALL, name='-'.join(['muon',*changed]), optimizer='muon', **changed)
+    assert run_in_child(str(root), f'{muon.name}-whole', recipe=muon) == 0
+    assert run_in_child(str(root), f'{muon.name}-cut', at=10, recipe=muon) == -9
+    assert run_in_child(str(root), f'{muon.name}-cut', recipe=muon) == 0
+    same(*(Run.open(root, name) for name in (f'{muon.name}-whole', f'{muon.name}-cut')))
+    assert Run.open(root, f'{muon.name}-cut').recipe == muon
     with pytest.raises(BadInput, match="optimizer='muon' .now 'adamw'"):
-        train(data(), replace(muon, optimizer='adamw'), root=root, name='muon-cut', device='cpu', progress=False)
+        train(data(), replace(muon, optimizer='adamw'), root=root, name=f'{muon.name}-cut', device='cpu',
+              progress=False)
+    assert changed == {} or 'uncertainty' in Run.open(root, f'{muon.name}-cut').pinned()[0]
+
 
 @pytest.mark.parametrize('damage', ['torn','flipped','gone','empty'])
 def test_damaged_checkpoint(root, whole, damage, caplog):
@@ -140,10 +144,9 @@ HASHES = {'original':'3c4ca137ccf3b0aa', 'edm':'b52096a86ed77a69', 'edm-t4':'9ae
 
 @pytest.mark.parametrize('name', HASHES)
 def test_a_record_of_0_1_0_is_the_same_recipe(name, tmp_path):
-    changed = dict(lr=2e-3) if name == 'tiny' else {}
-    recipe = replace(RECIPES[name], optimizer='adamw', **changed)  # As it was then
+    recipe = replace(RECIPES[name], **EARLIER.get(name, {}))  # As it was then
     old = recipe_record(recipe)
-    assert 'optimizer' not in old
+    assert not {'optimizer','schedule','uncertainty'} & old.keys()
     assert {'kind','spread','stairs'} <= old.keys() and not {'parameterization','stratified','per_epoch'} & old.keys()
     assert read_recipe(json.loads(dumps(old))) == recipe == read_recipe(json.loads(dumps(recipe)))
     many = FaceData(dict(images=np.zeros((300,4,4,3), np.uint8), split=np.zeros(300, int)), dict(hash='h'))
@@ -541,3 +544,18 @@ def test_the_command_draws_with_another_average_and_weight(guided, root, tmp_pat
     assert not np.array_equal(got['default'], got['plain'])
     with pytest.raises(ValueError, match='is no weight'):
         sample_run(out=str(tmp_path/'bad.npz'), guidance=-2., **common)
+
+def test_a_compiled_model_that_cannot_be_asked_whether_it_is_true(tmp_path, monkeypatch):
+    "torch 2.11 refuses that of a compiled module without a length"
+    class Compiled(torch.nn.Module):
+        def __init__(self, model):
+            super().__init__()
+            self.model = model
+        def forward(self, *args):
+            return self.model(*args)
+        def __len__(self):
+            raise TypeError('Denoiser does not support len()')
+    made = []
+    monkeypatch.setattr(torch, 'compile', lambda model: made.append(Compiled(model)) or made[-1])
+    train(data(), SMALL, root=tmp_path/'root', budget='32 images', device='cpu', progress=False, speed='compile')
+    assert len(made) == 1

@@ -9,7 +9,6 @@ the pictures. What is done is kept in runs/bench/recipes-MINUTES: a bench that w
 that is whole only prints its table.
 """
 import copy
-import math
 import os
 import shutil
 import sys
@@ -23,9 +22,11 @@ top = Path(__file__).resolve().parent.parent
 MINUTES, PACE = (float(os.environ.get(k, v)) for k, v in (('MINUTES', 2), ('PACE', .0167)))
 WIDTHS = (.05, .10, .15)  # Averages that are measured; samples come from the second
 SEEDS = dict(heads=3, fruit=2)  # Trainings of the kept recipe and of each finalist
-OLD = dict(optimizer='adamw', lr=2e-3, batch=16, net_args=dict(ch=32, mults=(1, 2, 2, 2)))  # `tiny` of release 0.1.0
+OLD = dict(optimizer='adamw', lr=2e-3, schedule='cosine', uncertainty=False, batch=16,
+           net_args=dict(ch=32, mults=(1, 2, 2, 2)))  # `tiny` of release 0.1.0
 MUON = dict(optimizer='muon', lr=.016)
-FIRST, AT, BEST = 'AdamW, lr 0.002', 'Muon, lr 0.016', 'Muon, lr 0.012'
+FIRST, AT, MIDDLE = 'AdamW, lr 0.002', 'Muon, lr 0.016', 'Muon, lr 0.012'
+BEST = f'{MIDDLE}, inverse square root decay and uncertainty weighting'
 WAYS = {  # Name: the way that it was tried against, and what differs from OLD
     FIRST: (None, {}),
     'AdamW, lr 0.004': (FIRST, dict(lr=4e-3)),
@@ -34,25 +35,23 @@ WAYS = {  # Name: the way that it was tried against, and what differs from OLD
     'Muon, lr 0.004': ('Muon, lr 0.002', dict(optimizer='muon', lr=4e-3)),
     'Muon, lr 0.008': ('Muon, lr 0.004', dict(optimizer='muon', lr=8e-3)),
     AT: ('Muon, lr 0.008', MUON),
-    BEST: (AT, MUON | dict(lr=.012)),
+    MIDDLE: (AT, MUON | dict(lr=.012)),
     'Muon, lr 0.032': (AT, dict(optimizer='muon', lr=.032)),
     'Muon, lr 0.004, batch 8': ('Muon, lr 0.004', dict(optimizer='muon', lr=4e-3, batch=8)),
     'Muon, lr 0.008, batch 8': ('Muon, lr 0.008', dict(optimizer='muon', lr=8e-3, batch=8)),
     'Muon, lr 0.016, batch 8': (AT, MUON | dict(batch=8)),
     'Muon, lr 0.016, wider and shallower': (AT, MUON | dict(net_args=dict(ch=40, mults=(1, 2, 2)))),
-    'Muon, lr 0.016, inverse square root decay': (AT, MUON | dict(schedule='inverse square root')),
+    'Muon, lr 0.016, inverse square root decay': (AT, MUON | dict(schedule='inverse_sqrt')),
     'Muon, lr 0.016, uncertainty weighting': (AT, MUON | dict(uncertainty=True)),
-    'Muon, lr 0.012, inverse square root decay': (BEST, MUON | dict(lr=.012, schedule='inverse square root')),
-    'Muon, lr 0.012, uncertainty weighting': (BEST, MUON | dict(lr=.012, uncertainty=True)),
-    'Muon, lr 0.012, inverse square root decay and uncertainty weighting':
-        (BEST, MUON | dict(lr=.012, schedule='inverse square root', uncertainty=True)),
+    f'{MIDDLE}, inverse square root decay': (MIDDLE, MUON | dict(lr=.012, schedule='inverse_sqrt')),
+    f'{MIDDLE}, uncertainty weighting': (MIDDLE, MUON | dict(lr=.012, uncertainty=True)),
+    BEST: (MIDDLE, MUON | dict(lr=.012, schedule='inverse_sqrt', uncertainty=True)),
 }
-FINALISTS = (FIRST, 'Muon, lr 0.012, inverse square root decay', 'Muon, lr 0.012, uncertainty weighting',
-             'Muon, lr 0.012, inverse square root decay and uncertainty weighting')  # Beside BEST, with several seeds
+FINALISTS = (FIRST, MIDDLE, f'{MIDDLE}, inverse square root decay', f'{MIDDLE}, uncertainty weighting')  # Beside BEST
 
 
 def recipe_of(changes, seed=0):
-    "The recipe of a way, and what no recipe can say: schedule, patch, uncertainty."
+    "The recipe of a way, and what no recipe can say: patches."
     from pttface.training.config import Recipe, find_recipe
     known = {f.name for f in fields(Recipe)}
     net = find_recipe('tiny').net_args | OLD['net_args'] | changes.get('net_args', {})
@@ -81,23 +80,14 @@ def patched(net_args, patch):
     return Patched()
 
 
-def rate(recipe, more, images, total):
-    "The learning rate, as a share of its peak: a half cosine, or EDM2's inverse square root."
-    share, warm = images/total, min(1, (images + recipe.batch)/recipe.warmup)
-    if more.get('schedule') == 'inverse square root':
-        return warm/math.sqrt(max(1, share/.1))
-    return warm*(1 + math.cos(math.pi*share))/2
-
-
 class Way:
     "A network, what trains it, and its averages."
     def __init__(self, changes, sigma_data, seed=0):
         import torch
-        from torch import nn
-
         from pttface.diffusion import Denoiser
         from pttface.training.ema import EMA
         from pttface.training.optimizer import make_optimizer
+        from pttface.training.uncertainty import RATE, Uncertainty
         from pttface.unet import UNet
         self.recipe, self.more = r, more = recipe_of(changes, seed)
         torch.manual_seed(seed)
@@ -105,12 +95,9 @@ class Way:
         self.d, self.net = Denoiser(net, 'edm', sigma_data), net
         inner = net.net if 'patch' in more else net
         self.opts = [make_optimizer(r.optimizer, self.d, inner, r.lr, r.beta2, r.decay, fused=True)]
-        self.unsure = None
-        if more.get('uncertainty'):
-            self.unsure = nn.Linear(16, 1)
-            for p in self.unsure.parameters():
-                nn.init.zeros_(p)
-            self.opts.append(torch.optim.Adam(self.unsure.parameters(), lr=1e-2))
+        self.unsure = Uncertainty() if r.uncertainty else None
+        if self.unsure:
+            self.opts.append(torch.optim.Adam(self.unsure.parameters(), lr=RATE))
         self.peaks = [[g['lr'] for g in o.param_groups] for o in self.opts]
         self.ema, self.steps = EMA(net, f'power {" ".join(map(str, WIDTHS))}', r.batch), 0
 
@@ -124,9 +111,8 @@ class Way:
             guess = self.d(add_noise(x0, sigma, eps), sigma)
         each = loss_weight(self.d, sigma)*(guess - x0).square().flatten(1).mean(1)
         loss = each.mean()
-        if self.unsure:  # Karras et al. 2024, eq. 15
-            at = sigma.log()[:, None]/4*torch.arange(1, 9)
-            u = self.unsure(torch.cat([at.sin(), at.cos()], 1))[:, 0]
+        if self.unsure:
+            u = self.unsure(sigma)
             loss = (each/u.exp() + u).mean()
         for opt, peaks in zip(self.opts, self.peaks):
             for g, peak in zip(opt.param_groups, peaks):
@@ -188,6 +174,7 @@ def learn(changes, ims, seed, minutes, samples, scores):
 
     from bench_quality import face_data
     from pttface.diffusion import Guided
+    from pttface.training.config import lr_at
     n = len(ims)*2//3
     sigma_data = float((ims[:n].astype(np.float32)/127.5 - 1).std())
     ratio = cost(changes, ims, sigma_data) if changes else 1.
@@ -196,7 +183,7 @@ def learn(changes, ims, seed, minutes, samples, scores):
     images, early, start = 0, None, time.process_time()
     while images < total:
         torch.manual_seed(seed*1_000_003 + way.steps)
-        way.step(next(batches), rate(way.recipe, way.more, images, total))
+        way.step(next(batches), lr_at(way.recipe, images/total, images)/way.recipe.lr)
         images += way.recipe.batch
         if early is None and images >= total/8:
             early = [p.clone() for p in way.ema.tracks[1]]

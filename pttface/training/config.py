@@ -6,8 +6,8 @@ Docs: https://pttface.github.io/pttface/training/config.html.md"""
 
 # %% auto #0
 __all__ = ['RECIPES', 'EARLIER', 'RECORDED_AS', 'DRAWING_ONLY', 'LABELS_ONLY', 'SINCE_0_1', 'DISTILLED_ONLY', 'CONSISTENCY_ONLY',
-           'Budget', 'Recipe', 'find_recipe', 'as_earlier', 'copy_lr', 'recipe_record', 'training_record',
-           'read_recipe', 'lr_at', 'rewarmed_lr']
+           'SCHEDULES', 'HOLD', 'Budget', 'Recipe', 'find_recipe', 'as_earlier', 'copy_lr', 'recipe_record',
+           'training_record', 'read_recipe', 'lr_at', 'rewarmed_lr']
 
 # %% ../../nbs/training/config.ipynb #eb010030
 import math,re
@@ -63,12 +63,14 @@ class Recipe:
     mean:float=-1.2           # Mean of ln σ drawn in training, for 'edm'
     std:float=1.2             # … and its standard deviation
     stratified:bool=True      # Spread the noise levels of a batch evenly over their distribution?
+    uncertainty:bool=False    # Weigh each noise level by how well it is learned, see `training.uncertainty`?
     batch:int=128             # Images a step, over all processes
     optimizer:str='adamw'     # 'adamw' or 'muon', see `training.optimizer`
     lr:float=3e-4             # Peak learning rate
     lr_end:float=0.           # Learning rate when the budget is spent
     warmup:float=0.           # Rise to the peak over this many images
-    per_epoch:bool=False      # Lower the learning rate once an epoch, instead of at each step?
+    schedule:str='cosine'     # How the learning rate falls: 'cosine' or 'inverse_sqrt', see `lr_at`
+    per_epoch:bool=False      # … by a cosine once an epoch, instead of at each step?
     decay:float=0.            # Weight decay
     beta2:float=.999          # Memory of Adam's second moment
     clip:float=1.             # Largest norm of the gradient
@@ -97,8 +99,8 @@ class Recipe:
     method:str='consistency'  # How it was distilled: 'matching' or 'consistency'
 
 # %% ../../nbs/training/config.ipynb #1c350f8d
-_edm = Recipe('edm', batch=256, optimizer='muon', lr=4e-4, warmup=500e3, beta2=.99, augment=.12,
-              snapshots=12, guidance=2.)
+_learn = dict(optimizer='muon', schedule='inverse_sqrt', uncertainty=True, beta2=.99, guidance=2.)
+_edm = Recipe('edm', batch=256, lr=4e-4, warmup=500e3, augment=.12, snapshots=12, **_learn)
 _linear = dict(net='stronger', parameterization='linear', stratified=False, batch=16, lr_end=1e-5, decay=.01,
                flip=False, ema='decay 0.998', sampler='ancestral')
 _small = dict(size=32, batch=16, budget='270s', report='5k images', grid='10k images', save='30s')
@@ -111,11 +113,11 @@ RECIPES = {o.name:o for o in [
     replace(_edm, name='edm-128', size=128, net_args=dict(ch=64, mults=(1,2,4,4,4), size=128), batch=128, lr=3e-4,
             mean=-1.2 + math.log(2), guidance_low=.2, guidance_high=4.),
     Recipe('tiny', net_args=dict(ch=32, mults=(1,2,2,2), blocks=1, attn=(8,), dropout=0., size=32, lean=True),
-           optimizer='muon', lr=.012, warmup=1e3, beta2=.99, ema='power 0.10', guidance=2., guide_at=.0625,
-           **_small),
+           lr=.012, warmup=1e3, ema='power 0.10', guide_at=.0625, **_learn | _small),
     Recipe('tiny-original', net_args=dict(widths=(32,48,64,64), mid=96, heads=1), steps=250, **_linear | _small)]}
 
-EARLIER = {k:dict(optimizer='adamw', lr=lr) for k,lr in {'edm':4e-4, 'edm-t4':3e-4, 'tiny':2e-3}.items()}  # In 0.1
+EARLIER = {k:dict(optimizer='adamw', schedule='cosine', uncertainty=False, lr=lr)  # In release 0.1
+           for k,lr in {'edm':4e-4, 'edm-t4':3e-4, 'tiny':2e-3}.items()}
 
 # %% ../../nbs/training/config.ipynb #eea26f2c
 def find_recipe(
@@ -143,7 +145,7 @@ def copy_lr(
 RECORDED_AS = dict(parameterization='kind', stratified='spread', per_epoch='stairs')  # Our name, and the one on disk
 DRAWING_ONLY = ('guidance','guidance_low','guidance_high','guide_at','guide_ema')     # No part of what is trained
 LABELS_ONLY = ('labels','label_dropout')                                              # … of what has no labels
-SINCE_0_1 = dict(optimizer='adamw', method='consistency')                             # … where it is what it had been
+SINCE_0_1 = dict(optimizer='adamw', schedule='cosine', uncertainty=False, method='consistency')  # … as it had been
 DISTILLED_ONLY = ('levels','method')                                                  # … of what is a denoiser
 CONSISTENCY_ONLY = ('doublings','targets')                                            # … or was distilled otherwise
 
@@ -182,8 +184,11 @@ def read_recipe(
     return Recipe(**{**known, 'net_args':args, **listed})
 
 # %% ../../nbs/training/config.ipynb #6cc6b7e6
+SCHEDULES = ('cosine','inverse_sqrt')
+HOLD = .1  # Share of the budget that 'inverse_sqrt' spends at the peak
+
 def lr_at(
-    r:Recipe,        # Peak, end, warm-up, once an epoch or not
+    r:Recipe,        # Schedule, peak, end, warm-up, once an epoch or not
     progress:float,  # Share of the budget spent
     images:int=0,    # Images seen
     epoch:float=0.,  # Share of the budget one epoch is, for `per_epoch`
@@ -192,9 +197,12 @@ def lr_at(
     "The learning rate at a point of the training."
     if r.per_epoch and epoch:
         progress = math.floor(progress/epoch + 1e-9)*epoch
-    if 0 < begun < 1:
+    if r.schedule == 'inverse_sqrt':
+        fall = r.lr*max(1., progress/(begun or 1.)/HOLD)**-.5
+    elif 0 < begun < 1:
         return rewarmed_lr(r, (progress - begun)/(1 - begun), 1/begun - 1)
-    fall = r.lr_end + (r.lr - r.lr_end)*(1 + math.cos(math.pi*min(progress, 1)))/2
+    else:
+        fall = r.lr_end + (r.lr - r.lr_end)*(1 + math.cos(math.pi*min(progress, 1)))/2
     return fall*min(1., (images + r.batch)/r.warmup) if r.warmup else fall
 
 # %% ../../nbs/training/config.ipynb #09962219

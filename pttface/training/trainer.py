@@ -37,8 +37,8 @@ from ..parallel import ThreadTuner
 from ..storage.files import BadInput,atomic_path,content_hash,dumps,locked,open_root,read_json,read_jsonl
 from ..storage.files import write_json,write_jsonl,write_npz
 from .checkpoint import Checkpoints
-from .config import LABELS_ONLY,RECORDED_AS,SINCE_0_1,Budget,Recipe,as_earlier,lr_at,read_recipe
-from .config import recipe_record,rewarmed_lr,training_record
+from .config import LABELS_ONLY,RECORDED_AS,SCHEDULES,SINCE_0_1,Budget,Recipe,as_earlier,lr_at
+from .config import read_recipe,recipe_record,rewarmed_lr,training_record
 from .device import PRECISIONS,pick_device,pick_precision,processes,tune_convolutions
 from .ema import EMA,Snapshots,average_of,ema_beta,gamma_of,kept_for_guide
 from .labels import label_codes,label_columns
@@ -279,6 +279,7 @@ def check_recipe(
     one_of(recipe.parameterization, ('edm','linear'), 'parameterization')
     one_of(recipe.precision, PRECISIONS, 'precision')
     one_of(recipe.optimizer, OPTIMIZERS, 'optimizer')
+    one_of(recipe.schedule, SCHEDULES, 'schedule')
     label_columns(recipe.labels)
     if recipe.labels and recipe.net != 'unet':
         raise BadInput(f'The network {recipe.net!r} cannot be told labels ({", ".join(recipe.labels)}): use \'unet\'')
@@ -462,7 +463,7 @@ class Trainer:
     def __init__(self,
         run:TrainingRun,    # Where it is kept
         model:nn.Module,    # What the loss asks
-        loss,               # loss(model, batch, rng) → a loss for each example, (N,)
+        loss,               # loss(model, batch, rng) → a loss for each example, (N,); or that to descend, that to log
         data,               # `FaceData`: train, heldout, batches
         budget:Budget,      # How much
         device=None,        # 'cpu', or `None` for the best there is
@@ -515,9 +516,13 @@ class Trainer:
         r,fused = self.recipe,self.accel.device.type in ('cpu','cuda')
         return make_optimizer(r.optimizer, self.module, self.net, r.lr, r.beta2, r.decay, fused)
 
+    def clipped(self):
+        "The weights whose gradient is clipped"
+        return self.model.parameters()
+
     def usual_speed(self):
-        on_bf16_cpu = (self.accel.device.type, self.accel.mixed_precision) == ('cpu','bf16')
-        return 'channels_last' if self.recipe.net == 'unet' and not on_bf16_cpu else 'plain'
+        on_cpu_in_float32 = (self.accel.device.type, self.accel.mixed_precision) == ('cpu','no')
+        return 'channels_last' if self.recipe.net == 'unet' and on_cpu_in_float32 else 'plain'
 
     @property
     def progress(self):
@@ -525,7 +530,10 @@ class Trainer:
 
     @property
     def begun(self): # Share of the budget at which an earlier one had been spent; 0 in the first
-        return self.budget.spent(**self.spent[-1], n=self.n_train) if self.spent else 0.
+        if not self.spent:
+            return 0.
+        last = 0 if self.recipe.schedule == 'inverse_sqrt' else -1  # That one falls on from the first, and never rises
+        return self.budget.spent(**self.spent[last], n=self.n_train)
 
 # %% ../../nbs/training/trainer.ipynb #92ed069f
 @patch
@@ -568,9 +576,10 @@ def compute_gradients(self:Trainer,
     for i in range(k):
         part = [o if o is None else self.laid_out(o[i::k]) for o in share]
         with nullcontext() if i == k-1 else a.no_sync(self.model):
-            loss = self.loss(self.compiled_model, part, rng).sum()/len(share[0])
-            a.backward(loss)
-        total += loss.detach()
+            each = self.loss(self.compiled_model, part, rng)
+            descend,said = each if isinstance(each, tuple) else (each,each)
+            a.backward(descend.sum()/len(share[0]))
+        total += said.detach().sum()/len(share[0])
     return a.reduce(total, 'mean')
 
 @patch
@@ -590,7 +599,7 @@ def training_step(self:Trainer,
     for g in self.opt.param_groups:
         g['lr'] = lr*g.get('times', 1.)  # What is trained beside the network may be quicker than it
     loss = self.fitting_gradients(x0)
-    norm = a.clip_grad_norm_(self.model.parameters(), r.clip)
+    norm = a.clip_grad_norm_(self.clipped(), r.clip)
     self.unread.append((self.step, lr, loss, norm))
     if self.row is None or len(self.unread) >= self.read_every:
         self.read_losses()
@@ -1157,7 +1166,7 @@ def run_training(
             return
         if before:
             before()
-        if t.begun and t.accel.is_main_process:
+        if t.begun and t.accel.is_main_process and t.recipe.schedule == 'cosine':
             peak,seen = rewarmed_lr(t.recipe, .1, 1/t.begun - 1),t.spent[-1]['images']
             log.warning('%s had spent its budget after %s images: the learning rate rises once more, to %.2g, and '
                         'falls to %.2g at the end', t.run.path, f'{seen:,}', peak, t.recipe.lr_end)
