@@ -80,16 +80,17 @@ def matched_settings(
 )->dict: # What is other than the teacher's
     "Settings of distribution matching."
     args = r.net_args | dict(dropout=0.) if r.net == 'unet' else r.net_args
-    return dict(method='matching', schedule='cosine', uncertainty=False, levels=(10.,float(mid)), sampler='multistep', mean=-.2, std=2., net_args=args,
-                lr=r.lr/SLOWER, lr_end=r.lr_end/SLOWER, warmup=20.*r.batch, augment=0.)
+    return dict(method='matching', levels=(10.,float(mid)), sampler='multistep', mean=-.2, std=2., net_args=args,
+                schedule='cosine', uncertainty=False, lr=r.lr/SLOWER, lr_end=r.lr_end/SLOWER, warmup=20.*r.batch,
+                augment=0.)
 
 def tuned_settings(
     r:Recipe,   # The teacher's
     mid:float,  # Noise level of the second evaluation
 )->dict: # What is other than the teacher's
     "Settings of consistency tuning."
-    return dict(method='consistency', schedule='cosine', uncertainty=False, levels=(80.,float(mid)), sampler='consistency', mean=0., std=2.,
-                optimizer='adamw', lr=copy_lr(r)/2)
+    return dict(method='consistency', levels=(80.,float(mid)), sampler='consistency', mean=0., std=2.,
+                schedule='cosine', uncertainty=False, optimizer='adamw', lr=copy_lr(r)/2)
 
 # %% ../nbs/distill.ipynb #00aff715
 # Settings of each way to distil, and how many times as many pictures the teacher saw
