@@ -708,7 +708,7 @@ def make_trainer(
     half = HALF[pick_precision(r.precision, pick_device(device))]
     def of(denoise, x0, sigma, eps, aug, code):  # One for each picture
         return denoising_loss(denoise, x0, sigma, eps, partial(loss_weight, d), aug, code)
-    def loss(model, batch, rng):
+    def loss(model, batch, rng):  # As a `Trainer` asks for it
         return model(*batch) if r.uncertainty else of(model, *batch)
     make,model = (WeighedTrainer,Weighed(d, of)) if r.uncertainty else (Trainer,d)
     return make(run, model, loss, data, budget, device, accumulate, trackers, speed, net=d.net,

@@ -32,7 +32,6 @@ from .training.consistency import LOWEST,consistency_loss,earlier_level,stage_at
 from .training.device import HALF,pick_device,pick_precision
 from .training.labels import drop_labels
 from .training.matching import Matching,energy_distance,levels_above
-from .training.optimizer import make_optimizer
 from .training.samplers import Noise
 from .training.trainer import Trainer,begin_run,check_arguments,check_recipe,find_trackers,fit_to_data
 from .training.trainer import run_training
@@ -179,9 +178,8 @@ class MatchingTrainer(Trainer):
     "Trains a student, and beside it the denoiser of what it draws"
     def optimizer(self):
         "One for both networks"
-        r,fused = self.recipe,self.accel.device.type in ('cpu','cuda')
-        both = self.module.student,self.module.own
-        opt,beside = (make_optimizer(r.optimizer, o, o.net, r.lr, r.beta2, r.decay, fused) for o in both)
+        make,m = super().optimizer,self.module
+        opt,beside = (make(o, o.net) for o in (m.student, m.own))
         for g in beside.param_groups:
             opt.add_param_group(g | dict(times=QUICKER))
         for g in opt.param_groups:

@@ -512,9 +512,14 @@ class Trainer:
             raise BadInput(f'A batch of {r.batch} cannot be shared by {n} processes in {self.accumulate} parts each')
         return accel
 
-    def optimizer(self):
+    def optimizer(self,
+        model=None,  # All that is trained by it; the whole model by default …
+        net=None,    # … and the network in that
+    ):
+        "The recipe's"
         r,fused = self.recipe,self.accel.device.type in ('cpu','cuda')
-        return make_optimizer(r.optimizer, self.module, self.net, r.lr, r.beta2, r.decay, fused)
+        model,net = self.module if model is None else model,self.net if net is None else net
+        return make_optimizer(r.optimizer, model, net, r.lr, r.beta2, r.decay, fused)
 
     def clipped(self):
         "The weights whose gradient is clipped"

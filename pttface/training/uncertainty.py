@@ -11,7 +11,6 @@ __all__ = ['RATE', 'Uncertainty', 'Weighed', 'WeighedTrainer']
 import torch
 from torch import nn
 
-from .optimizer import make_optimizer
 from .trainer import Trainer
 
 # %% ../../nbs/training/uncertainty.ipynb #53a13267
@@ -54,9 +53,8 @@ class WeighedTrainer(Trainer):
     "Trains a denoiser whose noise levels are weighed by how well they are learned"
     def optimizer(self):
         "That of the recipe, and Adam beside it"
-        r,fused = self.recipe,self.accel.device.type in ('cpu','cuda')
-        opt = make_optimizer(r.optimizer, self.module.denoiser, self.net, r.lr, r.beta2, r.decay, fused)
-        opt.add_param_group(dict(params=[*self.module.uncertainty.parameters()], momentum=None, times=RATE/r.lr,
+        opt,u = super().optimizer(self.module.denoiser),self.module.uncertainty
+        opt.add_param_group(dict(params=[*u.parameters()], momentum=None, times=RATE/self.recipe.lr,
                                  betas=(.9,.999), weight_decay=0.))
         return opt
 
