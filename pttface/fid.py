@@ -15,7 +15,6 @@ from math import floor
 
 import cv2
 import numpy as np
-import torch
 from fastcore.basics import patch
 from scipy import linalg,stats
 
@@ -25,7 +24,7 @@ from .evaluation.features import Protocol,cached_features,check_reference,featur
 from .evaluation.memorization import (article_numbers,closest_pairs,find_originality,plant_copies,
                                              power_picture,ratio_picture)
 from .evaluation.metrics import (KidSums,ShareCounts,Stats,bootstrap_error,draw_rows,effective_rank,kid,mind,
-                                        prdc,vendi_score)
+                                        prdc,reach,vendi_score)
 from .evaluation.people import PEOPLE_CAPTIONS,people_report
 from .evaluation.report import (CAPTIONS,FLOOR,NOISE,Report,failure_rows,figures,memorization_rows,metric_row,
                                        name_of,name_with_n,notes_on,samples_to_look_at,save_report)
@@ -80,8 +79,8 @@ def _factor(s):
 def _singular_sum(m, quick):
     if not quick or min(m.shape) <= 300:
         return linalg.svd(m, compute_uv=False).sum()
-    gram = torch.from_numpy(m@m.T if len(m) <= m.shape[1] else m.T@m)
-    return float(torch.linalg.eigvalsh(gram).clamp_min(0).sqrt().sum())
+    gram = m@m.T if len(m) <= m.shape[1] else m.T@m
+    return float(np.sqrt(np.linalg.eigvalsh(gram).clip(0)).sum())
 
 # %% ../nbs/06_fid.ipynb #ec6c914c
 def _distance_of_features(x, ref):
@@ -93,10 +92,14 @@ def extrapolated(
     ref:Stats,        # Statistics of the real faces
     points:int=8,     # How many sizes between N/4 and N
     seed:int=0,       # Of the draws
+    whole:float=None, # The distance of all samples, where it is known
 )->dict: # `value` at infinite N with its standard `error`, and the fit: `slope`, `n`, `distance`
     "Fit the distance of ever more samples as a line in 1/N, and read it off at 1/N = 0."
     rng,ns = np.random.default_rng(seed),np.linspace(len(fake)/4, len(fake), points).astype(int)
-    ds = [frechet_distance(Stats.of(fake[rng.choice(len(fake), n, replace=False)]), ref) for n in ns]
+    def distance(n):
+        some = fake if n == len(fake) else fake[rng.choice(len(fake), n, replace=False)]
+        return whole if n == len(fake) and whole is not None else frechet_distance(Stats.of(some), ref)
+    ds = [distance(n) for n in ns]
     fit = stats.linregress(1/ns, ds)
     return dict(value=float(fit.intercept), error=float(fit.intercept_stderr), slope=float(fit.slope),
                 n=ns.tolist(), distance=ds)
@@ -134,19 +137,25 @@ def blurred_noise(
     return np.rint(ims).clip(0, 255).astype(np.uint8)
 
 # %% ../nbs/06_fid.ipynb #6f732914
+def _distances(label, x, reference):
+    "Of all samples of each seed, cut to the same number, to all reference faces; and the statistics of these"
+    real = x['held'] if reference == 'heldout' else x['train']
+    if len(real) < 2:
+        raise BadInput(f'{label} compares with held-out faces, and {len(real)} are held out: use another protocol')
+    ref,n = Stats.of(real),min(map(len, x['samples']))
+    return [frechet_distance(Stats.of(draw_rows(f, n)), ref) for f in x['samples']],ref
+
 def standard_rows(
     label:str,              # Name of the distance
     x:dict,                 # Features: train, held (perhaps none), samples (a list, one a seed)
     reference:str='train',  # Faces to compare with: 'train' or 'heldout'
     device=None,            # Where to compute; a GPU if there is one
+    known:tuple=None,       # Distances and statistics of the reference, where they were computed before
 )->tuple: # Rows, and the statistics of the reference
     "The published figure: all samples of each seed against all reference faces; MIND and Vendi score beside it."
-    real = x['held'] if reference == 'heldout' else x['train']
-    if len(real) < 2:
-        raise BadInput(f'{label} compares with held-out faces, and {len(real)} are held out: use another protocol')
-    ref,n = Stats.of(real),min(map(len, x['samples']))
+    distances,ref = known or _distances(label, x, reference)
+    real,n = x['held'] if reference == 'heldout' else x['train'],min(map(len, x['samples']))
     sets,same = [draw_rows(f, n) for f in x['samples']],min(n, len(real))
-    distances = [frechet_distance(Stats.of(f), ref) for f in sets]
     sliced = [mind(f, real, device=device) for f in sets]
     vendi = [vendi_score(f, device) for f in sets]
     return [metric_row(name_with_n(label, n), 'samples', distances, n, rank=effective_rank(ref)),
@@ -156,13 +165,16 @@ def standard_rows(
 # %% ../nbs/06_fid.ipynb #b62e9531
 def _measures(label, n, device):
     "What is measured of features of one kind and of as many training faces, by name."
-    distance,sliced = f'{label}, equal N',f'{name_of("MIND", label)}, equal N'
+    distance,sliced,last = f'{label}, equal N',f'{name_of("MIND", label)}, equal N',[None]*3
     def measure(
         a,    # Features of one kind
-        ref,  # Of as many training faces
+        ref,  # Of as many training faces, the same for all kinds of a draw
     ):
-        shares = prdc(ref, a, device=device) if n > 5 else {}
-        return {distance:_distance_of_features(a, ref), sliced:mind(a, ref, device=device), **shares}
+        if last[0] is not ref:
+            last[:] = ref,Stats.of(ref),reach(ref, device=device) if n > 5 else None
+        shares = prdc(ref, a, device=device, real_radius=last[2]) if n > 5 else {}
+        far = frechet_distance(Stats.of(a), last[1], quick=True)
+        return {distance:far, sliced:mind(a, ref, device=device), **shares}
     return measure,distance
 
 # %% ../nbs/06_fid.ipynb #ca1e2166
@@ -193,12 +205,13 @@ def equal_n_rows(
     return rows
 
 # %% ../nbs/06_fid.ipynb #dcf11231
-def _fitted(x, ref):
+def _fitted(x, distances, ref):
     "Fits to infinite N by what they are of, where there are at least twice as many pictures as features."
     fits = {}
     for of,sets in {'samples':x['samples'], FLOOR:[x['held']]}.items():
         if min(ref.n, *map(len, sets)) >= 2*len(ref.mu) and not (of == FLOOR and x.get('reference') == 'heldout'):
-            fits[of] = [extrapolated(f, ref, 5 if len(ref.mu) > 256 else 30) for f in sets]
+            whole = distances if of == 'samples' and len({*map(len, sets)}) == 1 else [None]*len(sets)
+            fits[of] = [extrapolated(f, ref, 5 if len(ref.mu) > 256 else 30, whole=d) for f,d in zip(sets, whole)]
     return fits
 
 def _fit_rows(label, fits, rank):
@@ -229,8 +242,9 @@ def all_samples_rows(
     kids=(),      # KID of each set, and perhaps of the held-out faces, where they are known
 )->tuple: # Rows, and the fits to infinite N by what they are of
     "Rows with all the samples there are, the published figure first, and the fits that lead to infinite N."
-    rows,ref = standard_rows(label, x, x.get('reference', 'train'), device)
-    fits = _fitted(x, ref)
+    reference = x.get('reference', 'train')
+    known = _distances(label, x, reference)
+    rows,fits = standard_rows(label, x, reference, device, known)[0],_fitted(x, *known)
     rows += _fit_rows(label, fits, rows[0]['rank']) + _kid_rows(x, device, kids)
     n = min(len(x['train']), *map(len, x['samples']))
     train = draw_rows(x['train'], n)

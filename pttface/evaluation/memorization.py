@@ -52,11 +52,15 @@ class TrainingFaces:
         d,_ = neighbours(train, self.both, self.k, groups=(own, np.tile(own, 2)), look=self._own_gap, device=device)
         self.distance,self.ratio = d[:,0],_ratio(d)  # of each among those of other articles
 
-    def _own_gap(self, rows, d):
+    def _own_gap(self, rows, d2):
         "The distance of each training face to the nearest other one, of whatever article."
         if self.watch:
-            self.watch(rows, d)
-        self.gap[rows] = d[:,:self.m].topk(2, largest=False).values[:,1].cpu().numpy()
+            self.watch(rows, d2)
+        itself = d2.diagonal(rows.start)
+        kept = itself.clone()
+        itself.fill_(np.inf)
+        self.gap[rows] = d2[:,:self.m].amin(1).sqrt().cpu().numpy()
+        itself.copy_(kept)
 
     def nearest(self,
         feats:np.ndarray,  # (N,D)
@@ -64,11 +68,11 @@ class TrainingFaces:
     )->Nearest:
         "The nearest training face, flips included, of each row of `feats`."
         unflipped,which = np.zeros(len(feats), np.float32),np.zeros(len(feats), int)
-        def see(rows, d):
+        def see(rows, d2):
             if look:
-                look(rows, d)
-            near = d[:,:self.m].min(1)
-            unflipped[rows],which[rows] = near.values.cpu().numpy(),near.indices.cpu().numpy()
+                look(rows, d2)
+            near = d2[:,:self.m].min(1)
+            unflipped[rows],which[rows] = near.values.sqrt().cpu().numpy(),near.indices.cpu().numpy()
         d,j = neighbours(feats, self.both, self.k, look=see, device=self.device)
         i = j[:,0]%self.m
         return Nearest(i, j[:,0] >= self.m, d[:,0], _ratio(d), unflipped > self.gap[which], d[:,0] > self.distance[i])
