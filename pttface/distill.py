@@ -196,7 +196,11 @@ class MatchingTrainer(Trainer):
         self.module.own.net.load_state_dict(s['own'])
 
     @torch.no_grad()
-    def begin_with(self, weights, source):
+    def begin_with(self,
+        weights:list,  # Of the teacher, as `Run.weights` gives them
+        source:str,    # Where they are from, for the log
+    ):
+        "Both networks begin as the teacher"
         super().begin_with(weights, source)
         for p,w in zip(self.module.own.net.parameters(), weights):
             p.copy_(w)
@@ -397,7 +401,10 @@ def picture(self:Explorer,
     return to_uint8(x)[0]
 
 @patch
-def update(self:Explorer, across:float, down:float):
+def update(self:Explorer,
+    across:float,  # From 0 to 1
+    down:float,    # Likewise
+):
     "Draw a point of the square, and show it with the time that took."
     began = time.monotonic()
     im = self.picture(across, down)

@@ -113,7 +113,12 @@ class Model(Run):
     def find_record(self):
         return self.config['record'] | dict(settings=self.config['settings'])
 
-    def average(self, width, step=None, checkpoint=None):
+    def average(self,
+        width:float,     # σ_rel of the average that is asked for
+        step=None,       # As for `Run.average` …
+        checkpoint=None, # … likewise
+    ):
+        "Raise `BadInput`: an exported model has no other average."
         raise BadInput(f'{self.path} holds one average ({self.config["average"]}): '
                        f'`pttface export --ema {width:g}` makes a model of another')
 

@@ -369,8 +369,8 @@ def keep_decisions(
     save = decided.save
     def saved(
         which:list,   # Indices of faces
-        drop,         # As for `save`, like the reason
-        reason=None,
+        drop,         # As for `save` …
+        reason=None,  # … likewise
     ):
         save(which, drop, reason)
         try:

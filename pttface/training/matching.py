@@ -76,7 +76,13 @@ class Matching(nn.Module):
         self.ask_teacher = lambda *args: teacher(*args)  # It is no part of what is trained
         self.levels,self.sigma_data = tuple(levels),sigma_data
 
-    def forward(self, noises, last, eps, sigma, *told):
+    def forward(self,
+        noises:torch.Tensor, # As for `draw_at`, like `last`
+        last:torch.Tensor,
+        eps:torch.Tensor,    # Standard normal, like a picture, NCHW
+        sigma:torch.Tensor,  # How much of it is added, (N,)
+        *told,               # What else the networks are told of each
+    )->torch.Tensor: # (N,)
         "Losses (N,) of pictures drawn from `noises` in `last`+1 evaluations, compared with noise σε: Yin et al. 2024."
         wide = (-1, *[1]*(eps.dim()-1))
         levels = torch.tensor(self.levels, device=eps.device)

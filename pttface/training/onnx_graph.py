@@ -66,7 +66,11 @@ def onnx_denoiser(
 ): # A function of arrays x (N,C,H,W) and sigma (N,), and label (N,D) where the graph has it, float32 → (N,C,H,W)
     "The graph in ONNX Runtime, on the CPU."
     session = need_onnx()[1].InferenceSession(str(path), providers=['CPUExecutionProvider'])
-    def denoise(x, sigma, label=None):
+    def denoise(
+        x:np.ndarray,     # Noisy pictures, NCHW float32
+        sigma:np.ndarray, # Their noise levels, (N,) float32
+        label=None,       # Codes of labels, (N,D) float32, where the graph takes them
+    )->np.ndarray: # Guesses, NCHW
         told = {} if label is None else dict(label=label)
         return session.run(['x0'], dict(x=x, sigma=sigma) | told)[0]
     return denoise

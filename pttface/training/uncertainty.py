@@ -41,7 +41,11 @@ class Weighed(nn.Module):
         super().__init__()
         self.denoiser,self.uncertainty,self.loss = denoiser,Uncertainty(),loss
 
-    def forward(self, x0, sigma, *more):
+    def forward(self,
+        x0:torch.Tensor,    # Pictures, NCHW
+        sigma:torch.Tensor, # Their noise levels, (N,)
+        *more,              # What else the loss takes
+    )->tuple: # Two tensors (N,)
         "Losses (N,) of pictures at noise levels `sigma`, weighed, and as they are: Karras et al. 2024, eqs. 14 to 16."
         each,u = self.loss(self.denoiser, x0, sigma, *more),self.uncertainty(sigma)
         return each/u.exp() + u,each

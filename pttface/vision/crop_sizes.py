@@ -167,7 +167,10 @@ class _Sizes:
         for month,mine in self.kept.items():
             self.new[month],self.shards[month] = {},self._missing(month, mine)
 
-    def of(self, month, size):
+    def of(self,
+        month:str,  # Such as '07'
+        size:int,   # Side of a crop, px
+    )->list: # Rows of faces.jsonl
         "The rows of a month that have a crop of `size`"
         return [r for r in self.kept[month] if has_size(r, size)]
 

@@ -66,7 +66,13 @@ class _Slice:
         self.shard,self.rows = Path(shard),[]
         self.crops = {}
 
-    def add(self, key, meta, row, crops=None):
+    def add(self,
+        key:str,      # Of the photo
+        meta:dict,    # What the shard says of it: url, article, sha256
+        row:dict,     # What was found, or the reason why it was dropped
+        crops:dict=None, # Crop by size, (S,S,3) uint8
+    ):
+        "Note what became of a photo."
         origin = {k:meta.get(k) for k in ('url','article','sha256')}
         self.rows.append(dict(key=key, month=month_of(self.shard), **row, **origin, shard=self.shard.stem))
         if crops:
