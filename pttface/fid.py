@@ -23,13 +23,14 @@ from .evaluation.diagnostics import band_picture,colours,detect_all,histograms
 from .evaluation.features import Protocol,cached_features,check_reference,features,load_protocol
 from .evaluation.memorization import (article_numbers,closest_pairs,find_originality,plant_copies,
                                              power_picture,ratio_picture)
-from .evaluation.metrics import (KidSums,ShareCounts,Stats,bootstrap_error,draw_rows,effective_rank,kid,mind,
-                                        prdc,reach,vendi_score)
+from .evaluation.metrics import (KidSums,ShareCounts,Stats,bootstrap_error,draw_rows,effective_rank,eigenvalues,kid,
+                                        mind,prdc,reach,vendi_score)
 from .evaluation.people import PEOPLE_CAPTIONS,people_report
 from .evaluation.report import (CAPTIONS,FLOOR,NOISE,Report,failure_rows,figures,memorization_rows,metric_row,
                                        name_of,name_with_n,notes_on,samples_to_look_at,save_report)
 from .evaluation.samples import CheckpointRef,faces_at,matching_faces,newest,sample_sets
 from .evaluation.sweeps import Sweep,SweepDistances,save_sweep,what_to_sweep
+from .parallel import quick_threads
 from .storage.files import BadInput,open_root,read_jsonl,write_jsonl
 from .training.config import Budget
 from .training.device import processes
@@ -62,7 +63,8 @@ def trace_of_root(
         sa,sb = (s.sigma[np.ix_(first, first)].T for s in (a, b))  # LAPACK's own order in memory: no other copy is made
         how = dict(type=2, driver='gv', check_finite=False, overwrite_a=True, overwrite_b=True)
         try:
-            return np.sqrt(linalg.eigvalsh(sb, sa, **how).clip(0)).sum()
+            with quick_threads:
+                return np.sqrt(linalg.eigvalsh(sb, sa, **how).clip(0)).sum()
         except linalg.LinAlgError:
             pass  # no Cholesky factor
     return _singular_sum(_factor(a)@_factor(b).T, quick)
@@ -72,15 +74,17 @@ def _factor(s):
     "A with AᵀA = sigma, without the directions in which nothing varies."
     if s.factor is not None:
         return s.factor
-    w,v = np.linalg.eigh(s.sigma)
+    with quick_threads:
+        w,v = np.linalg.eigh(s.sigma)
     keep = (w > w[-1]*len(w)*np.finfo(float).eps) & (np.arange(len(w)) > len(w) - s.n)
     return (v[:,keep]*np.sqrt(w[keep])).T
 
 def _singular_sum(m, quick):
     if not quick or min(m.shape) <= 300:
-        return linalg.svd(m, compute_uv=False).sum()
+        with quick_threads:
+            return linalg.svd(m, compute_uv=False).sum()
     gram = m@m.T if len(m) <= m.shape[1] else m.T@m
-    return float(np.sqrt(np.linalg.eigvalsh(gram).clip(0)).sum())
+    return float(np.sqrt(eigenvalues(gram).clip(0)).sum())
 
 # %% ../nbs/06_fid.ipynb #ec6c914c
 def _distance_of_features(x, ref):
@@ -312,13 +316,16 @@ def make_report(
 )->Report:
     "Everything that follows from the features and the detections."
     train,ims = real.train,np.concatenate(sets)
-    found,shares,kids = compare_all_pairs(x, [train, train[:,:,::-1], real.heldout[:len(x['held'])], ims],
-                                          planted or {}, device)
+    with quick_threads:
+        found,shares,kids = compare_all_pairs(x, [train, train[:,:,::-1], real.heldout[:len(x['held'])], ims],
+                                              planted or {}, device)
     space,n = found.spaces['features'],min(len(train), *map(len, sets))
     kinds = {'train':train, 'samples':ims, FLOOR:real.heldout}
     coloured = {k:colours(draw_rows(o, 5000)) for k,o in kinds.items() if len(o) > 1}
-    at_all,fits = all_samples_rows(p.label, x, device, shares, kids)
-    rows = at_all[:3] + equal_n_rows(p.label, x, device) + at_all[3:]
+    with quick_threads:
+        at_all,fits = all_samples_rows(p.label, x, device, shares, kids)
+    with quick_threads:
+        rows = at_all[:3] + equal_n_rows(p.label, x, device) + at_all[3:]
     rows += memorization_rows(found, len(ims)) + failure_rows(space, detected, coloured)
     notes = notes_on(p.label, x['train'].shape[1], n, len(x['noise']), sets, len(x['held']), found.near_duplicates,
                      rows)
