@@ -54,7 +54,7 @@ LIMITS = dict(  # By the name of the parameter, in all stages
     det_size=Limits(32, 4096, whole=True), min_pushes=Limits(-100, 100, whole=True), max_side=Limits(0, whole=True),
     optouts=Limits(0, whole=True), age_margin=Limits(0, 100), threshold=_above_0,
     min_px=_amount, sure=_share, guidance=_amount, guidance_low=_amount, guidance_high=_amount, guide_at=_share,
-    label_dropout=_share, weight=_amount, cap=_count, max_per_person=Limits(0, whole=True),
+    label_guidance=_amount, label_dropout=_share, weight=_amount, cap=_count, max_per_person=Limits(0, whole=True),
     doublings=Limits(1, 12, whole=True), mid=Limits(.002, 80, open=True))
 
 # %% ../nbs/checks.ipynb #26e09240

@@ -19,7 +19,7 @@ from .diffusion import Guided,generate,sampled_denoiser
 from .evaluation.model_card import report_of
 from .export import Model,check_leaving
 from .storage.files import BadInput,check_new,whole_folder,write_json
-from .training.labels import LEAST,label_columns
+from .training.labels import LEAST,askable,label_columns
 from .training.onnx_graph import export_onnx,fold_graph,need_onnx,round_weights,store_half
 
 # %% ../nbs/draw.ipynb #02461a50
@@ -107,6 +107,14 @@ def write_networks(
     return sizes
 
 # %% ../nbs/draw.ipynb #fac6ef78
+def _with_label_weights(rows, run):
+    "Rows of a sampler's table, and in each how far a picture with labels is led away from those without; 1: not at all"
+    asked = askable(run.recipe.labels, run.record.get('labels', {}))
+    led = getattr(sampled_denoiser(run, 'cpu', **asked[0]), 'denoiser', None) if asked else None
+    def weight(sigma):
+        return float(led.weight) if isinstance(led, Guided) and bool(led.asks(sigma).all()) else 1.
+    return [row | dict(told=weight(row['sigma'])) for row in rows]
+
 def write_generator(
     run,               # A trained run, or an exported model
     folder:Path,       # New, or empty
@@ -128,6 +136,7 @@ def write_generator(
                  labels={k:[v for v,n in seen[k].items() if n >= LEAST] for k in r.labels},
                  parameters=parameters)
     table |= sampler_table(d, table['sampler'], steps or usual[1])
+    table['steps'] = _with_label_weights(table['steps'], run)
     with whole_folder(folder) as o:
         table['files'] = write_networks(o, d, run.shape, len(columns))
         write_json(o/'generator.json', table)

@@ -484,7 +484,7 @@ def test_any_record_is_compared_or_named(body):
 @given(any_of(Recipe))
 def test_a_recipe_is_read_back_equal(r):
     usual, idle = Recipe('any'), []  # What decides nothing without labels, or without levels, is not recorded then
-    idle += [] if r.labels else ['label_dropout']
+    idle += [] if r.labels else ['label_dropout', 'label_guidance']
     idle += [] if r.levels else ['method']
     idle += [] if r.levels and r.method == 'consistency' else ['doublings', 'targets']
     want = replace(r, **{k: getattr(usual, k) for k in idle})

@@ -12,7 +12,7 @@ from pttface.dataset import FaceData
 from pttface.diffusion import GUIDES, Run, draw_noise, evaluations, make_net, sample, sampled_denoiser, train
 from pttface.evaluation.samples import generate_cached, newest, read_samples
 from pttface.storage.files import BadInput, read_json
-from pttface.training.config import RECIPES, Recipe, recipe_record
+from pttface.training.config import RECIPES, Recipe, read_recipe, recipe_record, training_record
 from pttface.training.labels import label_columns
 
 KW = dict(device='cpu', progress=False)
@@ -77,12 +77,39 @@ def test_without_labels_it_draws_all(run):
     assert min((p == k).mean() for k in ('frontal', 'left', 'right')) > .08 and .2 < (g == 'male').mean() < .8
 
 def test_a_guide_costs_one_evaluation(run):
-    for guide in GUIDES:
+    d = sampled_denoiser(run, 'cpu', guide='earlier', pose='left')
+    assert evaluations(d) == 23 and d.denoiser.label is not None and d.guide.label is not None
+    for guide in ('unlabelled', 'both'):
         d = sampled_denoiser(run, 'cpu', guide=guide, pose='left')
-        assert evaluations(d) == 23 and d.denoiser.label is not None
-        assert (d.guide.label is None) == (guide != 'earlier')
-        assert (d.guide.net is d.denoiser.net) == (guide == 'unlabelled')
+        told = d.denoiser.denoiser  # Inside what leads away from pictures without labels, above the interval
+        assert evaluations(d) == 26 and told.label is not None and d.denoiser.guide.label is d.guide.label is None
+        assert (d.guide.net is told.net) == (guide == 'unlabelled') and d.denoiser.guide.net is told.net
     assert evaluations(sampled_denoiser(run, 'cpu', guidance=1, pose='left')) == 18
+
+def test_labels_guide_above_the_interval_and_nowhere_else(run):
+    d, rng = sampled_denoiser(run, 'cpu', pose='left'), torch.Generator().manual_seed(0)
+    x = torch.randn(2, *run.shape, generator=rng)
+    told, plain, early = d.denoiser.denoiser, run.denoiser('cpu'), d.guide
+    def asked(s):
+        sigma = torch.tensor([s, s])
+        return d(x*s, sigma), told(x*s, sigma), plain(x*s, sigma), early(x*s, sigma)
+    for s in (.05, 10.01, 40.):
+        got, a, _, _ = asked(s)
+        assert torch.equal(got, a)
+    for s in (2.01, 5., 10.):
+        got, a, b, _ = asked(s)
+        assert torch.allclose(got, (b + 3*(a - b)).clamp(-1, 1), atol=1e-5) and not torch.allclose(got, a, atol=1e-5)
+    for s in (.1, 1., 2.):
+        got, a, _, c = asked(s)
+        assert torch.allclose(got, c + 2*(a - c), atol=1e-5)
+
+def test_a_run_that_was_drawn_without_label_guidance_is_drawn_as_before(run):
+    record = recipe_record(run.recipe)
+    assert record['label_guidance'] == 3. and read_recipe(record) == run.recipe
+    before = read_recipe({k: v for k, v in record.items() if k != 'label_guidance'})
+    assert before == replace(run.recipe, label_guidance=1.)
+    assert training_record(before) == training_record(run.recipe), 'it is the same training'
+    assert 'label_guidance' not in recipe_record(replace(run.recipe, labels=()))
 
 def test_a_checkpoint_is_not_changed_by_what_it_was_asked_for(run):
     ref = newest(run)

@@ -78,6 +78,7 @@ class Recipe:
     augment:float=0.          # Chance of each other change to a picture, told to the network
     labels:tuple=()           # What the network is told of a face: 'pose', 'gender', or both, see `training.labels` …
     label_dropout:float=.15   # … and the chance that it is not
+    label_guidance:float=3.   # Weight of what is asked for in sampling, above `guidance_high`; 1 for none
     ema:str='power 0.10 0.05' # Averages of the weights, see `training.ema`; samples come from the first
     budget:str='12h'          # How much training
     report:str='100k images'  # How often to measure
@@ -143,8 +144,8 @@ def copy_lr(
 
 # %% ../../nbs/training/config.ipynb #10574d35
 RECORDED_AS = dict(parameterization='kind', stratified='spread', per_epoch='stairs')  # Our name, and the one on disk
-DRAWING_ONLY = ('guidance','guidance_low','guidance_high','guide_at','guide_ema')     # No part of what is trained
-LABELS_ONLY = ('labels','label_dropout')                                              # … of what has no labels
+DRAWING_ONLY = ('guidance','guidance_low','guidance_high','guide_at','guide_ema','label_guidance')  # Not in training
+LABELS_ONLY = ('labels','label_dropout','label_guidance')                             # No part of what has no labels
 SINCE_0_1 = dict(optimizer='adamw', schedule='cosine', uncertainty=False, method='consistency')  # … as it had been
 DISTILLED_ONLY = ('levels','method')                                                  # … of what is a denoiser
 CONSISTENCY_ONLY = ('doublings','targets')                                            # … or was distilled otherwise
@@ -181,7 +182,8 @@ def read_recipe(
         raise BadInput('The record of the recipe is damaged: it has no name')
     args = {k:tuple(v) if isinstance(v, list) else v for k,v in known['net_args'].items()}
     listed = {k:tuple(known.get(k, ())) for k in ('labels','levels')}
-    return Recipe(**{**known, 'net_args':args, **listed})
+    earlier = {'label_guidance':1.} if listed['labels'] else {}  # Of a run that was drawn without it
+    return Recipe(**{**earlier, **known, 'net_args':args, **listed})
 
 # %% ../../nbs/training/config.ipynb #6cc6b7e6
 SCHEDULES = ('cosine','inverse_sqrt')

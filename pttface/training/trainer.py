@@ -37,7 +37,7 @@ from ..parallel import ThreadTuner
 from ..storage.files import BadInput,atomic_path,content_hash,dumps,locked,open_root,read_json,read_jsonl
 from ..storage.files import write_json,write_jsonl,write_npz
 from .checkpoint import Checkpoints
-from .config import LABELS_ONLY,RECORDED_AS,SCHEDULES,SINCE_0_1,Budget,Recipe,as_earlier,lr_at
+from .config import DRAWING_ONLY,LABELS_ONLY,RECORDED_AS,SCHEDULES,SINCE_0_1,Budget,Recipe,as_earlier,lr_at
 from .config import read_recipe,recipe_record,rewarmed_lr,training_record
 from .device import PRECISIONS,pick_device,pick_precision,processes,tune_convolutions
 from .ema import EMA,Snapshots,average_of,ema_beta,gamma_of,kept_for_guide
@@ -366,7 +366,7 @@ def _differences(recipe, settings):
     ours = {v:k for k,v in RECORDED_AS.items()}
     asked = training_record(replace(recipe, budget=settings.get('budget'), save=settings.get('save')))
     settings,now = SINCE_0_1 | settings,SINCE_0_1 | json.loads(dumps(asked))
-    keys = dict.fromkeys([*now, *(k for k in LABELS_ONLY if k in settings)])
+    keys = dict.fromkeys([*now, *(k for k in LABELS_ONLY if k in settings and k not in DRAWING_ONLY)])
     return [f'{ours.get(k, k)}={settings.get(k)!r} (now {now.get(k)!r})' for k in keys if settings.get(k) != now.get(k)]
 
 def _what_differs(recipe, now, old, init):

@@ -78,8 +78,9 @@ function combine(row, noises, guesses, n) {
   return Float32Array.from(sum);
 }
 
-// One picture: `network(x, sigma, name)` gives a guess of D, `shown(row, x, guess)` is told of each step
-export async function generate(table, network, noise, shown) {
+// One picture: `network(x, sigma, name)` gives a guess of D, `shown(row, x, guess)` is told of each step; `asked`: has it
+// labels? Then it is led away from pictures without them, too
+export async function generate(table, network, noise, shown, asked = false) {
   const n = table.shape.reduce((a, b) => a * b), noises = [], guesses = [];
   const state = (row) => {
     while (noises.length < row.noise.length) noises.push(noise());
@@ -87,6 +88,11 @@ export async function generate(table, network, noise, shown) {
   };
   for (const row of table.steps) {
     const x = state(row), guess = await network(x, row.sigma, 'denoiser');
+    if (asked && (row.told ?? 1) !== 1) {
+      const plain = await network(x, row.sigma, 'unlabelled');
+      for (let i = 0; i < n; i++)
+        guess[i] = Math.min(1, Math.max(-1, plain[i] + row.told * (guess[i] - plain[i])));
+    }
     if (row.weight !== 1) {
       const worse = await network(x, row.sigma, 'guide');
       for (let i = 0; i < n; i++) guess[i] = worse[i] + row.weight * (guess[i] - worse[i]);
@@ -142,8 +148,8 @@ export async function load(progress) {
   const zeros = () => new Float32Array(table.columns.length);
   const network = (label) => async (x, sigma, name) => {
     const inputs = { x: tensor(x, [1, ...table.shape]), sigma: tensor(Float32Array.of(sigma), [1]) };
-    if (table.columns.length) inputs.label = tensor(name === 'guide' ? zeros() : label, [1, table.columns.length]);
-    return (await sessions[name].run(inputs)).x0.data;
+    if (table.columns.length) inputs.label = tensor(name === 'denoiser' ? label : zeros(), [1, table.columns.length]);
+    return (await sessions[name === 'unlabelled' ? 'denoiser' : name].run(inputs)).x0.data;
   };
   return { table, network };
 }
@@ -221,7 +227,7 @@ class Page {
     const x = await generate(table, network(label), noise, async (row, held, guess) => {
       bar.value = (path.push({ row, held, guess: Float32Array.from(guess) })) / table.steps.length;
       await new Promise((done) => setTimeout(done));  // let the page answer
-    });
+    }, label.some(Boolean));
     const between = share ? `, ${this.find('share').value} % of the way to seed ${seeds[1]}` : '';
     const asked = [...new Set(table.columns.map(([k]) => choice(k)))].filter(Boolean).join(', ');
     const what = `seed ${seeds[0]}${between}${asked && ` (${asked})`}`;
