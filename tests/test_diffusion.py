@@ -8,6 +8,7 @@ import signal
 import subprocess
 import sys
 import threading
+import time
 from dataclasses import replace
 from pathlib import Path
 
@@ -17,9 +18,11 @@ import torch
 
 from accelerate.tracking import GeneralTracker
 from accelerate.utils import is_tensorboard_available
+from threadpoolctl import threadpool_info,threadpool_limits
 
 from pttface.diffusion import SAMPLERS,Denoiser,Run,evaluations,find_guide,generate,heun,karras_sigmas,make_trainer
 from pttface.diffusion import sample,sampled_denoiser,train
+from pttface.parallel import quick_threads
 from pttface.training import trainer
 from pttface.training.checkpoint import Checkpoints
 from pttface.training.config import EARLIER,RECIPES,Budget,read_recipe,recipe_record,training_record
@@ -275,6 +278,18 @@ def test_on_a_gpu(tmp_path):
                     speed=speed)
         logs.append(run.log)
     np.testing.assert_allclose(*[[r['ema_loss'] for r in rows] for rows in logs], rtol=.15)
+
+def test_a_budget_of_images_says_where_fewer_threads_would_be_quicker(tmp_path, monkeypatch, caplog):
+    def waits():
+        time.sleep(.002*max(o['num_threads'] for o in threadpool_info() if o['user_api'] == 'blas')**2)
+    monkeypatch.setattr(quick_threads, 'decompose', waits)
+    with caplog.at_level(logging.WARNING), threadpool_limits(4, user_api='blas'):
+        for budget, said in (('16 images', 1), ('16 images or 60s', 0)):
+            monkeypatch.setattr(quick_threads, 'due', -1)
+            caplog.clear()
+            train(data(), SMALL, root=tmp_path/str(said), budget=budget, device='cpu', progress=False)
+            assert caplog.text.count('OMP_NUM_THREADS=1') == said, budget
+
 
 def test_a_network_that_float16_cannot_hold_is_asked_in_float32(whole, monkeypatch, caplog):
     real = Run.denoiser

@@ -33,7 +33,7 @@ from tqdm.auto import tqdm
 
 from ..checks import check_numbers,one_of
 from ..display import Picture,montage
-from ..parallel import ThreadTuner
+from ..parallel import ThreadTuner,quick_threads
 from ..storage.files import BadInput,atomic_path,content_hash,dumps,locked,open_root,read_json,read_jsonl
 from ..storage.files import write_json,write_jsonl,write_npz
 from .checkpoint import Checkpoints
@@ -982,6 +982,14 @@ class Writer:
             job.result()
 
 # %% ../../nbs/training/trainer.ipynb #19e48d21
+def _warn_of_crowd():
+    "Say that fewer threads would be quicker, where another program is in the way of as many as there are"
+    with quick_threads:
+        if quick_threads.crowded:
+            log.warning('Another program keeps a core busy. A budget of images keeps all threads, so that it ends in the '
+                        'same weights every time, and they wait for each other now: begun with OMP_NUM_THREADS=1, a '
+                        'training is several times as quick')
+
 class TrainingLoop:
     "Steps until the budget is spent, and what is to be done between them"
     def __init__(self,
@@ -1000,7 +1008,10 @@ class TrainingLoop:
         if self.main:
             write_jsonl(t.run.path/'log.jsonl', self.rows)
         by_the_clock = t.budget.unit == 'seconds' or t.budget.ceiling > 0
-        self.threads = ThreadTuner(by_the_clock and a.device.type == 'cpu' and a.num_processes == 1)
+        alone = a.device.type == 'cpu' and a.num_processes == 1
+        self.threads = ThreadTuner(by_the_clock and alone)
+        if alone and not by_the_clock:
+            _warn_of_crowd()
         r,seen = t.recipe,min(3, t.step)
         told = dict(labels=r.labels) if r.labels else {}
         self.batches = t.data.batches(r.batch, r.seed, flip=r.flip, start=t.step-seen, device=a.device, **told)
