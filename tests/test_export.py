@@ -199,7 +199,11 @@ def test_the_graph_of_a_run_with_labels_is_asked_for_them(tmp_path):
         if .1 <= sigma <= 2:
             g = graphs['guide'](x, levels, 0*left)
             d = g + 2*(d - g)
+        elif 2 < sigma <= 10:
+            u = graphs['denoiser'](x, levels, 0*left)
+            d = (u + 3*(d - u)).clip(-1, 1)
         return torch.from_numpy(d)
+    assert 'up to 10, the picture is `u + 3·(d − u)`' in card
     sigmas = diffusion.karras_sigmas(18).float()
     ims = diffusion.to_uint8(diffusion.dpm2m(denoise, diffusion.Noise(0, range(4), run.shape)()*sigmas[0], sigmas))
     assert np.abs(ims.astype(int) - sample(model, 4, pose='left', **CPU)).max() <= 1
