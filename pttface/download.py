@@ -515,7 +515,7 @@ def _check(root, months, workers, streams, rate, proxy=None, contact=None, limit
 # %% ../nbs/01_download.ipynb #268e8c96
 def _to_ask(month, settings, optout, retry_failed):
     "The links of a month to ask for"
-    def asked(job, row):
+    def asked(job, row):  # Whether a link, of which the ledger has a row, is to be asked for
         if (why := why_not_asked(job, settings, optout)):
             month.put(job, dict(status='refused', reason=why))
         return not why

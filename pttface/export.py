@@ -23,7 +23,7 @@ from safetensors.torch import load_file,save_file
 # %% ../nbs/export.ipynb #83ede80a
 from .checks import Limits,check_number
 from .display import montage
-from .diffusion import REACH,Denoiser,Guided,Run,generate,guidance_of,make_net,sample,to_uint8
+from .diffusion import LABEL_REACH,Denoiser,Guided,Run,generate,guidance_of,make_net,sample,to_uint8
 from .evaluation.model_card import check_copies,flagged,measured,model_card,report_of,verdict
 from .evaluation.refine import RefinedRef,refined as refined_ref
 from .storage.files import BadInput,check_new,content_hash,read_json,sha256_file,whole_folder,write_json
@@ -240,7 +240,7 @@ def add_graphs(
                  'the guide is given zeros.')
         r,led = model.recipe,model.recipe.label_guidance
         if led != 1 and model.guidance:
-            text += (f' Above the noise levels of guidance, up to {REACH*r.guidance_high:g}, the picture is '
+            text += (f' Above the noise levels of guidance, up to {LABEL_REACH*r.guidance_high:g}, the picture is '
                      f'`u + {led:g}·(d − u)`, kept in [−1,1], where `u` is `d` given zeros.')
     return text
 

@@ -23,8 +23,8 @@ from .evaluation.diagnostics import band_picture,colours,detect_all,histograms
 from .evaluation.features import Protocol,cached_features,check_reference,features,load_protocol
 from .evaluation.memorization import (article_numbers,closest_pairs,find_originality,plant_copies,
                                              power_picture,ratio_picture)
-from .evaluation.metrics import (KidSums,ShareCounts,Stats,bootstrap_error,draw_rows,effective_rank,eigenvalues,kid,
-                                        mind,prdc,reach,vendi_score)
+from .evaluation.metrics import (KidSums,ShareCounts,Stats,ball_radii,bootstrap_error,draw_rows,effective_rank,
+                                        eigenvalues,kid,mind,prdc,vendi_score)
 from .evaluation.people import PEOPLE_CAPTIONS,people_report
 from .evaluation.report import (CAPTIONS,FLOOR,NOISE,Report,failure_rows,figures,memorization_rows,metric_row,
                                        name_of,name_with_n,notes_on,samples_to_look_at,save_report)
@@ -175,7 +175,7 @@ def _measures(label, n, device):
         ref,  # Of as many training faces, the same for all kinds of a draw
     ):
         if last[0] is not ref:
-            last[:] = ref,Stats.of(ref),reach(ref, device=device) if n > 5 else None
+            last[:] = ref,Stats.of(ref),ball_radii(ref, device=device) if n > 5 else None
         shares = prdc(ref, a, device=device, real_radius=last[2]) if n > 5 else {}
         far = frechet_distance(Stats.of(a), last[1], quick=True)
         return {distance:far, sliced:mind(a, ref, device=device), **shares}

@@ -819,7 +819,7 @@ def fault_in_words(
 def stoppable():
     "SIGTERM and SIGHUP interrupt this block as Ctrl-C does."
     me = os.getpid()
-    def stop(signum, frame):
+    def stop(signum, frame):  # As for `signal.signal`
         if os.getpid() != me:  # a forked child ends at once
             os._exit(128 + signum)
         raise KeyboardInterrupt(signum)

@@ -304,7 +304,7 @@ def denoising(
     sigma_data = run.record['sigma_data']
     frames = []
 
-    def keep(x, x0, sigma):
+    def keep(x, x0, sigma):  # What the sampler holds at a step, see `generate`
         sigma = torch.as_tensor(sigma).reshape(-1, *[1]*(x.ndim - 1))
         frames.append(to_uint8(x*sigma_data/(sigma**2 + sigma_data**2).sqrt()))
 

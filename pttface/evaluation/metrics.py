@@ -6,7 +6,7 @@ Docs: https://pttface.github.io/pttface/evaluation/metrics.html.md"""
 
 # %% auto #0
 __all__ = ['check_finite', 'Stats', 'eigenvalues', 'effective_number', 'effective_rank', 'row_blocks', 'inner_products',
-           'on_device', 'kid', 'draw_rows', 'mind', 'vendi_score', 'neighbours', 'BallCounts', 'reach', 'prdc',
+           'on_device', 'kid', 'draw_rows', 'mind', 'vendi_score', 'neighbours', 'BallCounts', 'ball_radii', 'prdc',
            'ShareCounts', 'KernelSums', 'KidSums', 'bootstrap_error']
 
 # %% ../../nbs/evaluation/metrics.ipynb #012aec57
@@ -296,7 +296,7 @@ class BallCounts:
         values = (self.inside > 0, self.over <= 0, self.inside/self.k, self.nearest <= self.real)
         return {k:float(v.double().mean()) for k,v in zip(('precision','recall','density','coverage'), values)}
 
-def reach(
+def ball_radii(
     x:np.ndarray,  # Features, (N,D)
     k:int=5,       # Which neighbour
     look=None,     # As for `neighbours`
@@ -316,8 +316,8 @@ def prdc(
     if min(len(real), len(fake)) <= k:
         raise BadInput(f'Found {len(real)} real pictures and {len(fake)} samples: '
                        f'balls to the neighbour number {k} need at least {k+1} of each')
-    real_radius = reach(real, k, device=device) if real_radius is None else real_radius
-    counts = BallCounts(real_radius, reach(fake, k, device=device), k, device)
+    real_radius = ball_radii(real, k, device=device) if real_radius is None else real_radius
+    counts = BallCounts(real_radius, ball_radii(fake, k, device=device), k, device)
     neighbours(fake, real, look=counts.look, device=device)
     return counts.shares
 
@@ -341,7 +341,7 @@ class ShareCounts:
         self.drawn = [draw_rows(np.arange(len(f)), self.n) for f in sets]
         drawn = [f[i] for f,i in zip(sets, self.drawn)]
         looks = [look if self.n == len(f) else None for look,f in zip(looks or [None]*len(sets), sets)]
-        self.fake_radius = [reach(f, k, look, device) for f,look in zip(drawn, looks)]
+        self.fake_radius = [ball_radii(f, k, look, device) for f,look in zip(drawn, looks)]
         self.counts = None
 
     def _to_drawn(self, rows, d2, drawn):
