@@ -986,9 +986,9 @@ def _warn_of_crowd():
     "Say that fewer threads would be quicker, where another program is in the way of as many as there are"
     with quick_threads:
         if quick_threads.crowded:
-            log.warning('Another program keeps a core busy. A budget of images keeps all threads, so that it ends in the '
-                        'same weights every time, and they wait for each other now: begun with OMP_NUM_THREADS=1, a '
-                        'training is several times as quick')
+            log.warning('Another program keeps a core busy. A budget of images keeps all threads, so that it ends in '
+                        'the same weights every time, and they wait for each other now: begun with OMP_NUM_THREADS=1, '
+                        'a training is several times as quick')
 
 class TrainingLoop:
     "Steps until the budget is spent, and what is to be done between them"
