@@ -24,7 +24,7 @@ from .evaluation.features import Protocol,cached_features,check_reference,featur
 from .evaluation.memorization import (article_numbers,closest_pairs,find_originality,plant_copies,
                                              power_picture,ratio_picture)
 from .evaluation.metrics import (KidSums,ShareCounts,Stats,ball_radii,bootstrap_error,draw_rows,effective_rank,
-                                        eigenvalues,kid,mind,prdc,vendi_score)
+                                        kid,mind,prdc,vendi_score)
 from .evaluation.people import PEOPLE_CAPTIONS,people_report
 from .evaluation.report import (CAPTIONS,FLOOR,NOISE,Report,failure_rows,figures,memorization_rows,metric_row,
                                        name_of,name_with_n,notes_on,samples_to_look_at,save_report)
@@ -49,7 +49,9 @@ def frechet_distance(
         raise BadInput(f'Features of {len(a.mu)} and of {len(b.mu)} numbers cannot be compared: '
                        f'use one protocol for both')
     apart = ((a.mu - b.mu)**2).sum() + a.trace + b.trace
-    return max(float(apart - 2*trace_of_root(a, b, quick)), 0.)
+    with quick_threads:
+        root = trace_of_root(a, b, quick)
+    return max(float(apart - 2*root), 0.)
 
 # %% ../nbs/06_fid.ipynb #906f74a4
 def trace_of_root(
@@ -63,8 +65,7 @@ def trace_of_root(
         sa,sb = (s.sigma[np.ix_(first, first)].T for s in (a, b))  # LAPACK's own order in memory: no other copy is made
         how = dict(type=2, driver='gv', check_finite=False, overwrite_a=True, overwrite_b=True)
         try:
-            with quick_threads:
-                return np.sqrt(linalg.eigvalsh(sb, sa, **how).clip(0)).sum()
+            return np.sqrt(linalg.eigvalsh(sb, sa, **how).clip(0)).sum()
         except linalg.LinAlgError:
             pass  # no Cholesky factor
     return _singular_sum(_factor(a)@_factor(b).T, quick)
@@ -74,17 +75,15 @@ def _factor(s):
     "A with AᵀA = sigma, without the directions in which nothing varies."
     if s.factor is not None:
         return s.factor
-    with quick_threads:
-        w,v = np.linalg.eigh(s.sigma)
+    w,v = np.linalg.eigh(s.sigma)
     keep = (w > w[-1]*len(w)*np.finfo(float).eps) & (np.arange(len(w)) > len(w) - s.n)
     return (v[:,keep]*np.sqrt(w[keep])).T
 
 def _singular_sum(m, quick):
     if not quick or min(m.shape) <= 300:
-        with quick_threads:
-            return linalg.svd(m, compute_uv=False).sum()
+        return linalg.svd(m, compute_uv=False).sum()
     gram = m@m.T if len(m) <= m.shape[1] else m.T@m
-    return float(np.sqrt(eigenvalues(gram).clip(0)).sum())
+    return float(np.sqrt(np.linalg.eigvalsh(gram).clip(0)).sum())
 
 # %% ../nbs/06_fid.ipynb #ec6c914c
 def _distance_of_features(x, ref):

@@ -279,7 +279,8 @@ class BallCounts:
         k:int=5,                 # Which neighbour the balls reach
         device=None,             # Where the distances are
     ):
-        self.real,self.fake = (on_device(o, device).square() for o in (real_radius, fake_radius))
+        # the neighbour that a ball reaches lies in it, however its distance was rounded
+        self.real,self.fake = (on_device(o, device).square()*(1 + 2e-6) for o in (real_radius, fake_radius))
         self.k,self.inside = k,torch.zeros_like(self.fake)
         self.nearest,self.over = (torch.full_like(self.real, torch.inf) for _ in range(2))
 
