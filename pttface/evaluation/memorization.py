@@ -68,7 +68,7 @@ class TrainingFaces:
     )->Nearest:
         "The nearest training face, flips included, of each row of `feats`."
         unflipped,which = np.zeros(len(feats), np.float32),np.zeros(len(feats), int)
-        def see(rows, d2):
+        def see(rows, d2):  # As `neighbours` calls it
             if look:
                 look(rows, d2)
             near = d2[:,:self.m].min(1)

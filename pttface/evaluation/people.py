@@ -217,7 +217,7 @@ def compare_people(
 )->People:
     "Compare samples with the people who were trained on."
     detect,rng = detect or load_detector(),np.random.default_rng(0)
-    def near(ims, own=None):
+    def near(ims, own=None):  # The nearest people to pictures; `own` as for `nearest_people`
         return nearest_people(embed_crops(ims, identity, detect, progress), known, own)
     d,which = near(samples)
     held_d = near(held)[0]

@@ -77,8 +77,8 @@ class Matching(nn.Module):
         self.levels,self.sigma_data = tuple(levels),sigma_data
 
     def forward(self,
-        noises:torch.Tensor, # As for `draw_at`, like `last`
-        last:torch.Tensor,
+        noises:torch.Tensor, # As for `draw_at` …
+        last:torch.Tensor,   # … likewise
         eps:torch.Tensor,    # Standard normal, like a picture, NCHW
         sigma:torch.Tensor,  # How much of it is added, (N,)
         *told,               # What else the networks are told of each

@@ -37,8 +37,8 @@ from ..parallel import ThreadTuner,quick_threads
 from ..storage.files import BadInput,atomic_path,content_hash,dumps,locked,open_root,read_json,read_jsonl
 from ..storage.files import write_json,write_jsonl,write_npz
 from .checkpoint import Checkpoints
-from .config import DRAWING_ONLY,LABELS_ONLY,RECORDED_AS,SCHEDULES,SINCE_0_1,Budget,Recipe,as_earlier,lr_at
-from .config import read_recipe,recipe_record,rewarmed_lr,training_record
+from .config import DRAWING_ONLY,LABELS_ONLY,RECORDED_AS,SCHEDULES,SINCE_0_1,Budget,Recipe,as_earlier
+from .config import lr_at,read_recipe,recipe_record,rewarmed_lr,training_record
 from .device import PRECISIONS,pick_device,pick_precision,processes,tune_convolutions
 from .ema import EMA,Snapshots,average_of,ema_beta,gamma_of,kept_for_guide
 from .labels import label_codes,label_columns
@@ -932,7 +932,7 @@ def stop_signals()->list: # Numbers of signals
 def interrupt_between_steps(): # Yields a list that is no longer empty once Ctrl-C was pressed
     "Let Ctrl-C, SIGTERM and SIGHUP wait for the end of the step; a second one does not."
     pressed = []
-    def remember(signum, frame):
+    def remember(signum, frame):  # As for `signal.signal`
         if pressed:
             raise KeyboardInterrupt(signum)
         pressed.append(signum)
