@@ -286,7 +286,7 @@ def embed_all(
 # %% ../nbs/06_fid.ipynb #7825bc2d
 def compare_all_pairs(
     x:dict,       # What `embed_all` gave
-    ims:list,     # Pictures of training faces, these in the mirror, held-out faces and samples, (N,H,W,3) uint8
+    ims:list,     # Pictures of training faces, held-out faces and samples, (N,H,W,3) uint8
     planted=None, # Planted copies by kind, as for `embed_all`
     device=None,  # Where to compute; a GPU if there is one
 )->tuple: # `Originality`; the four shares of each set; KID of each set, then of twenty or more held-out faces
@@ -316,8 +316,7 @@ def make_report(
     "Everything that follows from the features and the detections."
     train,ims = real.train,np.concatenate(sets)
     with quick_threads:
-        found,shares,kids = compare_all_pairs(x, [train, train[:,:,::-1], real.heldout[:len(x['held'])], ims],
-                                              planted or {}, device)
+        found,shares,kids = compare_all_pairs(x, [train, real.heldout[:len(x['held'])], ims], planted or {}, device)
     space,n = found.spaces['features'],min(len(train), *map(len, sets))
     kinds = {'train':train, 'samples':ims, FLOOR:real.heldout}
     coloured = {k:colours(draw_rows(o, 5000)) for k,o in kinds.items() if len(o) > 1}

@@ -285,7 +285,7 @@ def copies_rows(n):
     real_features, planted_features = [features(o) for o in real], {what: features(o) for what, o in planted.items()}
     out = []
     for what, samples, expected in (('fresh', fresh, 0), ('5 % copies', cheat, k)):
-        found = find_originality([*real_features, features(samples)], [*real, samples],
+        found = find_originality([*real_features, features(samples)], [train, held, samples],
                                  planted=(planted_features, planted))
         out += [dict(what=f'samples flagged among {n} drawn heads, {what}', value=int(found.copies.sum()),
                      unit=f'of {expected}', n=n),

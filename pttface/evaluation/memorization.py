@@ -17,7 +17,7 @@ import numpy as np
 from scipy import stats
 
 from ..display import Picture,show_images
-from .metrics import neighbours
+from .distances import MirroredDistances,SideBySide,SquaredDistances,nearest_rows
 from ..storage.files import BadInput
 
 # %% ../../nbs/evaluation/memorization.ipynb #fd5a139a
@@ -36,20 +36,23 @@ class TrainingFaces:
     "Training faces and their mirror images, to look for neighbours in"
     def __init__(self,
         train:np.ndarray,     # Their features, (M,D)
-        mirrored:np.ndarray,  # The same in the mirror, (M,D)
+        mirrored:np.ndarray,  # The same in the mirror, (M,D); `None` where they are `small_pixels`
         k:int=50,             # Neighbour that sets the scale
         articles=None,        # Article of each, (M,) numbers: its other photos are no strangers; none by default
         device=None,          # Where to compute; a GPU if there is one
-        look=None,            # Sees all distances, see `metrics.neighbours`
+        look=None,            # Sees all distances, see `distances.nearest_rows`
     ):
         if len(train) < 3:
             raise BadInput(f'Found {len(train)} training faces: at least 3 are needed to look for neighbours')
-        self.m,self.device = len(train),device
-        self.watch = look
-        self.k = min(k, self.m-1)
-        self.both,self.gap = np.concatenate([train, mirrored]),np.zeros(self.m, np.float32)
+        self.m,self.watch = len(train),look
+        self.k,self.gap = min(k, self.m-1),np.zeros(self.m, np.float32)
+        if mirrored is None:
+            side = round((train.shape[1]/3)**.5)
+            self.distances = MirroredDistances(train, (side,side,3), device=device)
+        else:
+            self.distances = SideBySide(*(SquaredDistances(train, o, device) for o in (None, mirrored)))
         own = np.arange(self.m) if articles is None or len(np.unique(articles)) < 2 else np.asarray(articles)
-        d,_ = neighbours(train, self.both, self.k, groups=(own, np.tile(own, 2)), look=self._own_gap, device=device)
+        d,_ = nearest_rows(self.distances, self.k, (own, np.tile(own, 2)), self._own_gap)
         self.distance,self.ratio = d[:,0],_ratio(d)  # of each among those of other articles
 
     def _own_gap(self, rows, d2):
@@ -64,16 +67,16 @@ class TrainingFaces:
 
     def nearest(self,
         feats:np.ndarray,  # (N,D)
-        look=None,         # Sees all distances, see `metrics.neighbours`
+        look=None,         # Sees all distances, see `distances.nearest_rows`
     )->Nearest:
         "The nearest training face, flips included, of each row of `feats`."
         unflipped,which = np.zeros(len(feats), np.float32),np.zeros(len(feats), int)
-        def see(rows, d2):  # As `neighbours` calls it
+        def see(rows, d2):  # As `nearest_rows` calls it
             if look:
                 look(rows, d2)
             near = d2[:,:self.m].min(1)
             unflipped[rows],which[rows] = near.values.sqrt().cpu().numpy(),near.indices.cpu().numpy()
-        d,j = neighbours(feats, self.both, self.k, look=see, device=self.device)
+        d,j = nearest_rows(self.distances.of(feats), self.k, look=see)
         i = j[:,0]%self.m
         return Nearest(i, j[:,0] >= self.m, d[:,0], _ratio(d), unflipped > self.gap[which], d[:,0] > self.distance[i])
 
@@ -177,13 +180,13 @@ class Space:
 # %% ../../nbs/evaluation/memorization.ipynb #900c8886
 def find_copies(
     train:np.ndarray,     # Features of the training faces, (M,D)
-    mirrored:np.ndarray,  # The same in the mirror
+    mirrored:np.ndarray,  # The same in the mirror; `None` where all are `small_pixels`
     held:np.ndarray,      # Of held-out faces, (K,D), K may be 0
     samples:np.ndarray,   # Of the samples, (N,D)
     articles=None,        # Article of each training face, (M,) numbers; each its own by default
     planted:dict=None,    # Features of planted copies by kind, (n,D) each
     device=None,          # Where to compute; a GPU if there is one
-    looks=(None,)*3,      # See the distances of training faces, samples and held-out faces, see `metrics.neighbours`
+    looks=(None,)*3,      # See the distances of training faces, samples and held-out faces, see `distances.nearest_rows`
 )->Space: # What was found
     "Compare samples with training faces in one space; raises `BadInput` on fewer than 3 training faces."
     faces = TrainingFaces(train, mirrored, articles=articles, device=device, look=looks[0])
@@ -247,7 +250,7 @@ def _verdict(flagged, samples, p, reference, power):
 # %% ../../nbs/evaluation/memorization.ipynb #042d5fb6
 def find_originality(
     feats,          # Features of training faces, of these in the mirror, of held-out faces and of samples
-    ims,            # The pictures of the same four, (N,H,W,3) uint8
+    ims,            # The pictures of training faces, held-out faces and samples, (N,H,W,3) uint8
     articles=None,  # Article of each training face, (M,) numbers; each its own by default
     planted=None,   # Features of planted copies by kind, and their pictures by kind; none by default
     device=None,    # Where to compute; a GPU if there is one
@@ -256,8 +259,9 @@ def find_originality(
     "Compare samples with training faces in features and in pixels."
     features,pictures = planted or ({}, {})
     small = {k:small_pixels(v) for k,v in pictures.items()}
+    train,held,samples = map(small_pixels, ims)
     return Originality(dict(features=find_copies(*feats, articles, features, device, looks),
-                            pixels=find_copies(*map(small_pixels, ims), articles, small, device)))
+                            pixels=find_copies(train, None, held, samples, articles, small, device)))
 
 # %% ../../nbs/evaluation/memorization.ipynb #4974ab02
 def closest_pairs(
