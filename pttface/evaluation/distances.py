@@ -50,18 +50,18 @@ MOST_KEPT = 11_000  # Rows of a set with itself of which half is kept: at most 1
 class Products:
     "Inner products of the rows of two sets, a block at a time"
     def __init__(self,
-        left,                 # left(rows) → (n,D), for a slice of rows
-        right:torch.Tensor,   # (M,D)
+        right:torch.Tensor,   # Rows of the second set, (M,D)
         symmetric:bool=False, # Is it the same of rows i and j as of j and i? Then blocks are asked for in their order
     ):
-        self.left,self.right = left,right
-        self.symmetric,self.kept = symmetric,{}
+        self.right,self.symmetric = right,symmetric
+        self.kept = {}
 
     def into(self,
-        rows:slice,        # Which rows of the left set; all blocks but the last are equally long
+        x:torch.Tensor,    # Some rows of the first set, (n,D) …
+        rows:slice,        # … and which ones; all blocks but the last are equally long
         out:torch.Tensor,  # (n,M), to be written over
     ):
-        x,start = self.left(rows),rows.start
+        start = rows.start
         if not self.symmetric or len(self.right) - start > MOST_KEPT:
             inner_products(x, self.right, out)
             return
@@ -100,7 +100,7 @@ class SquaredDistances:
 
     def _begin(self, a, own=False):
         self.a,self.shape = a,(len(a),len(self.right))
-        self.products = Products(lambda rows: _lifted(self.a[rows], self.middle), self.right, own)
+        self.products = Products(self.right, own)
 
     def of(self,
         a:np.ndarray,  # (K,D)
@@ -114,7 +114,7 @@ class SquaredDistances:
         rows:slice,        # Which rows
         out:torch.Tensor,  # (n,M), to be written over
     ):
-        self.products.into(rows, out)
+        self.products.into(_lifted(self.a[rows], self.middle), rows, out)
         out.clamp_min_(0)
 
 # %% ../../nbs/evaluation/distances.ipynb #b83be414
@@ -145,16 +145,14 @@ class MirroredDistances(SquaredDistances):
         self._begin(b if own else on_device(a, device), own)
 
     def _begin(self, a, own=False):
-        even,odd = even_and_odd(a, self.picture)
-        m,squares = len(self.right),odd.square().sum(1)
-        self.shape = len(a),2*m
-        self.products = Products(lambda rows: _lifted(even[rows], self.middle, more=squares[rows]), self.right, own)
-        self.crossed = Products(lambda rows: odd[rows], self.odd, own)
+        self.a,self.shape = a,(len(a),2*len(self.right))
+        self.products,self.crossed = Products(self.right, own),Products(self.odd, own)
 
     def into(self, rows, out):
         plain,mirrored = out.tensor_split(2, 1)
-        self.products.into(rows, plain)
-        self.crossed.into(rows, mirrored)
+        even,odd = even_and_odd(self.a[rows], self.picture)
+        self.products.into(_lifted(even, self.middle, more=odd.square().sum(1)), rows, plain)
+        self.crossed.into(odd, rows, mirrored)
         plain.sub_(mirrored)
         mirrored.mul_(2).add_(plain)
         out.clamp_min_(0)
