@@ -24,7 +24,7 @@ from .evaluation.features import Protocol,cached_features,check_reference,featur
 from .evaluation.memorization import (article_numbers,closest_pairs,find_originality,plant_copies,
                                              power_picture,ratio_picture)
 from .evaluation.metrics import (KidSums,ShareCounts,Stats,ball_radii,bootstrap_error,draw_rows,effective_rank,
-                                        kid,mind,prdc,vendi_score)
+                                        kid,mind,prdc,projections,vendi_score)
 from .evaluation.people import PEOPLE_CAPTIONS,people_report
 from .evaluation.report import (CAPTIONS,FLOOR,NOISE,Report,failure_rows,figures,memorization_rows,metric_row,
                                        name_of,name_with_n,notes_on,samples_to_look_at,save_report)
@@ -168,16 +168,17 @@ def standard_rows(
 # %% ../nbs/06_fid.ipynb #b62e9531
 def _measures(label, n, device):
     "What is measured of features of one kind and of as many training faces, by name."
-    distance,sliced,last = f'{label}, equal N',f'{name_of("MIND", label)}, equal N',[None]*3
+    distance,sliced,last = f'{label}, equal N',f'{name_of("MIND", label)}, equal N',[None]*4
     def measure(
         a,    # Features of one kind
         ref,  # Of as many training faces, the same for all kinds of a draw
     ):
         if last[0] is not ref:
-            last[:] = ref,Stats.of(ref),ball_radii(ref, device=device) if n > 5 else None
+            radius = ball_radii(ref, device=device) if n > 5 else None
+            last[:] = ref,Stats.of(ref),radius,list(projections(ref, device=device))
         shares = prdc(ref, a, device=device, real_radius=last[2]) if n > 5 else {}
         far = frechet_distance(Stats.of(a), last[1], quick=True)
-        return {distance:far, sliced:mind(a, ref, device=device), **shares}
+        return {distance:far, sliced:mind(a, ref, device=device, projected=last[3]), **shares}
     return measure,distance
 
 # %% ../nbs/06_fid.ipynb #ca1e2166

@@ -6,7 +6,7 @@ Docs: https://pttface.github.io/pttface/evaluation/diagnostics.html.md"""
 
 # %% auto #0
 __all__ = ['BANDS', 'POSE_BINS', 'COLOUR_BINS', 'distance_band', 'band_picture', 'DetectorReport', 'detector_protocol',
-           'detect_faces', 'detect_all', 'histogram_overlap', 'colours', 'histograms']
+           'detect_faces', 'detect_all', 'shares_of_bins', 'histogram_overlap', 'colours', 'histograms']
 
 # %% ../../nbs/evaluation/diagnostics.ipynb #1d329ce1
 import threading
@@ -15,7 +15,7 @@ from dataclasses import dataclass
 import cv2
 import numpy as np
 
-from ..display import Picture
+from ..display import Picture,montage
 from .features import Protocol,cached_features
 from ..storage.files import BadInput
 from ..vision.detectors import load_detector
@@ -42,17 +42,17 @@ def band_picture(
     "Samples from ordinary to worst, with the share of each band."
     band,fig = distance_band(distance, real),Picture(figsize=(.8*n + 1.3, .86*len(BANDS)))
     expected = np.diff([0, *BANDS.values()])
-    grid = fig.subplots(len(BANDS), n + 1, width_ratios=[1.6] + [1]*n, squeeze=False)
-    for i,(axs,name) in enumerate(zip(grid, BANDS)):
+    grid = fig.subplots(len(BANDS), 2, width_ratios=[1.6,n], squeeze=False)
+    for i,((left,right),name) in enumerate(zip(grid, BANDS)):
         mine = np.flatnonzero(band == i)
         mine = mine[np.argsort(-distance[mine], kind='stable')]
         pick = mine[:n] if name == 'worst' else mine[np.linspace(0, len(mine)-1, min(n, len(mine))).astype(int)]
         label = f'{name}\n{100*len(mine)/len(distance):.0f} % (real {100*expected[i]:.0f} %)'
-        axs[0].text(1, .5, label, ha='right', va='center', fontsize=8)
-        for a in axs:
+        left.text(1, .5, label, ha='right', va='center', fontsize=8)
+        for a in (left, right):
             a.axis('off')
-        for a,k in zip(axs[1:], pick):
-            a.imshow(ims[k], interpolation='nearest' if ims.shape[1] < 100 else None)
+        if len(pick):
+            right.imshow(montage(ims[pick], n), interpolation='nearest' if ims.shape[1] < 100 else None)
     return fig
 
 # %% ../../nbs/evaluation/diagnostics.ipynb #385fcc72
@@ -127,6 +127,15 @@ def detect_all(
     return out
 
 # %% ../../nbs/evaluation/diagnostics.ipynb #8b9a9572
+def shares_of_bins(
+    x:np.ndarray,  # Numbers
+    edges,         # Of bins, all equally wide
+)->np.ndarray: # Share of `x` in each bin
+    "A histogram; the ends take what lies beyond."
+    bins = len(edges) - 1
+    place = ((x - edges[0])*(bins/(edges[-1] - edges[0]))).astype(int).clip(0, bins - 1)
+    return np.bincount(place, minlength=bins)/len(x)
+
 def histogram_overlap(
     a:np.ndarray,  # Numbers
     b:np.ndarray,  # Others
@@ -135,8 +144,7 @@ def histogram_overlap(
     "How much of their histograms two sets of numbers share; the ends take what lies beyond."
     if not len(a) or not len(b):
         return float('nan')
-    a,b = (np.histogram(np.clip(o, edges[0], edges[-1]), edges)[0]/len(o) for o in (a, b))
-    return 100*float(np.minimum(a, b).sum())
+    return 100*float(np.minimum(shares_of_bins(a, edges), shares_of_bins(b, edges)).sum())
 
 # %% ../../nbs/evaluation/diagnostics.ipynb #0524e223
 POSE_BINS = dict(yaw=np.arange(-60, 61, 10.), pitch=np.arange(-30, 31, 5.))
@@ -163,9 +171,9 @@ def histograms(
     fig = Picture(figsize=(2.1*len(sets), 2))
     for ax,(k,(e,a,b)) in zip(fig.subplots(1, len(sets)), sets.items()):
         if len(a):
-            ax.hist(np.clip(a, e[0], e[-1]), e, density=True, color='silver', label='real')
+            ax.stairs(shares_of_bins(a, e), e, fill=True, color='silver', label='real')
         if len(b):
-            ax.hist(np.clip(b, e[0], e[-1]), e, density=True, histtype='step', color='tab:red', lw=1.5, label='samples')
+            ax.stairs(shares_of_bins(b, e), e, color='tab:red', lw=1.5, label='samples')
         ax.set(yticks=[], title=f'{k}, °' if k in POSE_BINS else k)
         ax.title.set_fontsize(9)
     ax.legend(fontsize=7)
