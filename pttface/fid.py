@@ -11,6 +11,7 @@ __all__ = ['MEASURES', 'frechet_distance', 'trace_of_root', 'extrapolated', 'equ
 
 # %% ../nbs/06_fid.ipynb #f0e8420b
 import os
+from functools import partial
 from math import floor
 
 import cv2
@@ -30,7 +31,7 @@ from .evaluation.report import (CAPTIONS,FLOOR,NOISE,Report,failure_rows,figures
                                        name_of,name_with_n,notes_on,samples_to_look_at,save_report)
 from .evaluation.samples import CheckpointRef,faces_at,matching_faces,newest,sample_sets
 from .evaluation.sweeps import Sweep,SweepDistances,save_sweep,what_to_sweep
-from .parallel import quick_threads
+from .parallel import in_threads,quick_threads
 from .storage.files import BadInput,open_root,read_jsonl,write_jsonl
 from .training.config import Budget
 from .training.device import processes
@@ -114,15 +115,17 @@ def equal_n(
     n:int,            # Pictures on either side
     draws:int=10,     # How often to draw
     seed:int=0,       # Of the draws
-    measure=_distance_of_features, # Takes the features of a set and of the faces
+    measure=_distance_of_features, # Takes the features of a set, and what `prepare` gave
+    prepare=lambda ref: ref,       # Takes the features of the faces, once a draw
 )->dict: # What was measured by name, one a draw
     "Measure each set against `train`, `n` pictures on both sides, the same training faces for all sets of a draw."
-    rng,out = np.random.default_rng(seed),{k:[] for k in sets}
-    for _ in range(draws):
-        ref = train[rng.choice(len(train), n, replace=False)]
-        for k,x in sets.items():
-            out[k].append(measure(x[rng.choice(len(x), n, replace=False)], ref))
-    return out
+    rng,refs,tasks = np.random.default_rng(seed),[],[]
+    for draw in range(draws):
+        refs.append(rng.choice(len(train), n, replace=False))
+        tasks += [(k, rng.choice(len(x), n, replace=False), draw) for k,x in sets.items()]
+    prepared = in_threads(lambda rows: prepare(train[rows]), refs)
+    values = in_threads(lambda task: measure(sets[task[0]][task[1]], prepared[task[2]]), tasks)
+    return {k:values[i::len(sets)] for i,k in enumerate(sets)}
 
 # %% ../nbs/06_fid.ipynb #c9d7fe76
 def blurred_noise(
@@ -168,18 +171,21 @@ def standard_rows(
 # %% ../nbs/06_fid.ipynb #b62e9531
 def _measures(label, n, device):
     "What is measured of features of one kind and of as many training faces, by name."
-    distance,sliced,last = f'{label}, equal N',f'{name_of("MIND", label)}, equal N',[None]*4
-    def measure(
-        a,    # Features of one kind
-        ref,  # Of as many training faces, the same for all kinds of a draw
+    distance,sliced = f'{label}, equal N',f'{name_of("MIND", label)}, equal N'
+    def prepare(
+        ref,  # Features of the training faces of a draw
     ):
-        if last[0] is not ref:
-            radius = ball_radii(ref, device=device) if n > 5 else None
-            last[:] = ref,Stats.of(ref),radius,list(projections(ref, device=device))
-        shares = prdc(ref, a, device=device, real_radius=last[2]) if n > 5 else {}
-        far = frechet_distance(Stats.of(a), last[1], quick=True)
-        return {distance:far, sliced:mind(a, ref, device=device, projected=last[3]), **shares}
-    return measure,distance
+        radius = ball_radii(ref, device=device) if n > 5 else None
+        return ref,Stats.of(ref),radius,list(projections(ref, device=device))
+    def measure(
+        a,         # Features of one kind, of as many pictures
+        prepared,  # What `prepare` gave
+    ):
+        ref,of_ref,radius,projected = prepared
+        shares = prdc(ref, a, device=device, real_radius=radius) if n > 5 else {}
+        far = frechet_distance(Stats.of(a), of_ref, quick=True)
+        return {distance:far, sliced:mind(a, ref, device=device, projected=projected), **shares}
+    return measure,prepare,distance
 
 # %% ../nbs/06_fid.ipynb #ca1e2166
 def equal_n_rows(
@@ -189,19 +195,20 @@ def equal_n_rows(
 )->list:
     "Rows at equal N: samples, floor and noise against the same draws of training faces."
     n,dim = len(x['noise']),x['train'].shape[1]
-    measure,distance = _measures(label, n, device)
+    measure,prepare,distance = _measures(label, n, device)
     held = {FLOOR:x['held']} if len(x['held']) >= n else {}
     sets = {'samples':np.concatenate(x['samples']), **held, NOISE:x['noise']}
-    out = equal_n(sets, x['train'], n, 10 if n <= min(dim, 500) else 3, measure=measure)
+    out = equal_n(sets, x['train'], n, 10 if n <= min(dim, 500) else 3, measure=measure, prepare=prepare)
     few,errors = Stats.of(draw_rows(x['train'], n)),{}
     if held:
         articles = x.get('held_articles', np.arange(len(x['held'])))
         to_few = lambda a: frechet_distance(Stats.of(a), few, quick=True)
         errors[distance,FLOOR] = bootstrap_error(x['held'], articles, to_few, n)
     ranks,rows = {distance:effective_rank(few)},[]
+    vendi_of = lambda f, seed: vendi_score(draw_rows(f, n, seed), device)
     for of,ds in out.items():
         draws = 1 if len(sets[of]) == n else len(ds)  # or the pictures are the same in each draw
-        vendi = [vendi_score(draw_rows(sets[of], n, seed), device) for seed in range(draws)]
+        vendi = in_threads(partial(vendi_of, sets[of]), range(draws))
         d,m,*shares = ds[0]
         found = {k:[o[k] for o in ds] for k in (d, m)} | {'Vendi score, equal N':vendi}
         found |= {k:[o[k] for o in ds] for k in shares}

@@ -6,14 +6,16 @@ Docs: https://pttface.github.io/pttface/evaluation/distances.html.md"""
 
 # %% auto #0
 __all__ = ['MOST_KEPT', 'GROUP', 'on_device', 'row_blocks', 'inner_products', 'Products', 'SquaredDistances', 'even_and_odd',
-           'MirroredDistances', 'SideBySide', 'smallest', 'nearest_rows', 'neighbours']
+           'MirroredDistances', 'SideBySide', 'smallest', 'parts_of', 'nearest_rows', 'neighbours']
 
 # %% ../../nbs/evaluation/distances.ipynb #546b8e4c
-import copy
+import copy,threading
+from functools import partial
 
 import numpy as np
 import torch
 
+from ..parallel import in_threads
 from ..training.device import pick_device
 
 # %% ../../nbs/evaluation/distances.ipynb #60957500
@@ -57,23 +59,26 @@ class Products:
         self.kept = {}
 
     def into(self,
-        x:torch.Tensor,    # Some rows of the first set, (n,D) …
-        rows:slice,        # … and which ones; all blocks but the last are equally long
+        x:torch.Tensor,    # Rows of the first set, (n,D) …
+        rows:slice,        # … and which ones
+        block:slice,       # The block that they are of; all but the last are equally long
         out:torch.Tensor,  # (n,M), to be written over
     ):
-        start = rows.start
-        if not self.symmetric or len(self.right) - start > MOST_KEPT:
+        start,stop,end = block.start,block.stop,len(self.right)
+        if not self.symmetric or end - start > MOST_KEPT:
             inner_products(x, self.right, out)
             return
-        known = self.kept.pop(start, [])
+        for past in [k for k in list(self.kept) if k < start]:
+            self.kept.pop(past, None)
+        known = self.kept.get(start, [])
         first = start - sum(part.shape[1] for _,part in known)
-        for columns in (slice(0, first), slice(start, len(self.right))):
+        for columns in (slice(0, first), slice(start, end)):
             inner_products(x, self.right[columns], out[:,columns])
         for columns,part in known:
-            out[:,columns] = part
-        for part in out[:,rows.stop:].split(len(x), 1) if rows.stop < len(self.right) else ():
-            start += len(x)
-            self.kept.setdefault(start, []).append((rows, part.T.contiguous()))
+            out[:,columns] = part[rows.start-start:rows.stop-start]
+        for i in range(stop, end, stop - start):
+            later = out[:,i:i+stop-start].T.contiguous()
+            self.kept.setdefault(i, []).append((rows, later))
 
 # %% ../../nbs/evaluation/distances.ipynb #33148fcb
 def _lifted(x, middle, other=False, more=0.):
@@ -92,30 +97,31 @@ class SquaredDistances:
         b:np.ndarray=None,  # (M,D); `a` itself by default
         device=None,        # Where to compute; a GPU if there is one
     ):
-        self.device,own = pick_device(device),b is None
-        b = on_device(a if own else b, device)
+        self.device,self.own = pick_device(device),b is None
+        b = on_device(a if self.own else b, device)
         self.middle = b.mean(0)  # Differences are exact where numbers are small
         self.right = _lifted(b, self.middle, True)
-        self._begin(b if own else on_device(a, device), own)
+        self.a = b if self.own else on_device(a, device)
 
-    def _begin(self, a, own=False):
-        self.a,self.shape = a,(len(a),len(self.right))
-        self.products = Products(self.right, own)
+    @property
+    def shape(self)->tuple: # (N,M)
+        return len(self.a),len(self.right)
 
     def of(self,
         a:np.ndarray,  # (K,D)
     )->'SquaredDistances': # (K,M)
         "The same of other rows."
         other = copy.copy(self)
-        other._begin(on_device(a, self.device))
+        other.a,other.own = on_device(a, self.device),False
         return other
 
-    def into(self,
-        rows:slice,        # Which rows
-        out:torch.Tensor,  # (n,M), to be written over
-    ):
-        self.products.into(_lifted(self.a[rows], self.middle), rows, out)
-        out.clamp_min_(0)
+    def begin(self): # fill(rows, block, out), as for `Products.into`
+        "What computes the distances, block by block"
+        products = Products(self.right, self.own)
+        def fill(rows, block, out):
+            products.into(_lifted(self.a[rows], self.middle), rows, block, out)
+            out.clamp_min_(0)
+        return fill
 
 # %% ../../nbs/evaluation/distances.ipynb #b83be414
 def even_and_odd(
@@ -137,25 +143,28 @@ class MirroredDistances(SquaredDistances):
         b:np.ndarray=None,  # Others, (M,H·W·C); `a` itself by default
         device=None,        # Where to compute; a GPU if there is one
     ):
-        self.device,self.picture,own = pick_device(device),shape,b is None
-        b = on_device(a if own else b, device)
+        self.device,self.picture,self.own = pick_device(device),shape,b is None
+        b = on_device(a if self.own else b, device)
         even,odd = even_and_odd(b, shape)
         self.middle,self.odd = even.mean(0),2*odd
         self.right = _lifted(even, self.middle, True, odd.square().sum(1))
-        self._begin(b if own else on_device(a, device), own)
+        self.a = b if self.own else on_device(a, device)
 
-    def _begin(self, a, own=False):
-        self.a,self.shape = a,(len(a),2*len(self.right))
-        self.products,self.crossed = Products(self.right, own),Products(self.odd, own)
+    @property
+    def shape(self)->tuple: # (N,2M)
+        return len(self.a),2*len(self.right)
 
-    def into(self, rows, out):
-        plain,mirrored = out.tensor_split(2, 1)
-        even,odd = even_and_odd(self.a[rows], self.picture)
-        self.products.into(_lifted(even, self.middle, more=odd.square().sum(1)), rows, plain)
-        self.crossed.into(odd, rows, mirrored)
-        plain.sub_(mirrored)
-        mirrored.mul_(2).add_(plain)
-        out.clamp_min_(0)
+    def begin(self):
+        products,crossed = Products(self.right, self.own),Products(self.odd, self.own)
+        def fill(rows, block, out):
+            plain,mirrored = out.tensor_split(2, 1)
+            even,odd = even_and_odd(self.a[rows], self.picture)
+            products.into(_lifted(even, self.middle, more=odd.square().sum(1)), rows, block, plain)
+            crossed.into(odd, rows, block, mirrored)
+            plain.sub_(mirrored)
+            mirrored.mul_(2).add_(plain)
+            out.clamp_min_(0)
+        return fill
 
 # %% ../../nbs/evaluation/distances.ipynb #35f94fd1
 class SideBySide:
@@ -173,13 +182,13 @@ class SideBySide:
         "The same of other rows."
         return SideBySide(self.first.of(a), self.second.of(a))
 
-    def into(self,
-        rows:slice,        # Which rows
-        out:torch.Tensor,  # (n,M+K), to be written over
-    ):
-        m = self.first.shape[1]
-        self.first.into(rows, out[:,:m])
-        self.second.into(rows, out[:,m:])
+    def begin(self): # fill(rows, block, out)
+        "What computes the distances, block by block"
+        first,second,m = self.first.begin(),self.second.begin(),self.first.shape[1]
+        def fill(rows, block, out):
+            first(rows, block, out[:,:m])
+            second(rows, block, out[:,m:])
+        return fill
 
 # %% ../../nbs/evaluation/distances.ipynb #b99e2e0e
 GROUP = 32
@@ -201,6 +210,17 @@ def smallest(
     return near,torch.where(at < k*GROUP, columns, at + (groups - k)*GROUP)
 
 # %% ../../nbs/evaluation/distances.ipynb #38d95e07
+def parts_of(
+    block:slice,  # Rows
+    columns:int,  # Distances of each
+    device,       # Where they are
+)->list: # Slices
+    "What each thread does of a block: all of it on a GPU, and where it is small."
+    n = block.stop - block.start
+    threads = min(torch.get_num_threads(), n*columns//2**18) if torch.device(device).type == 'cpu' else 1
+    edges = np.linspace(block.start, block.stop, max(1, threads) + 1).astype(int).tolist()
+    return [slice(*o) for o in zip(edges, edges[1:])]
+
 def _pairs_of(ga, gb):
     "A function that says for a slice of rows of `ga` which of them is of the same group as which of `gb`."
     order = np.argsort(gb, kind='stable')
@@ -212,27 +232,30 @@ def _pairs_of(ga, gb):
     return pairs
 
 def nearest_rows(
-    distances,    # `SquaredDistances` (N,M), or what else has `shape`, `device` and `into`
+    distances,    # `SquaredDistances` (N,M), or what else has `shape`, `device` and `begin`
     k:int=1,      # How many
     groups=None,  # Group of each row and of each column: those of one group are no neighbours
-    look=None,    # Called as look(rows, d2), a slice and the squares of all of its distances
+    look=None,    # Called as look(rows, d2), a slice and the squares of all of its distances, once for each row
 )->tuple[np.ndarray,np.ndarray]: # Distances (N,k), nearest first, infinite where none is left, and which columns
     "The `k` nearest columns of each row."
     n,m = distances.shape
-    pairs = groups and _pairs_of(*map(np.asarray, groups))
+    fill,pairs = distances.begin(),groups and _pairs_of(*map(np.asarray, groups))
     dist,which = np.zeros((n,k), np.float32),np.zeros((n,k), int)
-    blocks = row_blocks(n, m)
+    blocks,lock = row_blocks(n, m),threading.Lock()
     out = torch.empty(blocks[0].stop if blocks else 0, m, device=distances.device)
-    for rows in blocks:
-        d2 = out[:rows.stop-rows.start]
-        distances.into(rows, d2)
+    def search(block, rows):
+        d2 = out[rows.start-block.start:rows.stop-block.start]
+        fill(rows, block, d2)
         if look:
-            look(rows, d2)
+            with lock:
+                look(rows, d2)
         if pairs:
             i,j = (torch.as_tensor(o, device=d2.device) for o in pairs(rows))
             d2[i,j] = torch.inf
         near,columns = smallest(d2, k)
         dist[rows],which[rows] = near.sqrt().cpu().numpy(),columns.cpu().numpy()
+    for block in blocks:
+        in_threads(partial(search, block), parts_of(block, m, distances.device))
     return dist,which
 
 def neighbours(

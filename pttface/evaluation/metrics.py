@@ -17,7 +17,7 @@ import numpy as np
 import torch
 
 from .distances import inner_products,neighbours,on_device,row_blocks,smallest
-from ..parallel import quick_threads
+from ..parallel import in_threads,quick_threads
 from ..storage.files import BadInput
 
 # %% ../../nbs/evaluation/metrics.ipynb #42b28798
@@ -342,7 +342,7 @@ class KernelSums:
         self.sides = [on_device(np.einsum('nd,nd->n', o, o, dtype=np.float64)/self.dim, device) for o in (a, b)]
         self.blocks = [torch.arange(len(o), device=self.sides[0].device).tensor_split(folds) for o in (a, b)]
         self.fold = torch.cat([torch.full_like(o, i) for i,o in enumerate(self.blocks[0])])
-        self.total = torch.zeros(folds, folds, dtype=torch.float64, device=self.fold.device)
+        self.totals = {}  # By the first row
 
     def look(self,
         rows:slice,       # Of `a`
@@ -350,7 +350,8 @@ class KernelSums:
     ):
         k = torch.sub(self.sides[1]/2, d2, alpha=.5/self.dim).add_(self.sides[0][rows,None]/2 + 1).pow_(3)
         parts = [k[:,o[0]:o[-1]+1].sum(1) for o in self.blocks[1]]
-        self.total.index_add_(0, self.fold[rows], torch.stack(parts, 1).double())
+        total = torch.zeros(self.folds, self.folds, dtype=torch.float64, device=d2.device)
+        self.totals[rows.start] = total.index_add_(0, self.fold[rows], torch.stack(parts, 1).double())
         self.seen += len(d2)
 
     @property
@@ -358,7 +359,7 @@ class KernelSums:
         if self.seen != len(self.a):
             parts = [on_device(o, self.device).tensor_split(self.folds) for o in (self.a, self.b)]
             return _kernel_sums(*parts, self.a is self.b)
-        out = self.total.cpu().numpy().copy()
+        out = sum(total for _,total in sorted(self.totals.items())).cpu().numpy()  # In one order, whoever came first
         if self.a is self.b:
             own = (self.sides[0].double() + 1).pow(3)
             out -= np.diag([float(own[o].sum()) for o in self.blocks[0]])
@@ -422,4 +423,4 @@ def bootstrap_error(
     rng,rows = np.random.default_rng(seed),[np.flatnonzero(articles == a) for a in np.unique(articles)]
     def drawn(): # Faces of articles drawn with replacement
         return np.concatenate([rows[i] for i in rng.integers(len(rows), size=n)])[:n]
-    return float(np.std([measure(x[drawn()]) for _ in range(times)], ddof=1))
+    return float(np.std(in_threads(lambda rows: measure(x[rows]), [drawn() for _ in range(times)]), ddof=1))
