@@ -96,14 +96,14 @@ def extrapolated(
     ref:Stats,        # Statistics of the real faces
     points:int=8,     # How many sizes between N/4 and N
     seed:int=0,       # Of the draws
-    whole:float=None, # The distance of all samples, where it is known
+    whole:tuple=None, # Distance and statistics of all samples, where they are known
 )->dict: # `value` at infinite N with its standard `error`, and the fit: `slope`, `n`, `distance`
     "Fit the distance of ever more samples as a line in 1/N, and read it off at 1/N = 0."
     rng,ns = np.random.default_rng(seed),np.linspace(len(fake)/4, len(fake), points).astype(int)
-    def distance(n):
-        some = fake if n == len(fake) else fake[rng.choice(len(fake), n, replace=False)]
-        return whole if n == len(fake) and whole is not None else frechet_distance(Stats.of(some), ref)
-    ds = [distance(n) for n in ns]
+    def drawn(n):
+        rows,others = np.split(rng.permutation(len(fake)), [n])
+        return whole[1].without(Stats.of(fake[others])) if whole and 2 <= len(others) < n else Stats.of(fake[rows])
+    ds = [whole[0] if whole and n == len(fake) else frechet_distance(drawn(n), ref) for n in ns]
     fit = stats.linregress(1/ns, ds)
     return dict(value=float(fit.intercept), error=float(fit.intercept_stderr), slope=float(fit.slope),
                 n=ns.tolist(), distance=ds)
@@ -144,22 +144,23 @@ def blurred_noise(
 
 # %% ../nbs/06_fid.ipynb #6f732914
 def _distances(label, x, reference):
-    "Of all samples of each seed, cut to the same number, to all reference faces; and the statistics of these"
+    "Of all samples of each seed, cut to the same number, to all reference faces; the statistics of these, and of those"
     real = x['held'] if reference == 'heldout' else x['train']
     if len(real) < 2:
         raise BadInput(f'{label} compares with held-out faces, and {len(real)} are held out: use another protocol')
     ref,n = Stats.of(real),min(map(len, x['samples']))
-    return [frechet_distance(Stats.of(draw_rows(f, n)), ref) for f in x['samples']],ref
+    each = [Stats.of(draw_rows(f, n)) for f in x['samples']]
+    return [frechet_distance(s, ref) for s in each],ref,each
 
 def standard_rows(
     label:str,              # Name of the distance
     x:dict,                 # Features: train, held (perhaps none), samples (a list, one a seed)
     reference:str='train',  # Faces to compare with: 'train' or 'heldout'
     device=None,            # Where to compute; a GPU if there is one
-    known:tuple=None,       # Distances and statistics of the reference, where they were computed before
+    known:tuple=None,       # What `_distances` gave, where it was asked before
 )->tuple: # Rows, and the statistics of the reference
     "The published figure: all samples of each seed against all reference faces; MIND and Vendi score beside it."
-    distances,ref = known or _distances(label, x, reference)
+    distances,ref,_ = known or _distances(label, x, reference)
     real,n = x['held'] if reference == 'heldout' else x['train'],min(map(len, x['samples']))
     sets,same = [draw_rows(f, n) for f in x['samples']],min(n, len(real))
     sliced = [mind(f, real, device=device) for f in sets]
@@ -216,13 +217,14 @@ def equal_n_rows(
     return rows
 
 # %% ../nbs/06_fid.ipynb #dcf11231
-def _fitted(x, distances, ref):
+def _fitted(x, distances, ref, each):
     "Fits to infinite N by what they are of, where there are at least twice as many pictures as features."
     fits = {}
     for of,sets in {'samples':x['samples'], FLOOR:[x['held']]}.items():
         if min(ref.n, *map(len, sets)) >= 2*len(ref.mu) and not (of == FLOOR and x.get('reference') == 'heldout'):
-            whole = distances if of == 'samples' and len({*map(len, sets)}) == 1 else [None]*len(sets)
-            fits[of] = [extrapolated(f, ref, 5 if len(ref.mu) > 256 else 30, whole=d) for f,d in zip(sets, whole)]
+            known = of == 'samples' and len({*map(len, sets)}) == 1
+            whole = zip(distances, each) if known else [None]*len(sets)
+            fits[of] = [extrapolated(f, ref, 5 if len(ref.mu) > 256 else 30, whole=o) for f,o in zip(sets, whole)]
     return fits
 
 def _fit_rows(label, fits, rank):

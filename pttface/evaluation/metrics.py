@@ -85,6 +85,15 @@ class Stats:
             raise BadInput(f'Found {n} features: a covariance needs at least 2')
         return cls(mu, None, n, (np.concatenate(rows) - mu)/(n-1)**.5) if rows else cls(mu, m2/(n-1), n)
 
+    def without(self,
+        some:'Stats',  # Of some of these features, at most half of them
+    )->'Stats':
+        "The statistics of the others."
+        n = self.n - some.n
+        gap = (self.mu - some.mu)*(self.n/n)
+        m2 = (self.n - 1)*self.sigma - (some.n - 1)*some.sigma - np.outer(gap, gap)*(n*some.n/self.n)
+        return Stats(some.mu + gap, m2/(n - 1), n)
+
 # %% ../../nbs/evaluation/metrics.ipynb #f555062b
 def eigenvalues(
     a:np.ndarray,  # Symmetric, (D,D)
