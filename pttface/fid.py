@@ -177,7 +177,7 @@ def _measures(label, n, device):
         ref,  # Features of the training faces of a draw
     ):
         radius = ball_radii(ref, device=device) if n > 5 else None
-        return ref,Stats.of(ref),radius,list(projections(ref, device=device))
+        return ref,Stats.of(ref),radius,projections(ref, device=device)
     def measure(
         a,         # Features of one kind, of as many pictures
         prepared,  # What `prepare` gave

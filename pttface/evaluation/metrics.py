@@ -10,8 +10,7 @@ __all__ = ['check_finite', 'Stats', 'eigenvalues', 'effective_number', 'effectiv
            'bootstrap_error']
 
 # %% ../../nbs/evaluation/metrics.ipynb #012aec57
-from concurrent.futures import ThreadPoolExecutor
-from functools import lru_cache
+from functools import lru_cache,partial
 
 import numpy as np
 import torch
@@ -184,25 +183,22 @@ def _directions(lines, dim, seed, device):
     u = np.random.default_rng(seed).normal(size=(lines, dim))
     return on_device(u/np.linalg.norm(u, axis=1, keepdims=True), device)
 
-def _sorted_rows(x):
-    "On a CPU by NumPy, which is quicker, in Torch's number of threads."
-    if x.device.type != 'cpu':
-        return x.sort().values
-    threads = torch.get_num_threads()
-    with ThreadPoolExecutor(threads) as pool:
-        list(pool.map(np.ndarray.sort, np.array_split(x.numpy(), threads)))
-    return x
+def _projected(x, some):
+    "Features along some directions, sorted; on a CPU by NumPy, which is quicker."
+    out = inner_products(some, x)
+    if out.device.type != 'cpu':
+        return out.sort().values
+    out.numpy().sort(1)
+    return out
 
 def projections(
     x:np.ndarray,    # Features, (N,D)
     lines:int=1000,  # Random directions
     seed:int=0,      # Of them
     device=None,     # Where to compute; a GPU if there is one
-): # Yields (100,N), sorted along the lines
+)->list: # (100,N) each, sorted along the lines
     "Features projected onto lines, a hundred lines at a time."
-    x = on_device(x, device)
-    for some in _directions(lines, x.shape[1], seed, device).split(100):
-        yield _sorted_rows(inner_products(some, x))
+    return in_threads(partial(_projected, on_device(x, device)), _directions(lines, x.shape[1], seed, device).split(100))
 
 def mind(
     a:np.ndarray,         # Features of one set, (N,D)
@@ -216,11 +212,13 @@ def mind(
     n = min(len(a), len(b))
     if n < 2:
         raise BadInput(f'Found {len(a)} and {len(b)} features: MIND needs at least 2 of each')
-    ours,theirs = (projections(draw_rows(o, n, seed), lines, seed, device) for o in (a, b))
-    total = 0.
-    for p,q in zip(ours, projected or theirs):
-        total += float((p - q).pow(2).sum(dtype=torch.float64))
-    return 3*a.shape[1]*total/(lines*n)
+    a,b = (on_device(draw_rows(o, n, seed), device) for o in (a, b))
+    parts = _directions(lines, a.shape[1], seed, device).split(100)
+    def apart(part):
+        some,theirs = part
+        gap = _projected(a, some) - (_projected(b, some) if theirs is None else theirs)
+        return float(gap.pow_(2).sum(dtype=torch.float64))
+    return 3*a.shape[1]*sum(in_threads(apart, list(zip(parts, projected or [None]*len(parts)))))/(lines*n)
 
 # %% ../../nbs/evaluation/metrics.ipynb #25e2551a
 def vendi_score(
