@@ -1,5 +1,6 @@
 """What a referee would check in the evaluation's figures: the published formulas, random subsets, errors, the power of
 the search for copies, and input of every odd kind."""
+import itertools
 import json
 import sys
 from types import ModuleType, SimpleNamespace
@@ -12,6 +13,7 @@ from scipy import linalg
 from torch.nn import functional as F
 
 from pttface import fid
+from pttface.evaluation import distances
 from pttface.evaluation import features as ft
 from pttface.evaluation import metrics as mt
 from pttface.evaluation.memorization import (Originality, TrainingFaces, are_copies, article_numbers, find_copies,
@@ -131,11 +133,26 @@ def test_the_floor_knows_which_articles_were_held_out():
 @pytest.fixture
 def small_blocks(monkeypatch):
     "Seven rows at a time, so that every comparison goes through many blocks."
-    blocks = mt.row_blocks
-    monkeypatch.setattr(mt, 'row_blocks', lambda n, columns: blocks(n, columns, 7*columns))
+    for module in (distances, mt):
+        blocks = module.row_blocks
+        monkeypatch.setattr(module, 'row_blocks', lambda n, columns, blocks=blocks: blocks(n, columns, 7*columns))
 
 
-def test_blocks_change_nothing(small_blocks):
+@pytest.fixture(params=['whole', 'in three threads', 'the last rows kept'])
+def ways(request, monkeypatch):
+    "Blocks in one thread and in three, and sets of which only the last rows meet each other once."
+    threads = torch.get_num_threads()
+    if request.param == 'in three threads':
+        monkeypatch.setattr(distances, 'parts_of', lambda block, *_: [slice(*o) for o in itertools.pairwise(
+            np.linspace(block.start, block.stop, 4).astype(int).tolist())])
+        torch.set_num_threads(3)
+    if request.param == 'the last rows kept':
+        monkeypatch.setattr(distances, 'MOST_KEPT', 30)
+    yield
+    torch.set_num_threads(threads)
+
+
+def test_blocks_change_nothing(small_blocks, ways):
     rng = np.random.default_rng(0)
     a, b = rng.normal(size=(60, 9)) + 40, rng.normal(size=(83, 9)) + 40.3  # far from zero, beside the distances
     d = np.linalg.norm(a[:, None] - b[None], axis=-1)
@@ -146,6 +163,11 @@ def test_blocks_change_nothing(small_blocks):
     ga, gb = rng.integers(0, 5, 60), rng.integers(0, 5, 83)
     apart = np.where(ga[:, None] == gb, np.inf, d)
     assert (neighbours(a, b, 3, groups=(ga, gb))[1] == apart.argsort(1)[:, :3]).all()
+    flat = a.reshape(-1, 3, 3, 1)[:, :, ::-1].reshape(60, 9)
+    both = np.concatenate([own, np.linalg.norm(a[:, None] - flat[None], axis=-1)], 1)
+    mirrored = distances.MirroredDistances(a, (3, 3, 1))
+    found = distances.nearest_rows(mirrored, 4, (np.arange(60), np.r_[:60, -np.ones(60, int)]))
+    assert np.allclose(found[0], np.sort(both, 1)[:, :4], atol=1e-3)
     ra, rb = (np.sort(np.linalg.norm(o[:, None] - o[None], axis=-1), 1)[:, 5] for o in (a, b))
     got = prdc(a, b)
     want = dict(precision=(d <= ra[:, None]).any(0).mean(), recall=(d <= rb).any(1).mean(),

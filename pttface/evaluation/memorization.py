@@ -16,7 +16,7 @@ import cv2
 import numpy as np
 from scipy import stats
 
-from ..display import Picture,show_images
+from ..display import Picture,montage
 from .distances import MirroredDistances,SideBySide,SquaredDistances,nearest_rows
 from ..storage.files import BadInput
 
@@ -186,7 +186,7 @@ def find_copies(
     articles=None,        # Article of each training face, (M,) numbers; each its own by default
     planted:dict=None,    # Features of planted copies by kind, (n,D) each
     device=None,          # Where to compute; a GPU if there is one
-    looks=(None,)*3,      # See the distances of training faces, samples and held-out faces, see `distances.nearest_rows`
+    looks=(None,)*3,      # See distances of training faces, samples and held-out faces, as for `distances.nearest_rows`
 )->Space: # What was found
     "Compare samples with training faces in one space; raises `BadInput` on fewer than 3 training faces."
     faces = TrainingFaces(train, mirrored, articles=articles, device=device, look=looks[0])
@@ -274,9 +274,16 @@ def closest_pairs(
     near,copy = found.near,found.copies
     top = np.lexsort((near.ratio, ~copy))[:n]
     below = [train[near.index[i]][:,::-1] if near.flipped[i] else train[near.index[i]] for i in top]
-    titles = [f'{near.ratio[i]:.2f}{" flagged" if copy[i] else ""}' for i in top]
-    titles += ['mirrored' if near.flipped[i] else 'training' for i in top]
-    return show_images([*ims[top], *below], titles, ncols=len(top), size=.9)
+    fig,width = Picture(figsize=(.9*len(top), 2.24)),ims.shape[2] + 2
+    rows = [(ims[top], [f'{near.ratio[i]:.2f}{" flagged" if copy[i] else ""}' for i in top]),
+            (np.stack(below), ['mirrored' if near.flipped[i] else 'training' for i in top])]
+    for ax,(row,titles) in zip(fig.subplots(2, 1), rows):
+        ax.imshow(montage(row, len(top)), interpolation='nearest' if width < 100 else None)
+        ax.set_xticks(width*np.arange(len(top)) + width/2 - 1.5, titles, fontsize=8)
+        ax.tick_params(top=False, bottom=False, labeltop=True, labelbottom=False, pad=1)
+        ax.set_yticks([])
+        ax.spines[:].set_visible(False)
+    return fig
 
 # %% ../../nbs/evaluation/memorization.ipynb #ae7c765e
 def ratio_picture(

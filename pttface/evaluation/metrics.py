@@ -198,7 +198,8 @@ def projections(
     device=None,     # Where to compute; a GPU if there is one
 )->list: # (100,N) each, sorted along the lines
     "Features projected onto lines, a hundred lines at a time."
-    return in_threads(partial(_projected, on_device(x, device)), _directions(lines, x.shape[1], seed, device).split(100))
+    parts = _directions(lines, x.shape[1], seed, device).split(100)
+    return in_threads(partial(_projected, on_device(x, device)), parts)
 
 def mind(
     a:np.ndarray,         # Features of one set, (N,D)
