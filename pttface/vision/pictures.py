@@ -71,10 +71,12 @@ def _in_zip(path):
                 yield o.filename,z.read(o)
 
 def _in_folder(path):
-    for p in sorted(path.rglob('*')):
-        name = p.relative_to(path).as_posix()
-        if not _hidden(name) and p.is_file() and _fits(path, name, p.stat().st_size):
-            yield name,p.read_bytes()
+    names = [os.path.relpath(os.path.join(folder, o), path) for folder,_,files in os.walk(path) for o in files]
+    for name in sorted(names, key=lambda o: o.split(os.sep)):
+        p,name = os.path.join(path, name),name.replace(os.sep, '/')
+        if not _hidden(name) and os.path.isfile(p) and _fits(path, name, os.path.getsize(p)):
+            with open(p, 'rb') as f:
+                yield name,f.read()
 
 # %% ../../nbs/vision/pictures.ipynb #a49b2929
 def files_in(
@@ -138,8 +140,9 @@ def load_images(
     if path.is_file() and path.suffix in ('.npz','.npy'):
         return load_array(path)
     files = list(files_in(path))
+    bodies = [[b for _,b in files[i:i+64]] for i in range(0, len(files), 64)]
     with ThreadPoolExecutor(os.cpu_count()) as pool:
-        ims = list(pool.map(_decoded, (b for _,b in files)))
+        ims = [im for some in pool.map(lambda some: list(map(_decoded, some)), bodies) for im in some]
     odd = [name for (name,_),o in zip(files, ims) if o is None and not name.endswith('.json')]
     ims = [o for o in ims if o is not None]
     if not ims:
