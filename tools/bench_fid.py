@@ -334,7 +334,8 @@ def bench(smoke=False):
         ours = got['ours']['features']
         rows = [row('features images/s', ours, 'images/s', p, got.get(p, {}).get('features'), per=n) for p in PEERS]
         real, fake = (write_pngs(pictures(many, 16, i), d/name) for i, name in enumerate(('real', 'fake')))
-        jobs = [(k, not smoke, 'distance', write_stats(d/'stats.npz', dim)), (1 if smoke else 3, False, 'report', real, fake)]
+        jobs = [(k, not smoke, 'distance', write_stats(d/'stats.npz', dim)),
+                (1 if smoke else 3, False, 'report', real, fake)]
         rows += peer_rows(rounds(python, 'projection', jobs), dim, many)
     return rows + half_rows(pictures(8 if smoke else 128)) + copies_rows(20 if smoke else 500)
 
