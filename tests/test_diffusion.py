@@ -482,7 +482,7 @@ def test_an_old_record_has_no_guidance(guided, root):
     assert read_json(begun/'recipe.json') == record, 'the same weights, so the same run'
 
 def test_guidance_is_no_part_of_the_training():
-    assert [r.guidance for r in RECIPES.values()] == [1., 2., 2., 2., 2., 1.]
+    assert [r.guidance for r in RECIPES.values()] == [1., 1.5, 1.5, 1.5, 1.5, 1.]
     assert training_record(RECIPES['tiny']) == training_record(replace(RECIPES['tiny'], guidance=1., guide_at=.5))
 
 @pytest.mark.parametrize('times,widths', [([50], [.1]), ([90,100], [.1,.1]), (range(10, 200, 10), [.05]*19),

@@ -73,7 +73,7 @@ def guidance_picture(
     return fig
 
 # %% ../../nbs/evaluation/guidance.ipynb #8089e69b
-TRIED = ((1.5,.1,2.), (2.,.1,2.), (2.5,.1,2.), (3.,.1,2.), (1.5,.05,5.), (2.,.05,5.))  # Weight, σ from … to
+TRIED = ((1.25,.02,2.), (1.5,.02,2.), (2.,.02,2.), (1.5,.02,5.), (2.,.1,2.), (3.,.1,2.))  # Weight, σ from … to
 
 def halves(
     heldout:np.ndarray,  # (N,H,W,3) uint8

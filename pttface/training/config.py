@@ -100,7 +100,7 @@ class Recipe:
     method:str='consistency'  # How it was distilled: 'matching' or 'consistency'
 
 # %% ../../nbs/training/config.ipynb #1c350f8d
-_learn = dict(optimizer='muon', schedule='inverse_sqrt', uncertainty=True, beta2=.99, guidance=2.)
+_learn = dict(optimizer='muon', schedule='inverse_sqrt', uncertainty=True, beta2=.99, guidance=1.5, guidance_low=.02)
 _edm = Recipe('edm', batch=256, lr=4e-4, warmup=500e3, augment=.12, snapshots=12, **_learn)
 _linear = dict(net='stronger', parameterization='linear', stratified=False, batch=16, lr_end=1e-5, decay=.01,
                flip=False, ema='decay 0.998', sampler='ancestral')
@@ -112,7 +112,7 @@ RECIPES = {o.name:o for o in [
     _edm,
     replace(_edm, name='edm-t4', net_args=dict(ch=96), batch=128, lr=3e-4),
     replace(_edm, name='edm-128', size=128, net_args=dict(ch=64, mults=(1,2,4,4,4), size=128), batch=128, lr=3e-4,
-            mean=-1.2 + math.log(2), guidance_low=.2, guidance_high=4.),
+            mean=-1.2 + math.log(2), guidance_low=.04, guidance_high=4.),
     Recipe('tiny', net_args=dict(ch=32, mults=(1,2,2,2), blocks=1, attn=(8,), dropout=0., size=32, lean=True),
            lr=.012, warmup=1e3, ema='power 0.10', guide_at=.0625, **_learn | _small),
     Recipe('tiny-original', net_args=dict(widths=(32,48,64,64), mid=96, heads=1), steps=250, **_linear | _small)]}
