@@ -191,7 +191,7 @@ class SideBySide:
         return fill
 
 # %% ../../nbs/evaluation/distances.ipynb #b99e2e0e
-GROUP = 32
+GROUP = 32  # Numbers of which only the smallest is looked at first
 
 def smallest(
     x:torch.Tensor,  # (N,M)
