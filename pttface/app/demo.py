@@ -116,7 +116,7 @@ def run_stages(
     from pttface.training.device import half_type,pick_device
     board,data = run_data_stages(root, s, progress)
     with timed(root, 'train'):
-        run = train(data, s.recipe, root=root, budget=s.budget, force=True, progress=progress)  # Photos may have come late
+        run = train(data, s.recipe, root=root, budget=s.budget, progress=progress)
     with timed(root, 'sample'):
         half = half_type(pick_device()) is not None  # In 16 bits where those are quick, as it was trained
         drawn = sample_run(root, run=run.path.name, n=s.samples, half=half, progress=progress)
