@@ -35,8 +35,8 @@ from .checks import check_numbers
 from .display import Picture,Table
 from .net.http import RETRYABLE,Client,Stopped,agent_with,check_proxy
 from .net.scheduler import HOST_LIMITS,OTHER_HOSTS,fetch_all,host_limits
-from .policy import (NO_OPTOUT,OptOut,Robots,decode_text,opted_out,read_optout,remember_addresses,
-                            remember_optout,tagged,without_look,young)
+from .policy import (NO_OPTOUT,OptOut,Robots,decode_text,hashes_of,opted_out,read_optout,remember_addresses,
+                            remember_optout,tagged,young)
 from .storage.files import (BadInput,Ledger,find_preset,iter_jsonl,locked,need,read_json,read_tar,write_json,
                                    write_tar)
 from .storage.rows import PackedRows
@@ -447,7 +447,7 @@ def learn_optout(
     remember_addresses(root, optout, shown)
     rows = chain(ledger_rows(root), (r for m in months for r in m.ledger.rows.values()))
     photos = [r for r in rows if r['status'] != 'failed' and r.get('sha256') and opted_out(r, optout)]
-    return remember_optout(root, optout, [without_look(r, optout) for r in photos])
+    return remember_optout(root, optout, [hashes_of(r, optout) for r in photos])
 
 # %% ../nbs/01_download.ipynb #2583baac
 def _articles(job):

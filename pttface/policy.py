@@ -9,7 +9,7 @@ __all__ = ['ARTICLE', 'SHA256', 'SUFFIX', 'QUOTES', 'TWIN_BITS', 'AID', 'DIGITS6
            'SCHOOLS', 'MINORS', 'DIGITS', 'ARABIC', 'CHINESE', 'UNITS', 'UNIT_OF_ELSE', 'AGES', 'AGE_GROUP', 'BIRTH',
            'LIKENED', 'NOTICE', 'STAFF', 'announcement', 'NO_AGE_SCREEN', 'ROBOT', 'ALWAYS', 'NEVER', 'KEEP_OUT',
            'VALUED', 'named_by', 'decode_text', 'article_codes', 'OptOut', 'optout_photos', 'read_optout', 'opted_out',
-           'without_look', 'remember_optout', 'remember_addresses', 'remember_photos', 'remember_faces',
+           'hashes_of', 'remember_optout', 'remember_addresses', 'remember_photos', 'remember_faces',
            'left_out_by_face', 'number', 'why_young', 'young', 'left_out', 'age_screen', 'Robots', 'tagged']
 
 # %% ../nbs/policy.ipynb #9d3916c5
@@ -252,7 +252,7 @@ def opted_out(
     return isinstance(out, OptOut) and out.is_twin(row.get('sha256'), row.get('phash'))
 
 # %% ../nbs/policy.ipynb #e9d8954e
-def without_look(
+def hashes_of(
     row:dict,    # Of a photo that must not be used
     out:OptOut,  # From `read_optout`
 )->dict: # `sha256`, and `phash` where the list names the photo or an article that shows it
@@ -298,7 +298,7 @@ def remember_photos(
         return 0
     rows = (r for p in sorted((Path(root)/'photos').glob('ledger_*.jsonl')) for r in iter_jsonl(p, skip_damaged=True))
     twins = [r for r in rows if r.get('sha256') and out.is_twin(r['sha256'], r.get('phash'))]
-    return _remember(root, out, own + [without_look(r, out) for r in twins])
+    return _remember(root, out, own + [hashes_of(r, out) for r in twins])
 
 def remember_faces(
     root:str|os.PathLike,  # An artefact folder
