@@ -136,19 +136,17 @@ def even_and_odd(
     return torch.cat([((left + right)/2**.5).flatten(1), middle], 1),((left - right)/2**.5).flatten(1)
 
 class MirroredDistances(SquaredDistances):
-    "Squares of the distances of pictures to others, (N,M), and behind them to the mirror images of those, (N,M)"
+    "Squares of the distances of pictures to each other, (N,N), and behind them to their mirror images, (N,N)"
     def __init__(self,
-        a:np.ndarray,       # Pictures, (N,H·W·C)
-        shape:tuple,        # (H,W,C)
-        b:np.ndarray=None,  # Others, (M,H·W·C); `a` itself by default
-        device=None,        # Where to compute; a GPU if there is one
+        a:np.ndarray,  # Pictures, (N,H·W·C)
+        shape:tuple,   # (H,W,C)
+        device=None,   # Where to compute; a GPU if there is one
     ):
-        self.device,self.picture,self.own = pick_device(device),shape,b is None
-        b = on_device(a if self.own else b, device)
-        even,odd = even_and_odd(b, shape)
+        self.device,self.picture,self.own = pick_device(device),shape,True
+        self.a = on_device(a, device)
+        even,odd = even_and_odd(self.a, shape)
         self.middle,self.odd = even.mean(0),2*odd
         self.right = _lifted(even, self.middle, True, odd.square().sum(1))
-        self.a = b if self.own else on_device(a, device)
 
     @property
     def shape(self)->tuple: # (N,2M)
