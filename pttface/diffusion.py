@@ -40,7 +40,7 @@ from .training.samplers import Noise,add_churn,slerp,unipc
 from .training.trainer import Trainer,TrainingRun,begin_run,check_arguments,check_recipe,check_weights
 from .training.trainer import find_trackers,fit_to_data,run_training,save_images
 from .training.uncertainty import Weighed,WeighedTrainer
-from .unet import StrongerUNet,UNet,n_params
+from .unet import NETS,Experts,n_params
 
 # %% ../nbs/05_diffusion.ipynb #237c4a86
 _all_ = ['RECIPES','Recipe','Budget','save_images','check_recipe','fit_to_data']
@@ -234,13 +234,14 @@ def make_net(
     recipe:Recipe,  # Names the network and its arguments
 )->nn.Module: # A new network, its weights drawn from the recipe's seed
     "Build the network of `recipe`; raises `BadInput` where its arguments make none."
-    one_of(recipe.net, ('unet','stronger'), 'network')
+    nets = NETS | dict(experts=Experts)
+    one_of(recipe.net, nets, 'network')
     labels = dict(aug_dim=len(CHANGES)) if recipe.augment else {}
     labels |= dict(label_dim=len(label_columns(recipe.labels))) if recipe.labels else {}
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(recipe.seed)
         try:
-            return dict(unet=UNet, stronger=StrongerUNet)[recipe.net](**recipe.net_args, **labels)
+            return nets[recipe.net](**recipe.net_args, **labels)
         except (TypeError, ValueError, AssertionError, ZeroDivisionError, RuntimeError) as e:
             raise BadInput(f'A network {recipe.net!r} cannot be built with {recipe.net_args | labels}: {e}') from e
 

@@ -7,10 +7,11 @@ Docs: https://pttface.github.io/pttface/distill.html.md"""
 # %% auto #0
 __all__ = ['SLOWER', 'QUICKER', 'METHODS', 'check_teacher', 'euler_step', 'matched_settings', 'tuned_settings',
            'distilled_recipe', 'measure_ends', 'make_tuned', 'draw_compared', 'MatchingTrainer', 'measure_drawn',
-           'make_matched', 'describe_distillation', 'check_same_teacher', 'distill', 'blend', 'NewestOnly', 'Explorer']
+           'finisher', 'make_matched', 'describe_distillation', 'check_same_teacher', 'distill', 'blend', 'NewestOnly',
+           'Explorer']
 
 # %% ../nbs/distill.ipynb #80335ea7
-import logging,os,threading,time
+import copy,logging,os,threading,time
 from dataclasses import replace
 from functools import partial
 
@@ -24,10 +25,10 @@ from ipywidgets import Button,FloatSlider,HBox,HTML,Image,Layout,VBox
 from . import callable_module
 from .checks import check_numbers,one_of
 from .dataset import FaceData
-from .diffusion import Run,confirm_cpu,draw_noise,draw_sheet,draw_sigmas,generate,guidance_of,make_denoiser
-from .diffusion import measure_averages,sampled_denoiser,to_float,to_uint8
+from .diffusion import Denoiser,Run,confirm_cpu,dpm2m,draw_noise,draw_sheet,draw_sigmas,generate,guidance_of
+from .diffusion import make_denoiser,make_net,measure_averages,sampled_denoiser,to_float,to_uint8
 from .storage.files import BadInput
-from .training.config import Budget,Recipe,copy_lr
+from .training.config import SECOND_LEVEL,Budget,Recipe,copy_lr
 from .training.consistency import LOWEST,consistency_loss,earlier_level,stage_at
 from .training.device import HALF,pick_device,pick_precision
 from .training.labels import drop_labels
@@ -35,6 +36,7 @@ from .training.matching import Matching,energy_distance,levels_above
 from .training.samplers import Noise
 from .training.trainer import Trainer,begin_run,check_arguments,check_recipe,find_trackers,fit_to_data
 from .training.trainer import run_training
+from .unet import n_params
 
 # %% ../nbs/distill.ipynb #13dcc6f4
 log = logging.getLogger(__name__)
@@ -70,16 +72,17 @@ def euler_step(
     return x0 + (r/t)[:,None,None,None]*(x - x0)
 
 # %% ../nbs/distill.ipynb #ce7fef3c
-SLOWER = 24.   # The teacher's learning rate, over that of a student that is matched …
-QUICKER = 10.  # … and how many times that the denoiser beside it has
+SLOWER = 24.   # The teacher's learning rate, over that of a student's first network …
+QUICKER = 10.  # … and how many times that the second has, and the denoiser beside them
 
 def matched_settings(
     r:Recipe,   # The teacher's
     mid:float,  # Noise level of the second evaluation
 )->dict: # What is other than the teacher's
     "Settings of distribution matching."
-    args = r.net_args | dict(dropout=0.) if r.net == 'unet' else r.net_args
-    return dict(method='matching', levels=(10.,float(mid)), sampler='multistep', mean=-.2, std=2., net_args=args,
+    levels,args = (10.,float(mid)),r.net_args | (dict(dropout=0.) if r.net == 'unet' else {})
+    return dict(method='matching', levels=levels, sampler='multistep', mean=-.2, std=2., net='experts',
+                net_args=dict(bounds=(round((levels[0]*levels[1])**.5, 6),), net=r.net, **args),
                 schedule='cosine', uncertainty=False, lr=r.lr/SLOWER, lr_end=r.lr_end/SLOWER, warmup=20.*r.batch,
                 augment=0.)
 
@@ -93,12 +96,12 @@ def tuned_settings(
 
 # %% ../nbs/distill.ipynb #00aff715
 # Settings of each way to distil, and how many times as many pictures the teacher saw
-METHODS = dict(matching=(matched_settings, 8), consistency=(tuned_settings, 2))
+METHODS = dict(matching=(matched_settings, 1), consistency=(tuned_settings, 2))
 
 def distilled_recipe(
     run:Run,              # The teacher
     name:str=None,        # Of the new run; the teacher's with `-distilled` by default
-    mid:float=.8,         # Noise level of the second evaluation
+    mid:float=None,       # Noise level of the second evaluation; the method's by default
     method:str='matching',# One of `METHODS`
     **changed,            # Other settings: targets, doublings, batch, lr; `None` leaves one as it is
 )->Recipe:
@@ -110,7 +113,7 @@ def distilled_recipe(
     settings_of,share = METHODS[method]
     images = max(1, run.pinned()[0]['images']//share)
     return replace(r, name=name or f'{run.path.name}-distilled', steps=2, guidance=1., snapshots=0,
-                   budget=f'{images} images', **settings_of(r, mid) | changed)
+                   budget=f'{images} images', **settings_of(r, SECOND_LEVEL[method] if mid is None else mid) | changed)
 
 # %% ../nbs/distill.ipynb #eff702d8
 @torch.no_grad()
@@ -162,25 +165,23 @@ def draw_compared(
     x0,                   # The whole batch, NCHW; or a tuple of that and the codes of its labels (N,D)
     rng:torch.Generator,  # Where chance comes from
     recipe:Recipe,        # Says which noise levels
-)->tuple: # Noises (N,K,C,H,W), last evaluations (N,), noise NCHW, its levels (N,), None, and codes (N,D) or None
+)->tuple: # Noises (N,2,C,H,W), noise NCHW, its levels (N,), None, and codes (N,D) or None
     "All that is left to chance in one step of matching."
     x0,code = x0 if isinstance(x0, tuple) else (x0,None)
     r,kw = recipe,dict(device=x0.device, generator=rng)
     noises = torch.randn(len(x0), len(r.levels), *x0.shape[1:], **kw)
-    last = torch.randperm(len(x0), **kw)%len(r.levels)
-    lowest = torch.tensor([*r.levels[1:], 0.], device=x0.device)[last]/2
-    sigma = levels_above(lowest, r.mean, r.std, rng)
+    sigma = levels_above(torch.full((len(x0),), r.levels[1]/2, device=x0.device), r.mean, r.std, rng)
     code = None if code is None else drop_labels(code, r.labels, r.label_dropout, rng)
-    return noises,last,torch.randn(x0.shape, **kw),sigma,None,code
+    return noises,torch.randn(x0.shape, **kw),sigma,None,code
 
 # %% ../nbs/distill.ipynb #474b6148
 class MatchingTrainer(Trainer):
     "Trains a student, and beside it the denoiser of what it draws"
     def optimizer(self):
-        "One for both networks"
+        "One for all networks"
         make,m = super().optimizer,self.module
-        opt,beside = (make(o, o.net) for o in (m.student, m.own))
-        for g in beside.param_groups:
+        opt,*quick = (make(o, o) for o in (*m.student.net.nets, m.own.net))
+        for g in (g for o in quick for g in o.param_groups):
             opt.add_param_group(g | dict(times=QUICKER))
         for g in opt.param_groups:
             if g.get('momentum'):
@@ -200,8 +201,8 @@ class MatchingTrainer(Trainer):
         weights:list,  # Of the teacher, as `Run.weights` gives them
         source:str,    # Where they are from, for the log
     ):
-        "Both networks begin as the teacher"
-        super().begin_with(weights, source)
+        "All networks begin as the teacher"
+        super().begin_with([*weights]*len(self.net.nets), source)
         for p,w in zip(self.module.own.net.parameters(), weights):
             p.copy_(w)
 
@@ -225,6 +226,19 @@ def measure_drawn(
     return dict(ema_loss=energy_distance(drawn.cpu(), real[:256].cpu()), heldout_loss=None)
 
 # %% ../nbs/distill.ipynb #15e05f3b
+def finisher(
+    teacher,        # The guided denoiser
+    sigma:float,    # Noise level of the pictures
+    steps:int=3,    # How many, the last of them from a seventh of that level
+): # finish(x, aug, label): pictures NCHW at that level → where the teacher ends
+    "The way of a teacher from little noise to a picture."
+    levels = torch.tensor([*np.geomspace(sigma, sigma/7, steps), 0.]).float()
+    def finish(x, *told):
+        def denoise(x, s):
+            return teacher(x, s.to(x.device).expand(len(x)), *told)
+        return dpm2m(denoise, x, levels, None)
+    return finish
+
 def make_matched(
     run:Run,           # The new run
     teacher,           # The guided denoiser
@@ -236,10 +250,11 @@ def make_matched(
     "Hand student and denoiser, what is random and what to measure to a `Trainer`."
     r,sigma_data = run.recipe,run.record['sigma_data']
     half = HALF[pick_precision(r.precision, pick_device(device))]
-    student,own = (make_denoiser(r, sigma_data) for _ in range(2))
+    student = make_denoiser(r, sigma_data)
+    own = Denoiser(copy.deepcopy(student.net.nets[0]), r.parameterization, sigma_data)
     def loss(model, batch, rng):  # One for each picture
         return model(*batch)
-    model = Matching(student, own, teacher, r.levels, sigma_data)
+    model = Matching(student, own, teacher, finisher(teacher, r.levels[1]), r.levels, sigma_data)
     return MatchingTrainer(run, model, loss, data, budget, device, *args, net=student.net,
                            draw=partial(draw_compared, recipe=r),
                            measure=partial(measure_drawn, seed=r.seed, half=half),
@@ -252,8 +267,8 @@ def describe_distillation(
     data,           # `FaceData`
 )->dict: # sigma_data, images, parameters, init, guidance, and perhaps labels
     "What the record of a new run says beside its settings."
-    kept = {k:run.record[k] for k in ('sigma_data','parameters','labels') if k in run.record}
-    return kept | dict(images=len(data.train), init=dict(run=run.path.name, weights=run.weights_id()),
+    kept = {k:run.record[k] for k in ('sigma_data','labels') if k in run.record}
+    return kept | dict(images=len(data.train), parameters=n_params(make_net(recipe)), init=dict(run=run.path.name, weights=run.weights_id()),
                        guidance=[*guidance_of(run)])
 
 def check_same_teacher(
@@ -272,10 +287,10 @@ def distill(
     run:Run,               # A trained run of an EDM recipe
     data=None,             # `FaceData`; the packed set of `root` by default
     root:str|os.PathLike=None,  # Folder of all artefacts, the run's own by default; the new run is `root/runs/NAME`
-    budget:str=None,       # As for `train`; an eighth (consistency: half) of the teacher's pictures by default
+    budget:str=None,       # As for `train`; as many pictures as the teacher saw (consistency: half) by default
     name:str=None,         # Of the new run; the teacher's with `-distilled` by default
     device:str=None,       # 'cpu', or the best there is
-    mid:float=.8,          # Noise level of the second evaluation
+    mid:float=None,        # Noise level of the second evaluation; 0.3 (consistency: 0.8) by default
     method:str='matching', # 'matching' of what is drawn, or 'consistency' tuning …
     targets:str=None,      # … 'guided' (by default) or 'data': where the second point of a path comes from
     doublings:int=None,    # … and stages, with each of which the two points move together; 3 by default

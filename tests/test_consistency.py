@@ -1,5 +1,6 @@
 "A run distilled into two evaluations, either way: resumed, refused, drawn, exported, and turned with the mouse."
 import inspect
+import itertools
 import re
 import shlex
 import sys
@@ -17,14 +18,16 @@ from diffusion_worker import SMALL, data
 from pttface.app.cli import run_safely
 from pttface.app.status import status
 from pttface.dataset import FaceData
-from pttface.diffusion import Run, evaluations, interpolate, sample, train, trajectory
-from pttface.distill import METHODS, QUICKER, Explorer, NewestOnly, distill
+from pttface.diffusion import Run, evaluations, interpolate, sample, sampled_denoiser, to_float, train, trajectory
+from pttface.distill import METHODS, QUICKER, Explorer, NewestOnly, distill, finisher
 from pttface.evaluation.samples import newest, sample_to
 from pttface.export import export_run, load_model
 from pttface.fid import Watch
 from pttface.storage.files import BadInput, read_json
 from pttface.training.config import read_recipe, recipe_record, training_record
 from pttface.training.consistency import consistency_loss, earlier_level, multistep, stage_at
+from pttface.training.matching import end_loss
+from pttface.training.onnx_graph import onnx_denoiser
 
 STILL = dict(device='cpu', progress=False)
 GUIDED = replace(SMALL, guidance=2., report='32 images')
@@ -97,14 +100,54 @@ def test_student_and_denoiser_begin_as_the_teacher_and_go_ways_of_their_own(teac
                      times=[g.get('times', 1.) for g in t.opt.param_groups],
                      rates={g['lr'] for g in t.opt.param_groups})
     taught(teacher, root=tmp_path/'root', budget='8 images', lr=1e-9, callback=look)
-    begun = Run.open(tmp_path/'root', 'small-distilled').weights()
-    for weights in (begun, first['own']):
-        assert all(torch.allclose(p, q, atol=1e-6) for p, q in zip(weights, teacher.weights()))
-    assert first['times'] == [1., QUICKER] and max(first['rates'])/min(first['rates']) == pytest.approx(QUICKER)
+    begun, n = Run.open(tmp_path/'root', 'small-distilled').weights(), len(teacher.weights())
+    for weights in (begun[:n], begun[n:], first['own']):
+        assert all(torch.allclose(p, q, atol=1e-6) for p, q in zip(weights, teacher.weights(), strict=True))
+    assert first['times'] == [1., QUICKER, QUICKER]
+    assert max(first['rates'])/min(first['rates']) == pytest.approx(QUICKER)
     state = matched.pinned()[0]
-    assert state['net'].keys() == state['own'].keys()
-    assert not any(torch.equal(state['net'][k], v) for k, v in state['own'].items() if v.numel() > 100)
-    assert len(matched.weights()) == len(teacher.weights())
+    assert state['net'].keys() == {f'nets.{i}.{k}' for i in range(2) for k in state['own']}
+    for k, v in state['own'].items():
+        ways = [v, *(state['net'][f'nets.{i}.{k}'] for i in range(2))]
+        assert v.numel() <= 100 or not any(torch.equal(a, b) for a, b in itertools.combinations(ways, 2))
+    assert matched.record['parameters'] == sum(o.numel() for o in matched.weights()) == 2*teacher.record['parameters']
+
+
+def test_each_evaluation_is_answered_by_a_network_of_its_own(matched):
+    d = matched.denoiser('cpu')
+    asked = []
+    for i, net in enumerate(d.net.nets):
+        net.register_forward_hook(lambda *args, i=i: asked.append(i))
+    first, second = matched.recipe.levels
+    x, levels = torch.randn(4, *matched.shape), torch.tensor([first, second, second, first])
+    each = torch.cat([d(x[i:i+1], levels[i:i+1]) for i in range(4)])
+    assert asked == [0, 1, 1, 0]
+    assert torch.allclose(d(x, levels), each, atol=1e-5) and asked[4:] == [0, 1]
+    assert matched.evaluations() == 2 and len(asked) == 6
+
+
+def test_the_second_evaluation_learns_where_the_teacher_ends(teacher, tmp_path):
+    pupil = taught(teacher, root=tmp_path/'root', budget='1000 images', lr=1e-3)
+    d, t = pupil.denoiser('cpu'), sampled_denoiser(teacher, 'cpu')
+    x = to_float(data().images)
+    x = x + .3*torch.randn(x.shape, generator=torch.Generator().manual_seed(0))
+    with torch.no_grad():
+        end = finisher(t, .3)(x)
+        off = [end_loss(f(x, torch.full((len(x),), .3)), end).mean().item() for f in (d, teacher.denoiser('cpu'))]
+    assert off[0] < .7*off[1], off
+
+
+@pytest.mark.parametrize('sigma', [.01, .3, 5.])
+def test_a_way_to_the_end_of_a_perfect_denoiser_is_its_picture(sigma):
+    where = torch.rand(3, 1, 2, 2)
+    asked = []
+
+    def denoise(x, s, *told):
+        asked.append((s.tolist(), told))
+        return where
+    end = finisher(denoise, sigma)(where + sigma*torch.randn(3, 1, 2, 2), None, 'label')
+    assert torch.allclose(end, where, atol=1e-5) and len(asked) == 3
+    assert all(told == (None, 'label') and len(s) == 3 for s, told in asked) and asked[0][0][0] == pytest.approx(sigma)
 
 
 def test_a_matched_student_hears_of_its_teacher_and_not_of_the_pictures(teacher, matched, tmp_path):
@@ -201,11 +244,11 @@ def test_what_a_distilled_run_cannot_do_is_said(kw, words, student):
 
 def test_the_recipe_travels_as_plain_json_and_old_ones_stay_what_they_were(student):
     settings = read_json(student.path/'recipe.json')['settings']
-    of_matching = dict(method='matching', levels=[10., .8], sampler='multistep')
+    of_matching = dict(method='matching', levels=[10., .3], sampler='multistep', net='experts')
     of_tuning = dict(doublings=3, targets='guided', levels=[80., .8], sampler='consistency')  # No `method`, as before
     expected, others = (of_matching, of_tuning)[::1 if student.recipe.method == 'matching' else -1]
     assert expected.items() <= settings.items() and settings['steps'] == 2
-    assert not (others.keys() - expected.keys()) & settings.keys()
+    assert not (others.keys() - expected.keys() - {'net'}) & settings.keys()
     assert read_recipe(settings) == student.recipe and student.guidance is None
     names = {'levels', 'doublings', 'targets', 'method'}
     assert not names & (recipe_record(SMALL).keys() | training_record(SMALL).keys())
@@ -221,6 +264,30 @@ def test_an_export_draws_the_same(student, tmp_path):
     assert f'{student.recipe.sampler}, 2 steps' in (tmp_path/'model/README.md').read_text()
 
 
+@pytest.mark.parametrize('labels', [(), ('pose',)])
+def test_graph_and_pipeline_ask_the_network_of_each_noise_level(labels, teacher, tmp_path):
+    pytest.importorskip('onnx')
+    run = teacher
+    few, told = data().arrays, data()
+    if labels:
+        arrays = dict(images=np.tile(few['images'], (9, 1, 1, 1)), split=np.tile(few['split'], 9), key=np.arange(216))
+        pose = np.array(['frontal', 'left', 'right'])[np.arange(216) % 3]
+        told = FaceData(arrays | dict(pose=pose), dict(hash='told216'))
+        run = train(told, replace(GUIDED, labels=labels), root=tmp_path/'root', budget='64 images', **STILL)
+    pupil = distill(run, told, root=tmp_path/'root', name='pupil', budget='64 images', **STILL)
+    export_run(pupil, tmp_path/'model', onnx=True, diffusers=True, **STILL)
+    d, graph = pupil.denoiser('cpu'), onnx_denoiser(tmp_path/'model/denoiser.onnx')
+    sigma = torch.tensor([10., .3, .02, 3.])
+    x = torch.randn(4, *pupil.shape)*sigma.view(-1, 1, 1, 1)
+    code = torch.eye(4, 3) if labels else None
+    with torch.no_grad():
+        ours = d(x, sigma, label=code)
+    theirs = graph(x.numpy(), sigma.numpy(), *([code.numpy()] if labels else []))
+    assert np.abs(ours.numpy() - theirs).max() < 1e-4
+    source = (tmp_path/'model/diffusers/unet/face_denoiser.py').read_text()
+    assert 'class Experts' in source and 'pttface' not in source
+
+
 def test_samples_on_disk_reports_and_watching(student, teacher, tmp_path):
     out = sample_to(sample, newest(student), 4, tmp_path/'some.npz', **STILL)
     assert np.array_equal(np.load(out)['images'], sample(student, 4, **STILL))
@@ -232,8 +299,9 @@ def test_samples_on_disk_reports_and_watching(student, teacher, tmp_path):
     assert ('by_sigma' in student.log[-1]) == (student.recipe.method == 'consistency')
 
 
-@pytest.mark.parametrize('method', METHODS)
-def test_the_command_goes_on_where_status_says(method, tmp_path):
+@pytest.mark.parametrize('how', [dict(method='matching'), dict(method='matching', mid=.4), dict(method='consistency'),
+                                 dict(method='consistency', targets='data', doublings=2, mid=1.)])
+def test_the_command_goes_on_where_status_says(how, tmp_path):
     root = tmp_path/'root'
     np.savez(tmp_path/'own.npz', images=data().images)
     faces = FaceData.from_npz(tmp_path/'own.npz').save(root)
@@ -242,7 +310,7 @@ def test_the_command_goes_on_where_status_says(method, tmp_path):
     def stop(t, row):
         raise KeyboardInterrupt
     with pytest.raises(KeyboardInterrupt):
-        distill(Run.open(root, 'small'), budget='64 images', method=method, callback=stop, **STILL)
+        distill(Run.open(root, 'small'), budget='64 images', callback=stop, **how, **STILL)
     step = next(r for r in status(root).rows if r['what'].startswith('small-distilled') and r['stage'] == 'train')
     words = shlex.split(step['command'])
     assert words[:2] == ['pttface', 'distill'] and '--run' in words

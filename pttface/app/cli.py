@@ -323,7 +323,7 @@ def distill_run(
     run:str='edm',         # The teacher: folder under `runs/`
     budget:str=None,       # As for `train`; an eighth (consistency: half) of the teacher's pictures by default
     name:str=None,         # Folder under `runs/`; `RUN-distilled` by default
-    mid:float=.8,          # Noise level of the second evaluation
+    mid:float=None,        # Noise level of the second evaluation; 0.3 (consistency: 0.8) by default
     method:str='matching', # How: `matching` of what is drawn, or `consistency` tuning
     targets:str=None,      # Of `consistency`: `guided`, by the teacher (default), or `data`, by the faces alone
     doublings:int=None,    # Of `consistency`: stages of the training; 3 by default
@@ -539,7 +539,7 @@ COMMANDS['train'] = Command(
 COMMANDS['distill'] = Command(
     'pttface.app.cli:distill_run', 'teach a copy of a run to draw in two evaluations',
     'Reads ROOT/runs/RUN and ROOT/dataset, writes ROOT/runs/NAME, a run like any other. The same command goes on.',
-    (('a guided run, with an eighth as many pictures as it has seen', 'pttface distill --root data --run edm'),
+    (('a guided run, with as many pictures as it has seen', 'pttface distill --root data --run edm'),
      ('then', 'pttface sample --root data --run edm-distilled --n 10000'),
      ('by consistency tuning, from the faces alone',
       'pttface distill --root data --run edm --method consistency --targets data')))

@@ -7,9 +7,9 @@ Docs: https://pttface.github.io/pttface/app/status.html.md"""
 # %% auto #0
 __all__ = ['Step', 'command_line', 'count_lines', 'record', 'readable', 'look', 'pages_in', 'pages_read', 'pages_aside',
            'links_step', 'photos_step', 'faces_step', 'dataset_step', 'last_log_row', 'duration', 'training_done',
-           'changed_flags', 'other_name', 'train_step', 'newest_checkpoint', 'outdated', 'sample_step', 'run_folders',
-           'recipe_and_data', 'run_steps', 'eval_step', 'disk_usage', 'size', 'demo_line', 'Status', 'optout_note',
-           'photo_notes', 'status']
+           'changed_flags', 'distilled_flags', 'other_name', 'train_step', 'newest_checkpoint', 'outdated',
+           'sample_step', 'run_folders', 'recipe_and_data', 'run_steps', 'eval_step', 'disk_usage', 'size', 'demo_line',
+           'Status', 'optout_note', 'photo_notes', 'status']
 
 # %% ../../nbs/app/status.ipynb #a4985de0
 import json,os,re,shlex,sqlite3,time,zipfile
@@ -23,7 +23,7 @@ import numpy as np
 from ..display import Table
 from ..policy import read_optout
 from ..storage.files import BadInput,open_root,read_json
-from ..training.config import RECIPES
+from ..training.config import RECIPES,SECOND_LEVEL
 from ..vision.identity import optout_notes
 
 # %% ../../nbs/app/status.ipynb #7985e4d2
@@ -243,6 +243,15 @@ def changed_flags(
     names = () if preset is None else ('batch','lr','size','seed')
     return {k:settings[k] for k in names if k in settings and settings[k] != getattr(preset, k)}
 
+def distilled_flags(
+    settings:dict,  # The recipe of a distilled run, as it is recorded
+)->dict: # Flag → value
+    "What was not by default when `pttface distill` began, and must be given again."
+    method = settings.get('method', 'consistency')
+    usual = dict(method='matching', mid=SECOND_LEVEL[method], targets='guided', doublings=3)
+    begun = usual | settings | dict(method=method, mid=settings['levels'][1])
+    return {k:begun[k] for k in usual if begun[k] != usual[k]}
+
 def other_name(
     folder:Path,  # A run's folder
 )->str: # Such as `edm-2`
@@ -268,8 +277,7 @@ def train_step(
     if settings.get('levels'):
         teacher = rec.get('init', {}).get('run')
         recipe = f'{teacher}-distilled'
-        other = {} if settings.get('method') == 'matching' else dict(method='consistency')
-        line = partial(command_line, 'distill', root, run=teacher, budget=rec.get('budget'), **other)
+        line = partial(command_line, 'distill', root, run=teacher, budget=rec.get('budget'), **distilled_flags(settings))
     what = f'{name}: no report yet'
     if last:
         loss = last.get('heldout_loss') or last.get('loss')

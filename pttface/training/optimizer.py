@@ -103,8 +103,8 @@ def matrices_of(
     net:nn.Module,  # Any; `outer` are the names of the layers that something enters or leaves by
 )->list[str]: # Names of weights
     "The weights that are matrices from features to features."
-    outer = getattr(net, 'outer', ())
-    return [k for k,p in net.named_parameters() if p.ndim > 1 and k.partition('.')[0] not in outer]
+    outer = tuple(f'{name}.{o}.'.lstrip('.') for name,m in net.named_modules() for o in getattr(m, 'outer', ()))
+    return [k for k,p in net.named_parameters() if p.ndim > 1 and not k.startswith(outer)]
 
 def make_optimizer(
     name:str,             # One of `OPTIMIZERS`

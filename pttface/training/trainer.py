@@ -275,13 +275,13 @@ def check_recipe(
 )->Recipe: # The same
     "Raise `BadInput` on a setting that makes no training, with its value."
     check_numbers(recipe)
-    one_of(recipe.net, ('unet','stronger'), 'network')
+    one_of(recipe.net, ('unet','stronger','experts'), 'network')
     one_of(recipe.parameterization, ('edm','linear'), 'parameterization')
     one_of(recipe.precision, PRECISIONS, 'precision')
     one_of(recipe.optimizer, OPTIMIZERS, 'optimizer')
     one_of(recipe.schedule, SCHEDULES, 'schedule')
     label_columns(recipe.labels)
-    if recipe.labels and recipe.net != 'unet':
+    if recipe.labels and recipe.net_args.get('net', recipe.net) not in ('unet','experts'):
         raise BadInput(f'The network {recipe.net!r} cannot be told labels ({", ".join(recipe.labels)}): use \'unet\'')
     for o in (recipe.budget, recipe.report, recipe.grid, recipe.save):
         Budget.parse(o)
@@ -527,7 +527,7 @@ class Trainer:
 
     def usual_speed(self):
         on_cpu_in_float32 = (self.accel.device.type, self.accel.mixed_precision) == ('cpu','no')
-        return 'channels_last' if self.recipe.net == 'unet' and on_cpu_in_float32 else 'plain'
+        return 'channels_last' if self.recipe.net != 'stronger' and on_cpu_in_float32 else 'plain'
 
     @property
     def progress(self):
