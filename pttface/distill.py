@@ -229,10 +229,10 @@ def measure_drawn(
 def finisher(
     teacher,        # The guided denoiser
     sigma:float,    # Noise level of the pictures
-    steps:int=3,    # How many, the last of them from a seventh of that level
+    steps:int=5,    # How many, the last of them from a tenth of that level
 ): # finish(x, aug, label): pictures NCHW at that level → where the teacher ends
     "The way of a teacher from little noise to a picture."
-    levels = torch.tensor([*np.geomspace(sigma, sigma/7, steps), 0.]).float()
+    levels = torch.tensor([*np.geomspace(sigma, sigma/10, steps), 0.]).float()
     def finish(x, *told):
         def denoise(x, s):
             return teacher(x, s.to(x.device).expand(len(x)), *told)
