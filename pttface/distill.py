@@ -269,7 +269,8 @@ def describe_distillation(
 )->dict: # sigma_data, images, parameters, init, guidance, and perhaps labels
     "What the record of a new run says beside its settings."
     kept = {k:run.record[k] for k in ('sigma_data','labels') if k in run.record}
-    return kept | dict(images=len(data.train), parameters=n_params(make_net(recipe)), init=dict(run=run.path.name, weights=run.weights_id()),
+    init = dict(run=run.path.name, weights=run.weights_id())
+    return kept | dict(images=len(data.train), parameters=n_params(make_net(recipe)), init=init,
                        guidance=[*guidance_of(run)])
 
 def check_same_teacher(

@@ -29,6 +29,7 @@ from pttface.fid import evaluate
 from pttface.storage.files import PERSONAL, BadInput, read_json, write_json, write_npz
 from pttface.storage.hub import push
 from pttface.training.standalone import standalone
+from pttface.unet import UNet
 
 top = Path(__file__).resolve().parent.parent
 sys.path.insert(0, str(Path(__file__).parent))
@@ -386,7 +387,7 @@ def test_the_files_for_diffusers_need_no_pttface(folder, tmp_path):
         text = path.read_text()
         assert 'pttface' not in text and 'import torch' in text
         compile(text, str(path), 'exec')
-    text = standalone(diffusion.generate, diffusion.Guided, diffusion.Denoiser, diffusion.UNet)
+    text = standalone(diffusion.generate, diffusion.Guided, diffusion.Denoiser, UNet)
     code = "import sys\nsys.modules['pttface'] = None\n" + text + '''
 net = UNet(ch=8, mults=(1,2), blocks=1, attn=(8,), size=16)
 d = Denoiser(net).eval()
