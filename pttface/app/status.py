@@ -277,7 +277,8 @@ def train_step(
     if settings.get('levels'):
         teacher = rec.get('init', {}).get('run')
         recipe = f'{teacher}-distilled'
-        line = partial(command_line, 'distill', root, run=teacher, budget=rec.get('budget'), **distilled_flags(settings))
+        line = partial(command_line, 'distill', root, run=teacher, budget=rec.get('budget'),
+                       **distilled_flags(settings))
     what = f'{name}: no report yet'
     if last:
         loss = last.get('heldout_loss') or last.get('loss')
