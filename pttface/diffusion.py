@@ -242,7 +242,7 @@ def make_net(
         torch.manual_seed(recipe.seed)
         try:
             return nets[recipe.net](**recipe.net_args, **labels)
-        except (TypeError, ValueError, AssertionError, ZeroDivisionError, RuntimeError) as e:
+        except (TypeError, ValueError, AssertionError, ZeroDivisionError, RuntimeError, KeyError) as e:
             raise BadInput(f'A network {recipe.net!r} cannot be built with {recipe.net_args | labels}: {e}') from e
 
 # %% ../nbs/05_diffusion.ipynb #9e188c09

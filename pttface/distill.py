@@ -95,9 +95,9 @@ def tuned_settings(
                 schedule='cosine', uncertainty=False, optimizer='adamw', lr=copy_lr(r)/2)
 
 # %% ../nbs/distill.ipynb #00aff715
-# Settings of each way to distil, and how many times as many pictures the teacher saw
 MOST = 1_000_000  # Pictures of a distillation, unless more are asked for
-METHODS = dict(matching=(matched_settings, 1), consistency=(tuned_settings, 2))
+# Settings of each way to distil, and how many pictures it sees for one that the teacher saw
+METHODS = dict(matching=(matched_settings, 1.25), consistency=(tuned_settings, .5))
 
 def distilled_recipe(
     run:Run,              # The teacher
@@ -112,7 +112,7 @@ def distilled_recipe(
     if method == 'matching' and (others := [k for k in ('targets','doublings') if k in changed]):
         raise BadInput(f"{' and '.join(others)} cannot be given to matching: add method='consistency'")
     settings_of,share = METHODS[method]
-    images = min(max(1, run.pinned()[0]['images']//share), MOST)
+    images = min(max(1, int(share*run.pinned()[0]['images'])), MOST)
     return replace(r, name=name or f'{run.path.name}-distilled', steps=2, guidance=1., snapshots=0,
                    budget=f'{images} images', **settings_of(r, SECOND_LEVEL[method] if mid is None else mid) | changed)
 
@@ -289,7 +289,7 @@ def distill(
     run:Run,               # A trained run of an EDM recipe
     data=None,             # `FaceData`; the packed set of `root` by default
     root:str|os.PathLike=None,  # Folder of all artefacts, the run's own by default; the new run is `root/runs/NAME`
-    budget:str=None,       # As for `train`; the teacher's pictures (consistency: half), at most a million, by default
+    budget:str=None,       # As for `train`; 1.25 (consistency: 0.5) times the teacher's pictures by default
     name:str=None,         # Of the new run; the teacher's with `-distilled` by default
     device:str=None,       # 'cpu', or the best there is
     mid:float=None,        # Noise level of the second evaluation; 0.3 (consistency: 0.8) by default

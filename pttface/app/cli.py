@@ -321,7 +321,7 @@ def refine_run(
 def distill_run(
     root:str|os.PathLike='data',  # Artefact folder, after `pttface train`
     run:str='edm',         # The teacher: folder under `runs/`
-    budget:str=None,       # As for `train`; an eighth (consistency: half) of the teacher's pictures by default
+    budget:str=None,       # As for `train`; 1.25 (consistency: 0.5) times the teacher's pictures by default
     name:str=None,         # Folder under `runs/`; `RUN-distilled` by default
     mid:float=None,        # Noise level of the second evaluation; 0.3 (consistency: 0.8) by default
     method:str='matching', # How: `matching` of what is drawn, or `consistency` tuning
@@ -539,7 +539,7 @@ COMMANDS['train'] = Command(
 COMMANDS['distill'] = Command(
     'pttface.app.cli:distill_run', 'teach a copy of a run to draw in two evaluations',
     'Reads ROOT/runs/RUN and ROOT/dataset, writes ROOT/runs/NAME, a run like any other. The same command goes on.',
-    (('a guided run, with as many pictures as it has seen', 'pttface distill --root data --run edm'),
+    (('a guided run, with a quarter more pictures than it has seen', 'pttface distill --root data --run edm'),
      ('then', 'pttface sample --root data --run edm-distilled --n 10000'),
      ('by consistency tuning, from the faces alone',
       'pttface distill --root data --run edm --method consistency --targets data')))
