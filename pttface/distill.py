@@ -79,7 +79,9 @@ def matched_settings(
     r:Recipe,   # The teacher's
     mid:float,  # Noise level of the second evaluation
 )->dict: # What is other than the teacher's
-    "Settings of distribution matching."
+    "Settings of distribution matching; raises `BadInput` on a teacher of several networks."
+    if r.net == 'experts':
+        raise BadInput(f"{r.name} has several networks already: distil it with method='consistency'")
     levels,args = (10.,float(mid)),r.net_args | (dict(dropout=0.) if r.net == 'unet' else {})
     return dict(method='matching', levels=levels, sampler='multistep', mean=-.2, std=2., net='experts',
                 net_args=dict(bounds=(round((levels[0]*levels[1])**.5, 6),), net=r.net, **args),

@@ -197,6 +197,10 @@ def test_what_cannot_be_distilled_is_one_sentence_before_any_work(teacher, match
         with pytest.raises(BadInput, match=words):
             taught(run, 'new', **{**dict(budget='64 images'), **kw})
     assert sorted(o.name for o in (root/'runs').iterdir()) == before
+    many = replace(GUIDED, name='many', net='experts', net_args=dict(bounds=(1.,), **GUIDED.net_args))
+    many = train(data(), many, root=root, budget='64 images', **STILL)
+    with pytest.raises(BadInput, match="many has several networks already"):
+        taught(many, 'new')
     with pytest.raises(BadInput, match=re.escape("method='matching' (now 'consistency')")):
         taught(teacher, **TUNED)
     taught(teacher, 'stages', budget='8 images', **TUNED)
